@@ -1,0 +1,50 @@
+"""One rule for memory: work is cut into chunks that fit a stated limit.
+
+``memory_limit`` is a number of MiB everywhere in this package. ``None`` means scikit-learn's
+own setting, ``sklearn.get_config()["working_memory"]`` (1024 MiB unless the user says otherwise).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sklearn import get_config
+
+__all__ = ["batches", "chunk_length", "limit_in_bytes", "require_memory"]
+
+MIB = 2**20
+
+
+def limit_in_bytes(memory_limit: float | None) -> int:
+    """Return the memory limit in bytes (``memory_limit`` in MiB, None: scikit-learn's)."""
+    if memory_limit is None:
+        memory_limit = get_config()["working_memory"]
+    if not memory_limit > 0:
+        raise ValueError(f"memory_limit must be a positive number of MiB, got {memory_limit!r}.")
+    return int(memory_limit * MIB)
+
+
+def chunk_length(bytes_per_row: float, memory_limit: float | None) -> int:
+    """Return how many rows of ``bytes_per_row`` bytes fit the limit (at least one)."""
+    return max(1, int(limit_in_bytes(memory_limit) // max(1.0, bytes_per_row)))
+
+
+def batches(n: int, length: int) -> Iterator[slice]:
+    """Yield slices of at most ``length`` that cover ``range(n)`` in order."""
+    for start in range(0, n, length):
+        yield slice(start, min(start + length, n))
+
+
+def require_memory(needed: float, memory_limit: float | None, what: str, advice: str) -> None:
+    """Raise MemoryError if ``needed`` bytes exceed the limit, saying what would fit.
+
+    Raises
+    ------
+    MemoryError
+        Naming ``what``, its size, the limit, and ``advice``.
+    """
+    limit = limit_in_bytes(memory_limit)
+    if needed > limit:
+        raise MemoryError(
+            f"{what} needs {needed / MIB:.0f} MiB, above memory_limit={limit / MIB:.0f} MiB. {advice}"
+        )
