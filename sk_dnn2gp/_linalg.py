@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 
 import torch
+from numpy.linalg import LinAlgError
 from torch import Tensor
 
 __all__ = ["CholeskyJitterWarning", "cholesky", "nonnegative_variance", "symmetric_eigenvalues"]
@@ -51,12 +52,9 @@ def cholesky(A: Tensor, what: str = "the matrix", advice: str = "") -> Tensor:
     >>> cholesky(4.0 * torch.eye(2, dtype=torch.float64)).diagonal().tolist()
     [2.0, 2.0]
     """
-    from numpy.linalg import LinAlgError
-
     L, info = torch.linalg.cholesky_ex(A)
-    if not info.any():
-        if bool(torch.isfinite(L.diagonal(dim1=-2, dim2=-1)).all()):
-            return L
+    if not info.any() and bool(torch.isfinite(L.diagonal(dim1=-2, dim2=-1)).all()):
+        return L
     if not bool(torch.isfinite(A).all()):
         raise LinAlgError(f"{what} holds NaN or infinite entries. {advice}".strip())
     mean_diagonal = A.diagonal().mean()
@@ -100,8 +98,6 @@ def nonnegative_variance(variance: Tensor, scale: Tensor, what: str = "the varia
     numpy.linalg.LinAlgError
         If an entry lies below -1e-8 times its scale.
     """
-    from numpy.linalg import LinAlgError
-
     if bool((variance < -_VARIANCE_TOLERANCE * scale).any()):
         worst = float((variance / scale.clamp_min(torch.finfo(variance.dtype).tiny)).min())
         raise LinAlgError(
