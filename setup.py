@@ -18,14 +18,6 @@ TEST = [
     "ruff",
     "mypy",
 ]
-    "pytest>=7.4",
-    "pytest-cov",
-    "hypothesis>=6.90",
-    "pandas>=2.0",
-    "numpydoc>=1.6",
-    "ruff",
-    "mypy",
-]
 DOCS = ["sphinx>=7.2", "sphinx-gallery>=0.15", "pydata-sphinx-theme>=0.15", "numpydoc>=1.6"]
 
 setup(
