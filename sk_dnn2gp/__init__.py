@@ -1,5 +1,7 @@
 """Trained deep networks as Gaussian processes, at home in scikit-learn."""
 
+from ._regressor import DNN2GPRegressor
 from ._version import __version__
+from .kernels import NTKKernel
 
-__all__ = ["__version__"]
+__all__ = ["DNN2GPRegressor", "NTKKernel", "__version__"]

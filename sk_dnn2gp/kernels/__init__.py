@@ -1,1 +1,5 @@
-"""See the modules of this folder."""
+"""Kernels of networks for scikit-learn's Gaussian processes."""
+
+from .ntk import NTKKernel
+
+__all__ = ["NTKKernel"]

@@ -1,1 +1,5 @@
-"""See the modules of this folder."""
+"""The network as a linear map (MATH 6)."""
+
+from .linearization import Linearization
+
+__all__ = ["Linearization"]

@@ -1,0 +1,334 @@
+"""What both estimators share: arrays to tensors once, the walk of a fit, the way back.
+
+A fit walks through the rooms of the package in one direction: checked arrays become tensors;
+``training`` (with ``tuning`` for "auto") minimises the MAP objective; ``linearize`` turns the
+network into a linear map; ``dual`` makes theorem 1's linear model; ``posterior`` and ``evidence`` finish.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator
+from sklearn.utils import Tags
+from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from torch import Tensor
+
+from ._fitting import FittedNetwork, fit_network
+from ._random import draw_seed
+from ._source import NetworkSource
+from .dual import LinearModel
+from .evidence import EvidenceSpectrum, log_marginal_likelihood
+from .kernels import NTKKernel
+from .likelihoods import Likelihood
+from .networks import ACTIVATIONS
+from .training import Objective, SolverSettings, TrainingData
+from .tuning import Tuning
+
+__all__: list[str] = []
+
+# Beyond these a feature's spread makes tanh units constant or linear, whatever the weights.
+_SCALE_RANGE = (1e-4, 1e4)
+
+
+class BaseDNN2GP(BaseEstimator):
+    """The walk that both estimators share. Not for use on its own."""
+
+    _parameter_constraints: dict = {
+        "net": "no_validation",
+        "hidden_layer_sizes": ["array-like", Interval(Integral, 1, None, closed="left")],
+        "activation": [StrOptions(set(ACTIVATIONS))],
+        "prior_precision": [StrOptions({"auto"}), Interval(Real, 0, None, closed="neither")],
+        "inference": [StrOptions({"laplace"})],
+        "posterior": [StrOptions({"full", "diag", "last_layer"})],
+        "solver": [StrOptions({"gauss-newton", "adam", "lbfgs", "sgd"}), HasMethods(["step"])],
+        "max_iter": [Interval(Integral, 1, None, closed="left")],
+        "learning_rate": [Interval(Real, 0, None, closed="neither")],
+        "learning_rate_schedule": [StrOptions({"constant", "cosine", "plateau"})],
+        "batch_size": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
+        "tol": [Interval(Real, 0, None, closed="left")],
+        "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
+        "n_restarts": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
+        "warm_start": ["boolean"],
+        "memory_limit": [None, Interval(Real, 0, None, closed="neither")],
+        "device": [str, torch.device],
+        "random_state": ["random_state"],
+        "verbose": ["verbose"],
+    }
+
+    # ------------------------------------------------------------------ arrays to tensors
+
+    def _checked_training_set(
+        self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None, **check: Any
+    ) -> tuple[NDArray, NDArray, NDArray]:
+        """X, y and weights as arrays, rows of weight zero left out."""
+        X, y = validate_data(
+            self,
+            X,
+            y,
+            dtype="numeric" if self.net is not None else np.float64,
+            allow_nd=self.net is not None,
+            ensure_min_samples=2,
+            y_numeric=check.pop("y_numeric", True),
+            **check,
+        )
+        if sample_weight is None:
+            weight = np.ones(len(X))
+        else:
+            weight = _check_sample_weight(
+                sample_weight, X, dtype=np.float64, ensure_non_negative=True
+            )
+            X, y, weight = X[weight > 0], y[weight > 0], weight[weight > 0]
+            if len(X) < 2:
+                raise ValueError(
+                    f"sample_weight leaves {len(X)} sample(s) with a positive weight; 2 are needed."
+                )
+        _warn_of_scales(X)
+        return X, y, weight
+
+    def set_params(self, **params: Any) -> BaseDNN2GP:
+        """Set parameters, those of a skorch net by ``net__...``.
+
+        Parameters
+        ----------
+        **params : dict
+            Estimator parameters.
+
+        Returns
+        -------
+        self : estimator
+
+        Raises
+        ------
+        ValueError
+            If ``net__...`` is given and ``net`` is no estimator that has parameters.
+        """
+        nested = [name for name in params if name.startswith("net__")]
+        if nested and not hasattr(params.get("net", self.net), "set_params"):
+            raise ValueError(
+                f"{nested[0]!r} needs net to be a skorch NeuralNet, and net is "
+                f"{params.get('net', self.net)!r}. With net=None the network is set by "
+                "hidden_layer_sizes and activation."
+            )
+        return super().set_params(**params)
+
+    def _checked_inputs(self, X: ArrayLike) -> Tensor:
+        """Test inputs as the tensor that the linearisation takes."""
+        check_is_fitted(self)
+        X = validate_data(
+            self,
+            X,
+            reset=False,
+            dtype="numeric" if self.net is not None else np.float64,
+            allow_nd=self.net is not None,
+        )
+        return self._as_inputs(X)
+
+    def _as_inputs(self, X: NDArray) -> Tensor:
+        return _input_tensor(X).to(self.device)
+
+    # ------------------------------------------------------------------ the walk of a fit
+
+    def _fit_network(
+        self, X: NDArray, y: Tensor, weight: NDArray, likelihood: Likelihood, n_outputs: int
+    ) -> None:
+        """Train, linearise, take the posterior; set every fitted attribute."""
+        tuning = self._tuning()
+        prior = 1.0 if self.prior_precision == "auto" else float(self.prior_precision)
+        previous = getattr(self, "net_", None) if self.warm_start else None
+        if previous is not None and tuning.prior_precision:
+            prior = self.prior_precision_
+        fitted = fit_network(
+            NetworkSource(self.net, self.hidden_layer_sizes, self.activation, n_outputs),
+            TrainingData(_input_tensor(X), y, torch.tensor(weight)),
+            Objective(likelihood, prior, len(X)),
+            tuning,
+            self._settings(),
+            self.n_restarts,
+            draw_seed(self.random_state),
+            previous,
+        )
+        self._set_fitted(fitted, weight)
+
+    def _tuning(self) -> Tuning:
+        return Tuning(
+            prior_precision=self.prior_precision == "auto",
+            noise_std=getattr(self, "noise_std", None) == "auto",
+            structure=self.posterior,
+            memory_limit=self.memory_limit,
+        )
+
+    def _settings(self) -> SolverSettings:
+        names = inspect.signature(SolverSettings).parameters
+        return SolverSettings(**{name: getattr(self, name) for name in names})
+
+    def _set_fitted(self, fitted: FittedNetwork, weight: NDArray) -> None:
+        model = fitted.posterior.model
+        self.module_, self.net_ = fitted.module, fitted.net
+        self.prior_precision_ = fitted.objective.prior_precision
+        self._likelihood = fitted.objective.likelihood
+        self.linear_model_, self.posterior_ = model, fitted.posterior
+        self._fit_sample_weight = weight
+        self.effective_dimension_ = fitted.posterior.effective_dimension
+        self.gradient_norm_ = float(model.gradient.norm())
+        self.newton_decrement_ = fitted.posterior.newton_decrement
+        self.loss_curve_, self.n_iter_ = fitted.loss_curve, fitted.n_iter
+        self.log_marginal_likelihood_value_ = log_marginal_likelihood(
+            fitted.posterior
+        ) + self._evidence_offset(weight)
+        self._spectrum: EvidenceSpectrum | None = None
+
+    # ------------------------------------------------------------------ the Gaussian process
+
+    @property
+    def kernel_(self) -> NTKKernel:
+        """The neural tangent kernel J Jᵀ/δ of the trained network, a scikit-learn kernel."""
+        check_is_fitted(self)
+        return NTKKernel(
+            self.module_, prior_precision=self.prior_precision_, memory_limit=self.memory_limit
+        )
+
+    def log_marginal_likelihood(
+        self,
+        theta: ArrayLike | None = None,
+        eval_gradient: bool = False,
+        *,
+        X: ArrayLike | None = None,
+        y: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
+        kind: str = "laplace",
+    ) -> Any:
+        """Evidence at the trained weights, of the training set or of other data (MATH 3).
+
+        Parameters
+        ----------
+        theta : array-like of shape (n_hyperparameters,), default=None
+            log of the hyperparameters: (log δ, log σ) for a regressor, (log δ,) for a classifier.
+            None takes the fitted ones. The weights stay as they are.
+        eval_gradient : bool, default=False
+            Also return the gradient in theta, at fixed weights.
+        X, y : array-like, default=None
+            Other data; None is the training set.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights of the rows of ``X``.
+        kind : {"laplace", "dual"}, default="laplace"
+            ``dual`` is the paper's evidence of the transformed targets.
+
+        Returns
+        -------
+        log_likelihood : float
+            In the units of y.
+        gradient : ndarray of shape (n_hyperparameters,), optional
+
+        Raises
+        ------
+        ValueError
+            If theta has the wrong length, or one of X and y is missing.
+        """
+        check_is_fitted(self)
+        if (X is None) != (y is None):
+            raise ValueError("X and y must be given together, or both left out.")
+        if X is None:
+            if theta is None and not eval_gradient and kind == "laplace":
+                return self.log_marginal_likelihood_value_
+            spectrum, weight = self._training_spectrum(), self._fit_sample_weight
+        else:
+            spectrum, weight = self._spectrum_of(X, y, sample_weight)
+        theta = self._checked_theta(theta)
+        hyperparameters = np.exp(theta)
+        value = spectrum.log_marginal_likelihood(*hyperparameters, kind=kind)
+        value += self._evidence_offset(weight)
+        if not eval_gradient:
+            return value
+        gradient = spectrum.gradient(*hyperparameters, kind=kind)
+        return value, np.array(gradient[: len(theta)])
+
+    def _training_spectrum(self) -> EvidenceSpectrum:
+        if self._spectrum is None:
+            self._spectrum = self._spectrum_from(self.linear_model_, self._fit_sample_weight)
+        return self._spectrum
+
+    def _spectrum_from(self, model: LinearModel, weight: NDArray) -> EvidenceSpectrum:
+        return EvidenceSpectrum.from_model(
+            model,
+            getattr(self._likelihood, "noise_std", None),
+            float(weight.sum()) * model.whitened_residual.shape[1],
+            diagonal=self.posterior == "diag",
+        )
+
+    def _spectrum_of(
+        self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None
+    ) -> tuple[EvidenceSpectrum, NDArray]:
+        """Spectrum of the linear model of other data at the trained weights."""
+        X, y = validate_data(
+            self,
+            X,
+            y,
+            reset=False,
+            dtype="numeric" if self.net is not None else np.float64,
+            allow_nd=self.net is not None,
+            multi_output=True,
+        )
+        weight = _check_sample_weight(sample_weight, X, dtype=np.float64)
+        model = LinearModel.from_laplace(
+            self.linear_model_.linearization,
+            _input_tensor(X).to(self.linear_model_.X),
+            self._encoded(y),
+            self._likelihood,
+            self.prior_precision_,
+            torch.tensor(weight),
+        )
+        return self._spectrum_from(model, weight), weight
+
+    def _checked_theta(self, theta: ArrayLike | None) -> NDArray:
+        fitted = np.log(self._hyperparameters())
+        if theta is None:
+            return fitted
+        theta = np.asarray(theta, dtype=np.float64)
+        if theta.shape != fitted.shape or not np.isfinite(theta).all():
+            raise ValueError(
+                f"theta must hold the logarithms of {len(fitted)} hyperparameter(s), all finite; "
+                f"got {theta!r}."
+            )
+        return theta
+
+    def _outputs(self, inputs: Tensor) -> Tensor:
+        """f(X) in float64."""
+        return self.linear_model_.linearization.outputs(inputs).double().cpu()
+
+    def _latent_covariance(self, inputs: Tensor) -> Tensor:
+        """V_* per example, of shape (n_samples, n_outputs, n_outputs), in float64."""
+        return self.posterior_.covariance(inputs).cpu()
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.three_d_array = self.net is not None
+        return tags
+
+
+def _input_tensor(X: NDArray) -> Tensor:
+    """Copy to a tensor: float64, or int64 for whole numbers (token indices)."""
+    whole = np.issubdtype(X.dtype, np.integer)
+    return torch.tensor(np.ascontiguousarray(X, dtype=np.int64 if whole else np.float64))
+
+
+def _warn_of_scales(X: NDArray) -> None:
+    """Warn of features whose spread saturates or starves the first layer."""
+    if X.ndim != 2:
+        return
+    spread = X.std(axis=0)
+    odd = np.flatnonzero((spread > _SCALE_RANGE[1]) | ((spread > 0) & (spread < _SCALE_RANGE[0])))
+    if len(odd):
+        warnings.warn(
+            f"X has {len(odd)} feature(s) of extreme spread (feature {odd[0]}: standard deviation "
+            f"{spread[odd[0]]:.1e}), too much for a network. Put StandardScaler before it.",
+            UserWarning,
+            stacklevel=4,
+        )

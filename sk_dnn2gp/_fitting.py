@@ -1,0 +1,185 @@
+"""The walk of a fit without the estimator: restarts, training, best evidence (MATH 1, 3, 8)."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+from sklearn.exceptions import ConvergenceWarning
+from skorch import NeuralNet
+from torch import nn
+
+from ._random import seeded
+from ._source import NetworkSource, check_outputs, check_trainable, module_dtype
+from .posterior import Posterior
+from .training import Objective, SolverSettings, TrainingData, default_net, train
+from .tuning import (
+    Candidate,
+    EvidenceUpdates,
+    Tuning,
+    evaluated,
+    maximise_at_fixed_weights,
+    posterior_at,
+    starting_point,
+    tune,
+)
+
+__all__ = ["FittedNetwork", "fit_network"]
+
+# Starts where the evidence chooses and Gauss-Newton trains: most are dropped after a few steps.
+_STAGED_RESTARTS = 12
+
+
+@dataclass(frozen=True)
+class FittedNetwork:
+    """A trained network as a Gaussian process.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        In eval mode.
+    net : NeuralNet or None
+        What trained it; None for a frozen network.
+    objective : Objective
+        With the δ and the likelihood of the end.
+    posterior : Posterior
+    loss_curve : list of float
+    n_iter : int
+    """
+
+    module: nn.Module
+    net: NeuralNet | None
+    objective: Objective
+    posterior: Posterior
+    loss_curve: list[float]
+    n_iter: int
+
+
+def fit_network(
+    source: NetworkSource,
+    data: TrainingData,
+    objective: Objective,
+    tuning: Tuning,
+    settings: SolverSettings,
+    n_restarts: int | str,
+    seed: int,
+    previous: NeuralNet | None = None,
+) -> FittedNetwork:
+    """Train from one or several starts and keep the network of the best evidence.
+
+    Parameters
+    ----------
+    source : NetworkSource
+    data : TrainingData
+        In float64, on the CPU; cast to the network's precision and device here.
+    objective : Objective
+        With the δ and σ to begin with, or to keep where ``tuning`` frees nothing.
+    tuning : Tuning
+    settings : SolverSettings
+    n_restarts : int or "auto"
+    seed : int
+    previous : NeuralNet, optional
+        A trained net to go on with (``warm_start``).
+
+    Returns
+    -------
+    FittedNetwork
+
+    Raises
+    ------
+    ConvergenceError
+        If training diverged.
+    MemoryError
+        If a matrix does not fit the memory limit.
+    ValueError
+        If the network does not fit the data.
+    """
+    if source.is_frozen:
+        return _frozen(source, data, objective, tuning, settings)
+    own_net = source.brings_own_net
+    staged = tuning.is_needed and settings.solver == "gauss-newton" and not own_net
+    if n_restarts == "auto":
+        n_restarts = _STAGED_RESTARTS if staged else 1
+    if previous is not None:
+        n_restarts = 1
+    candidates = []
+    for restart in range(n_restarts):
+        fresh = starting_point(restart, tuning, objective)
+        start = fresh if staged and previous is None else objective.copy()
+        with seeded((seed + restart) % 2**31, settings.device):
+            candidate, own = _start(source, data, start, settings, restart, previous)
+            if not staged:
+                _train(candidate, own, tuning)
+        candidates.append(candidate)
+    if staged:
+        with seeded(seed, settings.device):
+            best = tune(candidates, own, tuning)
+    else:
+        best = max(candidates, key=lambda c: c.evidence)
+    return _finished(best, own, tuning)
+
+
+def _start(
+    source: NetworkSource,
+    data: TrainingData,
+    objective: Objective,
+    settings: SolverSettings,
+    restart: int,
+    previous: NeuralNet | None,
+) -> tuple[Candidate, TrainingData]:
+    """A network that is ready to train, and the data in its precision."""
+    if previous is not None:
+        module, net = previous.module_, previous if source.brings_own_net else None
+    else:
+        module, net = source.start(data.X, restart)
+    check_trainable(module)
+    device = settings.device if net is None else net.device
+    own = data.astype(module_dtype(module)).to(device)
+    check_outputs(module.to(device), own.X, source.n_outputs)
+    if net is None:
+        net = default_net(module, own, objective, settings)
+    return Candidate(net, objective), own
+
+
+def _train(candidate: Candidate, data: TrainingData, tuning: Tuning) -> None:
+    """Train to the end, δ and σ updated every few epochs where they are free."""
+    updates = [EvidenceUpdates(data, candidate.objective, tuning)] if tuning.is_needed else []
+    candidate.losses += train(candidate.net, data, candidate.objective, updates)
+    if tuning.is_needed:
+        maximise_at_fixed_weights(candidate.net.module_, data, candidate.objective, tuning)
+    evaluated(candidate, data, tuning)
+
+
+def _frozen(
+    source: NetworkSource,
+    data: TrainingData,
+    objective: Objective,
+    tuning: Tuning,
+    settings: SolverSettings,
+) -> FittedNetwork:
+    """Take the network as trained; the evidence may choose δ and σ at its weights."""
+    module = source.frozen_module().to(settings.device).eval()
+    own = data.astype(module_dtype(module)).to(settings.device)
+    check_outputs(module, own.X, source.n_outputs)
+    if tuning.is_needed:
+        maximise_at_fixed_weights(module, own, objective, tuning)
+    return FittedNetwork(
+        module, None, objective, posterior_at(module, own, objective, tuning), [], 0
+    )
+
+
+def _finished(best: Candidate, data: TrainingData, tuning: Tuning) -> FittedNetwork:
+    net, optimizer = best.net, best.net.optimizer_
+    module = net.module_.eval()
+    posterior = posterior_at(module, data, best.objective, tuning)
+    if not getattr(optimizer, "converged", True):
+        warnings.warn(
+            f"Gauss-Newton stopped at max_iter with gradient norm {optimizer.gradient_norm:.1e}. "
+            "The network is not at a minimum of the loss; raise max_iter or tol.",
+            ConvergenceWarning,
+            stacklevel=4,
+        )
+    n_iter = int(getattr(optimizer, "n_iter", len(net.history)))
+    for p in module.parameters():
+        p.grad = None
+    return FittedNetwork(module, net, best.objective, posterior, best.losses, n_iter)

@@ -1,0 +1,42 @@
+"""Randomness enters through ``random_state`` alone; global generators are left as found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.utils import check_random_state
+
+__all__ = ["draw_seed", "seeded", "torch_generator"]
+
+
+def draw_seed(random_state: Any) -> int:
+    """Draw one seed from ``random_state`` (None, an int or a numpy RandomState)."""
+    return int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
+
+
+def torch_generator(random_state: Any) -> torch.Generator:
+    """Return a torch generator seeded from ``random_state``."""
+    return torch.Generator().manual_seed(draw_seed(random_state))
+
+
+@contextmanager
+def seeded(seed: int, device: str | torch.device = "cpu") -> Iterator[None]:
+    """Seed torch's and numpy's global generators inside the block; restore them after it.
+
+    Layers initialise themselves, and data loaders shuffle, from the global generators: there is
+    no other way to make them reproducible.
+    """
+    device = torch.device(device)
+    devices = [device] if device.type == "cuda" else []
+    numpy_state = np.random.get_state()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seed)
+            np.random.seed(seed % 2**32)  # noqa: NPY002
+            yield
+    finally:
+        np.random.set_state(numpy_state)  # noqa: NPY002

@@ -1,0 +1,260 @@
+"""Likelihoods: pointwise functions of the network's output f and the target y (MATH 2 and 4).
+
+A likelihood knows nothing of weights, networks or Gaussian processes, so a new one edits this
+file alone. Each is a small frozen object; every method is a formula of MATH 2's table:
+
+    ℓ = -log p(y | f)     r = ∂ℓ/∂f     Λ = ∂²ℓ/∂f²     L Lᵀ = Λ     u = L⁺ r  (so L u = r)
+
+Nothing here inverts Λ: the categorical Λ has rank K-1, and every classification Λ vanishes as the
+network becomes certain. Softmax and sigmoid are in their log forms, so logits of any size are safe.
+
+Shapes: f (n_samples, n_outputs); y (n_samples, n_outputs) for the Gaussian and the Bernoulli,
+(n_samples,) integer classes for the Categorical; ℓ (n_samples,); r, u (n_samples, n_outputs);
+Λ, L, V (n_samples, n_outputs, n_outputs).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["Bernoulli", "Categorical", "Gaussian", "Likelihood"]
+
+_LOG_2PI = math.log(2.0 * math.pi)
+
+
+class Likelihood:
+    """The contract of every likelihood: five pointwise functions and the predictive moments.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sk_dnn2gp.likelihoods import Bernoulli
+    >>> f, y = torch.zeros(1, 1), torch.ones(1, 1)
+    >>> Bernoulli().residual(f, y).item()
+    -0.5
+    """
+
+    def negative_log_likelihood(self, f: Tensor, y: Tensor) -> Tensor:
+        """ℓ = -log p(y | f), of shape (n_samples,), differentiable in f."""
+        raise NotImplementedError
+
+    def residual(self, f: Tensor, y: Tensor) -> Tensor:
+        """r = ∂ℓ/∂f, of shape (n_samples, n_outputs): the opposite of "y minus prediction"."""
+        raise NotImplementedError
+
+    def noise_precision(self, f: Tensor) -> Tensor:
+        """Λ = ∂²ℓ/∂f², of shape (n_samples, n_outputs, n_outputs)."""
+        raise NotImplementedError
+
+    def noise_precision_factor(self, f: Tensor) -> Tensor:
+        """L with L Lᵀ = Λ, of shape (n_samples, n_outputs, n_outputs)."""
+        raise NotImplementedError
+
+    def whitened_residual(self, f: Tensor, y: Tensor) -> Tensor:
+        """u = L⁺ r, of shape (n_samples, n_outputs), from its own formula and not by a division."""
+        raise NotImplementedError
+
+    def log_noise_determinant(self, f: Tensor) -> Tensor:
+        """log of the pseudo-determinant of Λ/2π per example, of shape (n_samples,)."""
+        raise NotImplementedError
+
+    def mean(self, f: Tensor) -> Tensor:
+        """E[y | f], of shape (n_samples, n_outputs)."""
+        raise NotImplementedError
+
+    def aleatoric(self, f: Tensor) -> Tensor:
+        """Noise part of Var[y], of shape (n_samples, n_outputs, n_outputs) (MATH 4)."""
+        raise NotImplementedError
+
+    def epistemic(self, f: Tensor, V: Tensor) -> Tensor:
+        """Ignorance part of Var[y] when f has covariance V (n_samples, n_outputs, n_outputs)."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Gaussian(Likelihood):
+    """Gaussian noise of standard deviation σ on every output, independent (MATH 2).
+
+    Parameters
+    ----------
+    noise_std : float, default=1.0
+        σ > 0, in the units of y as the network sees it.
+
+    Raises
+    ------
+    ValueError
+        If ``noise_std`` is not a positive finite number.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sk_dnn2gp.likelihoods import Gaussian
+    >>> Gaussian(0.5).residual(torch.ones(1, 1), torch.zeros(1, 1)).item()
+    4.0
+    """
+
+    noise_std: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (self.noise_std > 0 and math.isfinite(self.noise_std)):
+            raise ValueError(f"noise_std must be a positive finite number, got {self.noise_std!r}.")
+
+    def with_noise_std(self, noise_std: float) -> Gaussian:
+        """Return the same likelihood with another σ."""
+        return replace(self, noise_std=noise_std)
+
+    def negative_log_likelihood(self, f: Tensor, y: Tensor) -> Tensor:
+        squares = ((y - f) ** 2).sum(-1)
+        return squares / (2 * self.noise_std**2) + f.shape[-1] * self._log_normaliser()
+
+    def residual(self, f: Tensor, y: Tensor) -> Tensor:
+        return (f - y) / self.noise_std**2
+
+    def noise_precision(self, f: Tensor) -> Tensor:
+        return _identities(f) / self.noise_std**2
+
+    def noise_precision_factor(self, f: Tensor) -> Tensor:
+        return _identities(f) / self.noise_std
+
+    def whitened_residual(self, f: Tensor, y: Tensor) -> Tensor:
+        return (f - y) / self.noise_std
+
+    def log_noise_determinant(self, f: Tensor) -> Tensor:
+        return f.new_full((len(f),), -2 * f.shape[-1] * self._log_normaliser())
+
+    def mean(self, f: Tensor) -> Tensor:
+        return f
+
+    def aleatoric(self, f: Tensor) -> Tensor:
+        return _identities(f) * self.noise_std**2
+
+    def epistemic(self, f: Tensor, V: Tensor) -> Tensor:
+        return V
+
+    def _log_normaliser(self) -> float:
+        return 0.5 * _LOG_2PI + math.log(self.noise_std)
+
+
+@dataclass(frozen=True)
+class Bernoulli(Likelihood):
+    """One logit f, p = sigmoid(f), y in {0, 1} (MATH 2).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sk_dnn2gp.likelihoods import Bernoulli
+    >>> Bernoulli().noise_precision(torch.zeros(1, 1)).item()
+    0.25
+    """
+
+    def negative_log_likelihood(self, f: Tensor, y: Tensor) -> Tensor:
+        # softplus(-f) for y = 1 and softplus(f) for y = 0: neither loses digits at |f| = 40.
+        return (y * F.softplus(-f) + (1 - y) * F.softplus(f)).sum(-1)
+
+    def residual(self, f: Tensor, y: Tensor) -> Tensor:
+        return (1 - y) * torch.sigmoid(f) - y * torch.sigmoid(-f)
+
+    def noise_precision(self, f: Tensor) -> Tensor:
+        return (torch.sigmoid(f) * torch.sigmoid(-f))[..., None]
+
+    def noise_precision_factor(self, f: Tensor) -> Tensor:
+        return self._root(f)[..., None]
+
+    def whitened_residual(self, f: Tensor, y: Tensor) -> Tensor:
+        # (p - y)/√(p(1-p)) is -e^{-f/2} for y = 1 and e^{f/2} for y = 0.
+        return (1 - y) * torch.exp(f / 2) - y * torch.exp(-f / 2)
+
+    def log_noise_determinant(self, f: Tensor) -> Tensor:
+        return (F.logsigmoid(f) + F.logsigmoid(-f)).sum(-1) - _LOG_2PI
+
+    def mean(self, f: Tensor) -> Tensor:
+        return torch.sigmoid(f)
+
+    def aleatoric(self, f: Tensor) -> Tensor:
+        return self.noise_precision(f)
+
+    def epistemic(self, f: Tensor, V: Tensor) -> Tensor:
+        return self.noise_precision(f) ** 2 * V
+
+    @staticmethod
+    def _root(f: Tensor) -> Tensor:
+        return torch.exp(0.5 * (F.logsigmoid(f) + F.logsigmoid(-f)))
+
+
+@dataclass(frozen=True)
+class Categorical(Likelihood):
+    """K logits f, p = softmax(f), y a class index (MATH 2).
+
+    Λ = diag p - p pᵀ is singular: a shift of all logits changes nothing. Its factor
+    L = diag √p - p √pᵀ is square, and the whitened residual is taken as u = √p - e_y/√p_y.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sk_dnn2gp.likelihoods import Categorical
+    >>> Categorical().residual(torch.zeros(1, 2), torch.tensor([0])).tolist()
+    [[-0.5, 0.5]]
+    """
+
+    def negative_log_likelihood(self, f: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(f, y, reduction="none")
+
+    def residual(self, f: Tensor, y: Tensor) -> Tensor:
+        p = torch.softmax(f, -1)
+        # p_y - 1 as minus the sum of the others, so that a certain network keeps its digits.
+        others = p.scatter(-1, y[:, None], 0.0)
+        return others.scatter(-1, y[:, None], -others.sum(-1, keepdim=True))
+
+    def noise_precision(self, f: Tensor) -> Tensor:
+        L = self.noise_precision_factor(f)
+        return L @ L.mT
+
+    def noise_precision_factor(self, f: Tensor) -> Tensor:
+        log_p = torch.log_softmax(f, -1)
+        p, root = log_p.exp(), (0.5 * log_p).exp()
+        off_diagonal = -p[:, :, None] * root[:, None, :]
+        # The diagonal is √p (1 - p); 1 - p as the sum of the others keeps its digits.
+        complement = _complement(p)
+        return off_diagonal.diagonal_scatter(root * complement, dim1=-2, dim2=-1)
+
+    def whitened_residual(self, f: Tensor, y: Tensor) -> Tensor:
+        log_p = torch.log_softmax(f, -1)
+        root = (0.5 * log_p).exp()
+        log_p_y = log_p.gather(-1, y[:, None])
+        p_not_y = torch.expm1(log_p_y).neg()
+        # √p_y - 1/√p_y = -(1 - p_y)/√p_y
+        return root.scatter(-1, y[:, None], -p_not_y * torch.exp(-0.5 * log_p_y))
+
+    def log_noise_determinant(self, f: Tensor) -> Tensor:
+        # The K-1 nonzero eigenvalues of diag p - p pᵀ multiply to K Π p_k.
+        K = f.shape[-1]
+        log_p = torch.log_softmax(f, -1)
+        return log_p.sum(-1) + math.log(K) - (K - 1) * _LOG_2PI
+
+    def mean(self, f: Tensor) -> Tensor:
+        return torch.softmax(f, -1)
+
+    def aleatoric(self, f: Tensor) -> Tensor:
+        return self.noise_precision(f)
+
+    def epistemic(self, f: Tensor, V: Tensor) -> Tensor:
+        Lambda = self.noise_precision(f)
+        return Lambda @ V @ Lambda
+
+
+def _identities(f: Tensor) -> Tensor:
+    """Return one K×K identity per example."""
+    eye = torch.eye(f.shape[-1], dtype=f.dtype, device=f.device)
+    return eye.expand(len(f), -1, -1)
+
+
+def _complement(p: Tensor) -> Tensor:
+    """1 - p without cancellation where p is close to one: the sum of the other classes."""
+    K = p.shape[-1]
+    others = 1.0 - torch.eye(K, dtype=p.dtype, device=p.device)
+    return p @ others

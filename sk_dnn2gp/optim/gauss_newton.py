@@ -1,0 +1,291 @@
+"""Full-batch Gauss-Newton with Levenberg-Marquardt damping (MATH 5's OGGN, never going uphill).
+
+At weights w with gradient g = ∇loss and curvature A = δ + ΦᵀΦ, a trial step solves
+(A + μ I) x = -g. It is taken only if the loss falls; μ follows the ratio of the actual to the
+predicted decrease (Nielsen 1999, "Damping parameter in Marquardt's method", eq. 2.4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..likelihoods import Likelihood
+from ..linearize import Linearization
+from ._curvature import Curvature, curvature_at
+
+__all__ = ["GaussNewton"]
+
+# Below this part of the loss a decrease drowns in the rounding of the sum over examples.
+_ROUNDING = 1e-9
+
+
+class GaussNewton(torch.optim.Optimizer):
+    """Gauss-Newton steps on loss(w) = Σ ℓ(y, f_w(x)) + δ/2 ‖w‖², with damping (MATH 1, 5).
+
+    Every call of ``step`` makes up to ``max_iter`` accepted steps, as ``torch.optim.LBFGS`` does.
+    The closure zeroes the gradients, calls ``module`` on the whole data, and returns the loss,
+    prior included, divided by ``loss_scale``, after ``backward``. The loss never increases.
+
+    Parameters
+    ----------
+    params : iterable of Tensor
+        ``module.parameters()``.
+    lr : float, default=1.0
+        Factor on the Gauss-Newton step.
+    module : torch.nn.Module
+        The network that the closure calls.
+    likelihood : Likelihood
+        Its noise precision Λ(f) gives the curvature.
+    prior_precision : float, default=1.0
+        δ, as in the closure's loss.
+    sample_weight : Tensor of shape (n_samples,), optional
+        s, as in the closure's loss.
+    loss_scale : float, default=1.0
+        What the closure divided the loss by.
+    max_iter : int, default=100
+        Accepted steps in one call of ``step``.
+    tol : float, default=1e-8
+        Stop when ‖∇loss‖ ≤ tol (1 + |loss|).
+    damping : float, default=1e-3
+        First μ, relative to the largest diagonal entry of ΦᵀΦ.
+    memory_limit : float, optional
+        MiB for the matrices of a step; None is scikit-learn's ``working_memory``.
+
+    Attributes
+    ----------
+    gradient_norm : float
+        ‖∇loss‖ at the last point.
+    n_iter : int
+        Accepted steps so far.
+    losses : list of float
+        The loss before and after every accepted step of the last call.
+    converged : bool
+        Whether ``tol`` was met, or no step could lower the loss any more in floating point.
+
+    Raises
+    ------
+    ValueError
+        If a number is out of range, or ``params`` are not the module's.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sk_dnn2gp.likelihoods import Gaussian
+    >>> from sk_dnn2gp.optim import GaussNewton
+    >>> net = torch.nn.Linear(1, 1, bias=False, dtype=torch.float64)
+    >>> x = torch.ones(3, 1, dtype=torch.float64)
+    >>> optimizer = GaussNewton(net.parameters(), module=net, likelihood=Gaussian(1.0))
+    >>> def closure():
+    ...     optimizer.zero_grad()
+    ...     squares = (net(x) - 4.0).square().sum() + net.weight.square().sum()
+    ...     loss = 0.5 * squares
+    ...     loss.backward()
+    ...     return loss
+    >>> _ = optimizer.step(closure)
+    >>> round(net.weight.item(), 6)  # 3 * 4 / (3 + 1)
+    3.0
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        lr: float = 1.0,
+        *,
+        module: nn.Module,
+        likelihood: Likelihood,
+        prior_precision: float = 1.0,
+        sample_weight: Tensor | None = None,
+        loss_scale: float = 1.0,
+        max_iter: int = 100,
+        tol: float = 1e-8,
+        damping: float = 1e-3,
+        history_size: int = 10,
+        memory_limit: float | None = None,
+    ) -> None:
+        for name, value in (("lr", lr), ("prior_precision", prior_precision)):
+            if not value > 0:
+                raise ValueError(f"{name} must be positive, got {value!r}.")
+        super().__init__(params, {"lr": lr, "prior_precision": prior_precision})
+        self.likelihood = likelihood
+        self.sample_weight = sample_weight
+        self.loss_scale = loss_scale
+        self.max_iter, self.tol, self.memory_limit = max_iter, tol, memory_limit
+        self.linearization = Linearization(module, memory_limit=memory_limit)
+        self._module = module
+        self._params = [p for p in self.param_groups[0]["params"] if p.requires_grad]
+        if sum(p.numel() for p in self._params) != self.linearization.n_params:
+            raise ValueError("params must be module.parameters(): all weights of the network.")
+        self._relative_damping, self._damping, self._growth = damping, None, 2.0
+        self._memory = SecantMemory(history_size)
+        self.gradient_norm, self.n_iter, self.converged = float("inf"), 0, False
+        self.losses: list[float] = []
+
+    def set_objective(self, likelihood: Likelihood, prior_precision: float) -> None:
+        """Go on under another likelihood and δ; what was learnt of the old loss is dropped.
+
+        Parameters
+        ----------
+        likelihood : Likelihood
+        prior_precision : float
+        """
+        old = (self.likelihood, self.param_groups[0]["prior_precision"])
+        if old != (likelihood, prior_precision):
+            self.likelihood = likelihood
+            self.param_groups[0]["prior_precision"] = prior_precision
+            self._memory.forget()
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor]) -> Tensor:  # type: ignore[override]
+        """Make up to ``max_iter`` accepted steps; return the loss before them.
+
+        Raises
+        ------
+        ValueError
+            If no closure is given, or it does not call the module.
+        FloatingPointError
+            If the loss at the starting point is not finite.
+        """
+        if closure is None:
+            raise ValueError("GaussNewton.step needs a closure that returns the loss.")
+        evaluate, inputs = self._evaluator(closure)
+        first, loss, gradient = evaluate()
+        if not bool(torch.isfinite(loss)):
+            raise FloatingPointError(f"The loss is {float(loss)} before the first step.")
+        self.converged, self.losses = False, [float(loss)]
+        for _ in range(self.max_iter):
+            self.gradient_norm = float(gradient.norm())
+            if self.gradient_norm <= self.tol * (1.0 + abs(float(loss))):
+                self.converged = True
+                break
+            curvature = curvature_at(self.linearization, inputs[0], self._factor, self.memory_limit)
+            accepted = self._descend(evaluate, curvature, loss, gradient)
+            if accepted is None:
+                self.converged = True
+                break
+            loss, gradient = accepted
+            self.losses.append(float(loss))
+            self.n_iter += 1
+        self.gradient_norm = float(gradient.norm())
+        return first
+
+    def _descend(
+        self, evaluate: Callable, curvature: Curvature, loss: Tensor, gradient: Tensor
+    ) -> tuple[Tensor, Tensor] | None:
+        """Try steps of growing damping until one lowers the loss; None when none does."""
+        group = self.param_groups[0]
+        start = self._get_weights()
+        if self._damping is None:
+            self._damping = self._relative_damping * curvature.scale
+        ceiling = 1e12 * (curvature.scale + float(torch.as_tensor(group["prior_precision"]).max()))
+        while self._damping <= ceiling:
+            diagonal = group["prior_precision"] + self._damping
+            x = self._memory.solve(gradient, partial(curvature.solve, diagonal=diagonal))
+            if x is not None:
+                predicted = 0.5 * float(gradient @ x)
+                if not self._memory.pairs:
+                    # gᵀx - ½xᵀAx with (A + μ)x = g
+                    predicted += 0.5 * self._damping * float(x @ x)
+                if predicted <= 1e-18 * abs(float(loss)):
+                    break
+                self._set_weights(start - group["lr"] * x)
+                _, trial, trial_gradient = evaluate()
+                decrease = float(loss - trial)
+                if predicted < _ROUNDING * abs(float(loss)):
+                    # Too small to be seen in the loss: the trapezoid rule along the step is exact
+                    # to third order in the step, and rounding does not reach it.
+                    decrease = 0.5 * group["lr"] * float((gradient + trial_gradient) @ x)
+                gain = decrease / predicted
+                if gain > 0 and bool(torch.isfinite(trial_gradient).all()):
+                    self._memory.remember(-group["lr"] * x, trial_gradient - gradient)
+                    self._damping *= max(1.0 / 3.0, 1.0 - (2.0 * gain - 1.0) ** 3)
+                    self._growth = 2.0
+                    return trial, trial_gradient
+                # In function space the next solve applies J: at the start, not at the failed trial.
+                self._set_weights(start)
+            self._memory.forget()
+            self._damping = max(self._damping * self._growth, 1e-12 * curvature.scale)
+            self._growth *= 2.0
+        self._damping, self._growth = None, 2.0
+        return None
+
+    def _factor(self, f: Tensor) -> Tensor:
+        L = self.likelihood.noise_precision_factor(f)
+        if self.sample_weight is None:
+            return L
+        return L * self.sample_weight.sqrt().to(L)[:, None, None]
+
+    def _evaluator(self, closure: Callable[[], Tensor]) -> tuple[Callable, list[Any]]:
+        """Wrap the closure: (its own loss, whole loss, whole gradient); remember the inputs."""
+        inputs: list[Any] = []
+
+        def remember(_: nn.Module, args: tuple) -> None:
+            inputs[:] = args
+
+        def evaluate() -> tuple[Tensor, Tensor, Tensor]:
+            handle = self._module.register_forward_pre_hook(remember)
+            try:
+                with torch.enable_grad():
+                    raw = closure()
+            finally:
+                handle.remove()
+            if not inputs:
+                raise ValueError("The closure must call the module given to GaussNewton.")
+            gradient = torch.cat([p.grad.flatten() for p in self._params]).double()
+            return raw, raw.detach().double() * self.loss_scale, gradient * self.loss_scale
+
+        return evaluate, inputs
+
+    def _get_weights(self) -> Tensor:
+        return torch.cat([p.flatten() for p in self._params]).double()
+
+    def _set_weights(self, w: Tensor) -> None:
+        for p, values in zip(self._params, w.split([p.numel() for p in self._params]), strict=True):
+            p.copy_(values.reshape(p.shape))
+
+
+class SecantMemory:
+    """The last steps and the changes of the gradient along them.
+
+    The two-loop recursion of L-BFGS (Nocedal & Wright 2006, algorithm 7.4) started from the damped
+    Gauss-Newton inverse in place of a multiple of the identity: the secant pairs hold what the
+    Gauss-Newton matrix leaves out (the second derivatives of f times the residuals), which makes
+    the last digits of a fit with large residuals come in a few steps.
+
+    Parameters
+    ----------
+    size : int
+        How many pairs are kept.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.pairs: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def remember(self, s: Tensor, y: Tensor) -> None:
+        """Keep a step s and the gradient's change y, if the loss is convex along the step."""
+        sy = s @ y
+        if self.size and float(sy) > 1e-10 * float(s.norm() * y.norm()):
+            self.pairs = [*self.pairs[1 - self.size :], (s, y, 1.0 / sy)] if self.size > 1 else []
+
+    def forget(self) -> None:
+        """Drop all pairs."""
+        self.pairs = []
+
+    def solve(self, g: Tensor, inverse: Callable[[Tensor], Tensor | None]) -> Tensor | None:
+        """Approximate (∇²loss)⁻¹ g from ``inverse`` and the pairs; None where that fails."""
+        q, coefficients = g, []
+        for s, y, rho in reversed(self.pairs):
+            a = rho * (s @ q)
+            coefficients.append(a)
+            q = q - a * y
+        x = inverse(q)
+        if x is None:
+            return None
+        for (s, y, rho), a in zip(self.pairs, reversed(coefficients), strict=True):
+            x = x + (a - rho * (y @ x)) * s
+        return x
