@@ -2,7 +2,8 @@
 
 A fit walks through the rooms of the package in one direction: checked arrays become tensors;
 ``training`` (with ``tuning`` for "auto") minimises the MAP objective; ``linearize`` turns the
-network into a linear map; ``dual`` makes theorem 1's linear model; ``posterior`` and ``evidence`` finish.
+network into a linear map; ``dual`` makes theorem 1's linear model; ``posterior`` and
+``evidence`` finish.
 """
 
 from __future__ import annotations

@@ -122,8 +122,8 @@ class DNN2GPRegressor(RegressorMixin, BaseDNN2GP):
     References
     ----------
     Khan, Immer, Abedi, Korzepa, "Approximate Inference Turns Deep Networks into Gaussian
-    Processes", NeurIPS 2019, arXiv 1906.01930. Immer et al., "Scalable Marginal Likelihood Estimation for Model
-    Selection in Deep Learning", 2021, arXiv 2104.04975.
+    Processes", NeurIPS 2019, arXiv 1906.01930. Immer et al., "Scalable Marginal Likelihood
+    Estimation for Model Selection in Deep Learning", 2021, arXiv 2104.04975.
 
     Examples
     --------
