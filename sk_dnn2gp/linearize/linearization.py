@@ -25,6 +25,12 @@ from .layers import has_rule, output_positions, patches
 
 __all__ = ["Linearization"]
 
+# Layers that compute the same in both modes; all others are put into eval mode.
+_SAME_IN_EVAL = (
+    nn.Sequential, nn.Linear, nn.Tanh, nn.ReLU, nn.Sigmoid, nn.GELU, nn.Identity, nn.Conv2d,
+    nn.MaxPool2d, nn.Flatten,
+)  # fmt: skip
+
 Cotangents = Tensor | Callable[[Tensor], Tensor] | None
 
 
@@ -101,6 +107,7 @@ class Linearization:
             if has_rule(layer) and any(id(p) in chosen for p in layer.parameters(recurse=False))
         ]
         ruled = {id(p) for layer in self._layers for p in layer.parameters(recurse=False)}
+        self._n_outputs: int | None = None
         self._explicit = [i for i, p in enumerate(self._parameters) if id(p) not in ruled]
 
     def weights(self) -> Tensor:
@@ -235,7 +242,7 @@ class Linearization:
         self, X: Tensor, cotangents: Cotangents, scale: Sequence[float] | None = None
     ) -> Iterator[tuple[slice, Tensor, Tensor]]:
         X = self._cast(X)
-        n_outputs = 1 if len(X) == 0 else self.outputs(X[:1]).shape[1]
+        n_outputs = self._count_outputs(X)
         length = chunk_length(4 * 8 * self.n_params * n_outputs, self.memory_limit)
         for part in batches(len(X), length):
             c = cotangents[part] if isinstance(cotangents, Tensor) else cotangents
@@ -244,6 +251,11 @@ class Linearization:
                 factor = torch.tensor(scale, dtype=rows.dtype, device=rows.device).sqrt()
                 rows = rows * factor.repeat_interleave(torch.tensor(self.parameter_sizes))
             yield part, f, rows
+
+    def _count_outputs(self, X: Tensor) -> int:
+        if self._n_outputs is None and len(X):
+            self._n_outputs = self.outputs(X[:1]).shape[1]
+        return self._n_outputs or 1
 
     def _trace(self, X: Tensor, cotangents: Cotangents) -> _Trace:
         calls: list[tuple[nn.Module, Tensor, Tensor]] = []
@@ -340,8 +352,9 @@ def _chosen(named: dict[str, Tensor], parameters: str | Sequence[str] | None) ->
 
 @contextmanager
 def _eval_mode(module: nn.Module) -> Iterator[None]:
-    modes = [(m, m.training) for m in module.modules()]
-    if not any(training for _, training in modes):
+    # A network that trains flips between modes at every step: leave those that cannot tell alone.
+    modes = [(m, m.training) for m in module.modules() if m.training]
+    if all(isinstance(m, _SAME_IN_EVAL) for m, _ in modes):
         yield
         return
     try:

@@ -20,6 +20,9 @@ from ..linearize import Linearization
 
 __all__ = ["Curvature", "FunctionSpaceCurvature", "WeightSpaceCurvature", "curvature_at"]
 
+# With at most this many weights a row, one product of explicit rows beats the layer rules' many.
+_FEW = 4
+
 
 @dataclass(frozen=True)
 class WeightSpaceCurvature:
@@ -76,6 +79,7 @@ Curvature = WeightSpaceCurvature | FunctionSpaceCurvature
 def curvature_at(
     linearization: Linearization,
     X: Tensor,
+    n_outputs: int,
     factor: Callable[[Tensor], Tensor],
     memory_limit: float | None = None,
 ) -> Curvature:
@@ -85,6 +89,8 @@ def curvature_at(
     ----------
     linearization : Linearization
     X : Tensor of shape (n_samples, ...)
+    n_outputs : int
+        K.
     factor : callable
         Outputs f (n_samples, n_outputs) -> L (n_samples, n_outputs, n_outputs).
     memory_limit : float, optional
@@ -99,7 +105,6 @@ def curvature_at(
     MemoryError
         If the smaller of the two matrices does not fit twice.
     """
-    n_outputs = linearization.outputs(X[:1]).shape[1]
     n_rows, P = len(X) * n_outputs, linearization.n_params
     size = min(n_rows, P)
     largest = int((limit_in_bytes(memory_limit) / 16) ** 0.5)
@@ -112,6 +117,9 @@ def curvature_at(
     )
     if n_rows >= P:
         return WeightSpaceCurvature(linearization.outputs_and_ggn(X, cotangents=factor)[1])
+    if P <= _FEW * n_rows and 8 * n_rows * P <= limit_in_bytes(memory_limit) / 4:
+        Phi = linearization.outputs_and_rows(X, factor)[1].flatten(0, 1).double()
+        return FunctionSpaceCurvature(Phi @ Phi.mT, Phi.mv, Phi.mT.mv)
     L = factor(linearization.outputs(X)).double()
     return FunctionSpaceCurvature(
         gram=linearization.gram(X, cotangents=L),

@@ -162,7 +162,9 @@ class GaussNewton(torch.optim.Optimizer):
             if self.gradient_norm <= self.tol * (1.0 + abs(float(loss))):
                 self.converged = True
                 break
-            curvature = curvature_at(self.linearization, inputs[0], self._factor, self.memory_limit)
+            curvature = curvature_at(
+                self.linearization, inputs[0], inputs[1], self._factor, self.memory_limit
+            )
             accepted = self._descend(evaluate, curvature, loss, gradient)
             if accepted is None:
                 self.converged = True
@@ -220,14 +222,14 @@ class GaussNewton(torch.optim.Optimizer):
         return L * self.sample_weight.sqrt().to(L)[:, None, None]
 
     def _evaluator(self, closure: Callable[[], Tensor]) -> tuple[Callable, list[Any]]:
-        """Wrap the closure: (its own loss, whole loss, whole gradient); remember the inputs."""
+        """Wrap the closure: (its own loss, whole loss, whole gradient); remember X and K."""
         inputs: list[Any] = []
 
-        def remember(_: nn.Module, args: tuple) -> None:
-            inputs[:] = args
+        def remember(_: nn.Module, args: tuple, f: Tensor) -> None:
+            inputs[:] = [args[0], f.shape[1]]
 
         def evaluate() -> tuple[Tensor, Tensor, Tensor]:
-            handle = self._module.register_forward_pre_hook(remember)
+            handle = self._module.register_forward_hook(remember)
             try:
                 with torch.enable_grad():
                     raw = closure()
