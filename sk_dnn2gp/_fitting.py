@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 
+from numpy.linalg import LinAlgError
 from sklearn.exceptions import ConvergenceWarning
 from skorch import NeuralNet
 from torch import nn
@@ -116,7 +117,7 @@ def fit_network(
             best = tune(candidates, own, tuning)
     else:
         best = max(candidates, key=lambda c: c.evidence)
-    return _finished(best, own, tuning)
+    return _finished(best)
 
 
 def _start(
@@ -168,10 +169,21 @@ def _frozen(
     )
 
 
-def _finished(best: Candidate, data: TrainingData, tuning: Tuning) -> FittedNetwork:
+def _finished(best: Candidate) -> FittedNetwork:
+    """Take the winner out of the search.
+
+    Raises
+    ------
+    numpy.linalg.LinAlgError
+        If not even the winner has a posterior.
+    """
     net, optimizer = best.net, best.net.optimizer_
     module = net.module_.eval()
-    posterior = posterior_at(module, data, best.objective, tuning)
+    if best.posterior is None:
+        raise LinAlgError(
+            "The posterior precision of the trained network is not positive definite. Standardise "
+            "X, or raise prior_precision or noise_std."
+        )
     if not getattr(optimizer, "converged", True):
         warnings.warn(
             f"Gauss-Newton stopped at max_iter with gradient norm {optimizer.gradient_norm:.1e}. "
@@ -182,4 +194,4 @@ def _finished(best: Candidate, data: TrainingData, tuning: Tuning) -> FittedNetw
     n_iter = int(getattr(optimizer, "n_iter", len(net.history)))
     for p in module.parameters():
         p.grad = None
-    return FittedNetwork(module, net, best.objective, posterior, best.losses, n_iter)
+    return FittedNetwork(module, net, best.objective, best.posterior, best.losses, n_iter)

@@ -93,6 +93,7 @@ class Candidate:
 
     net: NeuralNet
     objective: Objective
+    posterior: Posterior | None = None
     evidence: float = -math.inf
     converged: bool = False
     losses: list[float] = field(default_factory=list)
@@ -141,6 +142,7 @@ def tune(candidates: list[Candidate], data: TrainingData, tuning: Tuning) -> Can
             "or set prior_precision and noise_std to numbers."
         )
     advance(best, data, best.net.optimizer_.max_iter)
+    evaluated(best, data, tuning)
     return best
 
 
@@ -150,8 +152,8 @@ def evaluated(candidate: Candidate, data: TrainingData, tuning: Tuning) -> Poste
         posterior = posterior_at(candidate.net.module_, data, candidate.objective, tuning)
         candidate.evidence = log_marginal_likelihood(posterior)
     except LinAlgError:
-        candidate.evidence = -math.inf
-        return None
+        posterior, candidate.evidence = None, -math.inf
+    candidate.posterior = posterior
     return posterior
 
 

@@ -323,9 +323,14 @@ class Linearization:
 
 def _call_rows(call: _Call) -> Iterator[tuple[Tensor, Tensor]]:
     weight, bias = call.layer.weight, call.layer.bias
-    yield weight, torch.einsum("nrto,nti->nroi", call.g, call.a).flatten(2)
+    if call.a.shape[1] == 1:
+        g = call.g[:, :, 0]
+        yield weight, (g[..., None] * call.a[:, :, None]).flatten(2)
+    else:
+        g = call.g.sum(2)
+        yield weight, torch.einsum("nrto,nti->nroi", call.g, call.a).flatten(2)
     if bias is not None:
-        yield bias, call.g.sum(2)
+        yield bias, g
 
 
 def _evaluated(cotangents: Cotangents, f: Tensor) -> Tensor:

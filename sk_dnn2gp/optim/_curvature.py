@@ -117,7 +117,7 @@ def curvature_at(
     )
     if n_rows >= P:
         return WeightSpaceCurvature(linearization.outputs_and_ggn(X, cotangents=factor)[1])
-    if P <= _FEW * n_rows and 8 * n_rows * P <= limit_in_bytes(memory_limit) / 4:
+    if _FEW * n_rows >= P and 8 * n_rows * P <= limit_in_bytes(memory_limit) / 4:
         Phi = linearization.outputs_and_rows(X, factor)[1].flatten(0, 1).double()
         return FunctionSpaceCurvature(Phi @ Phi.mT, Phi.mv, Phi.mT.mv)
     L = factor(linearization.outputs(X)).double()

@@ -2,26 +2,30 @@
 
 At weights w with gradient g = ∇loss and curvature A = δ + ΦᵀΦ, a trial step solves
 (A + μ I) x = -g. It is taken only if the loss falls; μ follows the ratio of the actual to the
-predicted decrease (Nielsen 1999, "Damping parameter in Marquardt's method", eq. 2.4).
+predicted decrease (Marquardt's rule: a fifth above 3/4, doubled below 1/4, and growing fast
+while steps fail).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..likelihoods import Likelihood
 from ..linearize import Linearization
-from ._curvature import Curvature, curvature_at
+from ._curvature import curvature_at
 
 __all__ = ["GaussNewton"]
 
-# Below this part of the loss a decrease drowns in the rounding of the sum over examples.
+# Below this part of the loss a decrease drowns in the rounding of the sum over examples,
 _ROUNDING = 1e-9
+# and below this one there is nothing left to gain.
+_NOTHING = 1e-18
 
 
 class GaussNewton(torch.optim.Optimizer):
@@ -51,8 +55,10 @@ class GaussNewton(torch.optim.Optimizer):
         Accepted steps in one call of ``step``.
     tol : float, default=1e-8
         Stop when ‖∇loss‖ ≤ tol (1 + |loss|).
-    damping : float, default=1e-3
+    damping : float, default=1e-2
         First μ, relative to the largest diagonal entry of ΦᵀΦ.
+    history_size : int, default=20
+        Secant pairs that correct the Gauss-Newton matrix near the minimum; 0 for none.
     memory_limit : float, optional
         MiB for the matrices of a step; None is scikit-learn's ``working_memory``.
 
@@ -103,8 +109,8 @@ class GaussNewton(torch.optim.Optimizer):
         loss_scale: float = 1.0,
         max_iter: int = 100,
         tol: float = 1e-8,
-        damping: float = 1e-3,
-        history_size: int = 10,
+        damping: float = 1e-2,
+        history_size: int = 20,
         memory_limit: float | None = None,
     ) -> None:
         for name, value in (("lr", lr), ("prior_precision", prior_precision)):
@@ -118,7 +124,8 @@ class GaussNewton(torch.optim.Optimizer):
         self.linearization = Linearization(module, memory_limit=memory_limit)
         self._module = module
         self._params = [p for p in self.param_groups[0]["params"] if p.requires_grad]
-        if sum(p.numel() for p in self._params) != self.linearization.n_params:
+        self._sizes = [p.numel() for p in self._params]
+        if sum(self._sizes) != self.linearization.n_params:
             raise ValueError("params must be module.parameters(): all weights of the network.")
         self._relative_damping, self._damping, self._growth = damping, None, 2.0
         self._memory = SecantMemory(history_size)
@@ -152,61 +159,54 @@ class GaussNewton(torch.optim.Optimizer):
         """
         if closure is None:
             raise ValueError("GaussNewton.step needs a closure that returns the loss.")
-        evaluate, inputs = self._evaluator(closure)
-        first, loss, gradient = evaluate()
-        if not bool(torch.isfinite(loss)):
-            raise FloatingPointError(f"The loss is {float(loss)} before the first step.")
-        self.converged, self.losses = False, [float(loss)]
+        evaluate = _Evaluator(closure, self._module, self._params, self.loss_scale)
+        point = evaluate()
+        if not math.isfinite(point.loss):
+            raise FloatingPointError(f"The loss is {point.loss} before the first step.")
+        first, self.losses = point, [point.loss]
+        self.converged = self._is_converged(point)
         for _ in range(self.max_iter):
-            self.gradient_norm = float(gradient.norm())
-            if self.gradient_norm <= self.tol * (1.0 + abs(float(loss))):
+            if self.converged:
+                break
+            following = self._descend(evaluate, point)
+            if following is None:
                 self.converged = True
                 break
-            curvature = curvature_at(
-                self.linearization, inputs[0], inputs[1], self._factor, self.memory_limit
-            )
-            accepted = self._descend(evaluate, curvature, loss, gradient)
-            if accepted is None:
-                self.converged = True
-                break
-            loss, gradient = accepted
-            self.losses.append(float(loss))
+            point = following
+            self.losses.append(point.loss)
             self.n_iter += 1
-        self.gradient_norm = float(gradient.norm())
-        return first
+            self.converged = self._is_converged(point)
+        return first.raw
 
-    def _descend(
-        self, evaluate: Callable, curvature: Curvature, loss: Tensor, gradient: Tensor
-    ) -> tuple[Tensor, Tensor] | None:
+    def _is_converged(self, point: _Point) -> bool:
+        self.gradient_norm = float(point.gradient.norm())
+        return self.gradient_norm <= self.tol * (1.0 + abs(point.loss))
+
+    def _descend(self, evaluate: _Evaluator, point: _Point) -> _Point | None:
         """Try steps of growing damping until one lowers the loss; None when none does."""
         group = self.param_groups[0]
-        start = self._get_weights()
+        curvature = curvature_at(
+            self.linearization, evaluate.X, evaluate.n_outputs, self._factor, self.memory_limit
+        )
         if self._damping is None:
             self._damping = self._relative_damping * curvature.scale
-        ceiling = 1e12 * (curvature.scale + float(torch.as_tensor(group["prior_precision"]).max()))
+        ceiling = 1e12 * (curvature.scale + group["prior_precision"])
+        start = self._get_weights()
         while self._damping <= ceiling:
             diagonal = group["prior_precision"] + self._damping
-            x = self._memory.solve(gradient, partial(curvature.solve, diagonal=diagonal))
+            x = self._memory.solve(point.gradient, partial(curvature.solve, diagonal=diagonal))
             if x is not None:
-                predicted = 0.5 * float(gradient @ x)
-                if not self._memory.pairs:
-                    # gᵀx - ½xᵀAx with (A + μ)x = g
-                    predicted += 0.5 * self._damping * float(x @ x)
-                if predicted <= 1e-18 * abs(float(loss)):
+                predicted = self._predicted_decrease(point, x)
+                if predicted <= _NOTHING * abs(point.loss):
                     break
                 self._set_weights(start - group["lr"] * x)
-                _, trial, trial_gradient = evaluate()
-                decrease = float(loss - trial)
-                if predicted < _ROUNDING * abs(float(loss)):
-                    # Too small to be seen in the loss: the trapezoid rule along the step is exact
-                    # to third order in the step, and rounding does not reach it.
-                    decrease = 0.5 * group["lr"] * float((gradient + trial_gradient) @ x)
-                gain = decrease / predicted
-                if gain > 0 and bool(torch.isfinite(trial_gradient).all()):
-                    self._memory.remember(-group["lr"] * x, trial_gradient - gradient)
-                    self._damping *= max(1.0 / 3.0, 1.0 - (2.0 * gain - 1.0) ** 3)
+                trial = evaluate()
+                gain = _decrease(point, trial, group["lr"] * x, predicted) / predicted
+                if gain > 0 and bool(torch.isfinite(trial.gradient).all()):
+                    self._memory.remember(-group["lr"] * x, trial.gradient - point.gradient)
+                    self._damping *= 0.2 if gain > 0.75 else 2.0 if gain < 0.25 else 1.0
                     self._growth = 2.0
-                    return trial, trial_gradient
+                    return trial
                 # In function space the next solve applies J: at the start, not at the failed trial.
                 self._set_weights(start)
             self._memory.forget()
@@ -215,39 +215,76 @@ class GaussNewton(torch.optim.Optimizer):
         self._damping, self._growth = None, 2.0
         return None
 
+    def _predicted_decrease(self, point: _Point, x: Tensor) -> float:
+        """What the quadratic model promises for the step -x."""
+        predicted = 0.5 * float(point.gradient @ x)
+        if not self._memory.pairs:
+            # gᵀx - ½xᵀAx with (A + μ)x = g
+            predicted += 0.5 * self._damping * float(x @ x)
+        return predicted
+
     def _factor(self, f: Tensor) -> Tensor:
         L = self.likelihood.noise_precision_factor(f)
         if self.sample_weight is None:
             return L
         return L * self.sample_weight.sqrt().to(L)[:, None, None]
 
-    def _evaluator(self, closure: Callable[[], Tensor]) -> tuple[Callable, list[Any]]:
-        """Wrap the closure: (its own loss, whole loss, whole gradient); remember X and K."""
-        inputs: list[Any] = []
-
-        def remember(_: nn.Module, args: tuple, f: Tensor) -> None:
-            inputs[:] = [args[0], f.shape[1]]
-
-        def evaluate() -> tuple[Tensor, Tensor, Tensor]:
-            handle = self._module.register_forward_hook(remember)
-            try:
-                with torch.enable_grad():
-                    raw = closure()
-            finally:
-                handle.remove()
-            if not inputs:
-                raise ValueError("The closure must call the module given to GaussNewton.")
-            gradient = torch.cat([p.grad.flatten() for p in self._params]).double()
-            return raw, raw.detach().double() * self.loss_scale, gradient * self.loss_scale
-
-        return evaluate, inputs
-
     def _get_weights(self) -> Tensor:
         return torch.cat([p.flatten() for p in self._params]).double()
 
     def _set_weights(self, w: Tensor) -> None:
-        for p, values in zip(self._params, w.split([p.numel() for p in self._params]), strict=True):
-            p.copy_(values.reshape(p.shape))
+        for p, values in zip(self._params, w.split(self._sizes), strict=True):
+            p.copy_(values.view_as(p))
+
+
+@dataclass(frozen=True)
+class _Point:
+    """The closure's own loss, and the whole loss with its gradient (n_params,), in float64."""
+
+    raw: Tensor
+    loss: float
+    gradient: Tensor
+
+
+class _Evaluator:
+    """The closure as a function of the weights; it remembers X and K that the module was given."""
+
+    def __init__(
+        self,
+        closure: Callable[[], Tensor],
+        module: nn.Module,
+        params: list[Tensor],
+        loss_scale: float,
+    ) -> None:
+        self.closure, self.module = closure, module
+        self.params, self.loss_scale = params, loss_scale
+        self.X: Tensor = torch.empty(0)
+        self.n_outputs = 0
+
+    def __call__(self) -> _Point:
+        handle = self.module.register_forward_hook(self._remember)
+        try:
+            with torch.enable_grad():
+                raw = self.closure()
+        finally:
+            handle.remove()
+        if not self.n_outputs:
+            raise ValueError("The closure must call the module given to GaussNewton.")
+        gradient = torch.cat([p.grad.flatten() for p in self.params]).double()
+        loss = float(raw.detach().double()) * self.loss_scale
+        return _Point(raw, loss, gradient * self.loss_scale)
+
+    def _remember(self, _: nn.Module, args: tuple, f: Tensor) -> None:
+        self.X, self.n_outputs = args[0], f.shape[1]
+
+
+def _decrease(point: _Point, trial: _Point, x: Tensor, predicted: float) -> float:
+    """How far the loss fell along the step -x."""
+    if predicted >= _ROUNDING * abs(point.loss):
+        return point.loss - trial.loss
+    # Too small to be seen in the loss: the trapezoid rule along the step is exact to third order
+    # in the step, and the rounding of the loss does not reach it.
+    return 0.5 * float((point.gradient + trial.gradient) @ x)
 
 
 class SecantMemory:
