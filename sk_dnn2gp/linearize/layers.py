@@ -1,40 +1,205 @@
-"""One small rule per layer type: the input patches whose outer products with g make a row (MATH 6).
+"""One small rule per layer type: from a layer's input and output derivative to factors (MATH 6).
 
-A rule turns a layer's input into positions a (n_samples, T, d_in) and the derivative of its
-output into g (n_samples, n_rows, T, d_out), so that the layer's weight part of a row is
-Σ_t g_t a_tᵀ and its bias part Σ_t g_t. A layer type without a rule takes the explicit way.
+A rule turns the input x (n, ...) of one call of a layer and the derivatives of its output
+g (R, n, ...) into factors (see ``factors``) of its weight and its bias. A layer type without a
+rule, and a subclass of one with a rule (it may compute anything), takes the explicit way.
 """
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["has_rule", "output_positions", "patches"]
+from .factors import Dense, Factor, Patches, Rows, Slot, Tokens, explicit
+
+__all__ = ["combine", "factors_of", "has_rule"]
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_RULED = frozenset(
+    (nn.Linear, nn.Embedding, nn.LayerNorm, nn.GroupNorm, *_CONVOLUTIONS, *_BATCH_NORMS)
+)
 
 
 def has_rule(layer: nn.Module) -> bool:
-    """Whether the layer type has a rule; subclasses may compute anything, so they have none."""
-    if type(layer) is nn.Linear:
-        return True
+    """Whether the layer has a rule, which it may lose when it is checked on data."""
+    if type(layer) is nn.Embedding:
+        return not layer.scale_grad_by_freq and not layer.sparse and layer.max_norm is None
+    return type(layer) in _RULED
+
+
+def factors_of(
+    layer: nn.Module, x: Tensor, g: Tensor, weight: Slot | None, bias: Slot | None
+) -> list[Factor]:
+    """Factors of one call of a layer; a slot of None is a parameter that is not asked for.
+
+    Parameters
+    ----------
+    layer : torch.nn.Module
+    x : Tensor of shape (n, ...)
+        The layer's input.
+    g : Tensor of shape (R, n, ...)
+        Derivatives of R scalars of each example with respect to the layer's output.
+    weight, bias : Slot or None
+
+    Returns
+    -------
+    list of Factor
+    """
+    if isinstance(layer, nn.Linear):
+        return _linear(x, g, weight, bias)
+    if isinstance(layer, _CONVOLUTIONS):
+        return _convolution(layer, x, g, weight, bias)
+    if isinstance(layer, nn.Embedding):
+        return _embedding(layer, x, g, weight)
+    return _scale_and_shift(layer, x, g, weight, bias)
+
+
+def _linear(x: Tensor, g: Tensor, weight: Slot | None, bias: Slot | None) -> list[Factor]:
+    if x.ndim == 2:
+        return [Dense(x, g, weight, bias)]
+    a = x.reshape(len(x), 1, -1, x.shape[-1])
+    g = g.reshape(*g.shape[:2], 1, -1, g.shape[-1])
+    return _positions(a, g, weight, bias)
+
+
+def _positions(a: Tensor, g: Tensor, weight: Slot | None, bias: Slot | None) -> list[Factor]:
+    """Factors from a (n, H, T, I) and g (R, n, H, T, O)."""
+    if a.shape[1] == a.shape[2] == 1:
+        return [Dense(a[:, 0, 0], g[:, :, 0, 0], weight, bias)]
+    found: list[Factor] = [] if weight is None else [Patches(a, g, weight)]
+    if bias is not None:
+        found.append(Rows(g.sum(3).flatten(2), (bias,)))
+    return found
+
+
+def _convolution(
+    layer: nn.Module, x: Tensor, g: Tensor, weight: Slot | None, bias: Slot | None
+) -> list[Factor]:
+    a = _unfold(layer, x)
+    g = g.flatten(3).unflatten(2, (layer.groups, -1)).mT
+    return _positions(a, g, weight, bias)
+
+
+def _unfold(layer: nn.Module, x: Tensor) -> Tensor:
+    """Patches that the convolution sees: (n, groups, T, channels per group × kernel size)."""
+    n, spatial = len(x), len(layer.kernel_size)
+    # What torch's own padding code uses: pairs for F.pad, last axis first, whatever the mode.
+    pad = layer._reversed_padding_repeated_twice
+    if any(pad):
+        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+        x = F.pad(x, pad, mode=mode)
+    for axis, (k, s, d) in enumerate(
+        zip(layer.kernel_size, layer.stride, layer.dilation, strict=True)
+    ):
+        x = x.unfold(2 + axis, d * (k - 1) + 1, s)[..., ::d]
+    # (n, channels, *positions, *kernel) -> (n, groups, positions, channels per group * kernel)
+    x = x.unflatten(1, (layer.groups, -1))
+    order = [0, 1, *range(3, 3 + spatial), 2, *range(3 + spatial, 3 + 2 * spatial)]
+    return x.permute(order).reshape(n, layer.groups, -1, layer.weight[0].numel())
+
+
+def _embedding(layer: nn.Embedding, x: Tensor, g: Tensor, weight: Slot | None) -> list[Factor]:
+    if weight is None:
+        return []
+    tokens = x.reshape(len(x), -1)
+    g = g.reshape(*g.shape[:2], -1, g.shape[-1])
+    if layer.padding_idx is not None:  # its row is constant: torch gives it no gradient
+        g = g * (tokens != layer.padding_idx)[None, :, :, None]
+    return [Tokens(tokens, g, weight, layer.num_embeddings)]
+
+
+def _scale_and_shift(
+    layer: nn.Module, x: Tensor, g: Tensor, weight: Slot | None, bias: Slot | None
+) -> list[Factor]:
+    axes = _summed_axes(layer, x)
+    found: list[Factor] = []
+    if weight is not None:
+        product = g * _normalised(layer, x)
+        found.append(Rows(_sum(product, axes), (weight,)))
+    if bias is not None:
+        found.append(Rows(_sum(g, axes), (bias,)))
+    return found
+
+
+def _sum(g: Tensor, axes: list[int]) -> Tensor:
+    return (g.sum(axes) if axes else g).flatten(2)
+
+
+def _summed_axes(layer: nn.Module, x: Tensor) -> list[int]:
+    """Axes of g (R, n, ...) that share one scale: all but the layer's own."""
+    if isinstance(layer, nn.LayerNorm):
+        return list(range(2, 1 + x.ndim - len(layer.normalized_shape)))
+    return list(range(3, 1 + x.ndim))
+
+
+def _normalised(layer: nn.Module, x: Tensor) -> Tensor:
+    """The layer's output before scale and shift."""
+    with torch.no_grad():
+        if isinstance(layer, nn.LayerNorm):
+            return F.layer_norm(x, layer.normalized_shape, eps=layer.eps)
+        if isinstance(layer, nn.GroupNorm):
+            return F.group_norm(x, layer.num_groups, eps=layer.eps)
+        return F.batch_norm(x, layer.running_mean, layer.running_var, eps=layer.eps)
+
+
+def combine(factors: list[Factor]) -> list[Factor]:
+    """Sum factors of the same parameter: layers called more than once, weights shared.
+
+    Two calls are two positions; where the two ways to use a weight differ (a table and the
+    matrix of a dense layer), rows are formed and added.
+    """
+    slots = [slot for f in factors for slot in _slots(f)]
+    if len(slots) == len(set(slots)):
+        return factors
+    repeated = {slot for slot in slots if slots.count(slot) > 1}
+    kept = [f for f in factors if not repeated & set(_slots(f))]
+    shared: dict[Slot, list[Factor]] = {}
+    for f in factors:
+        if repeated & set(_slots(f)):
+            for part in _split(f):
+                shared.setdefault(_slots(part)[0], []).append(part)
+    return kept + [_added(parts) for parts in shared.values()]
+
+
+def _slots(factor: Factor) -> tuple[Slot, ...]:
+    if isinstance(factor, Rows):
+        return factor.slots
+    if isinstance(factor, Dense):
+        return tuple(slot for slot in (factor.weight, factor.bias) if slot is not None)
+    return (factor.weight,)
+
+
+def _split(factor: Factor) -> list[Factor]:
+    """One factor per parameter."""
+    if not isinstance(factor, Dense):
+        return [factor]
+    parts: list[Factor] = [] if factor.bias is None else [Rows(factor.g, (factor.bias,))]
+    if factor.weight is not None:
+        a, g = factor.a[:, None, None], factor.g[:, :, None, None]
+        parts.append(Patches(a, g, factor.weight))
+    return parts
+
+
+def _added(parts: list[Factor]) -> Factor:
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    if all(isinstance(f, Patches) and _alike(f, first) for f in parts):
+        a, g = torch.cat([f.a for f in parts], dim=2), torch.cat([f.g for f in parts], dim=3)
+        return Patches(a, g, first.weight)
+    if all(isinstance(f, Tokens) for f in parts):
+        a, g = torch.cat([f.a for f in parts], dim=1), torch.cat([f.g for f in parts], dim=2)
+        return Tokens(a, g, first.weight, first.n_tokens)
+    rows = [explicit(f)[0] for f in parts]
+    return Rows(sum(r.values for r in rows[1:]) + rows[0].values, rows[0].slots)
+
+
+def _alike(f: Patches, other: Factor) -> bool:
     return (
-        type(layer) is nn.Conv2d
-        and layer.groups == 1
-        and layer.padding_mode == "zeros"
-        and not isinstance(layer.padding, str)
+        isinstance(other, Patches)
+        and f.a.shape[1] == other.a.shape[1]
+        and f.a.shape[3] == other.a.shape[3]
+        and f.g.shape[4] == other.g.shape[4]
     )
-
-
-def patches(layer: nn.Module, x: Tensor) -> Tensor:
-    """The layer's input as positions, of shape (n_samples, T, d_in)."""
-    if isinstance(layer, nn.Conv2d):
-        unfolded = F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
-        return unfolded.mT
-    return x.reshape(len(x), -1, x.shape[-1])
-
-
-def output_positions(layer: nn.Module, g: Tensor) -> Tensor:
-    """Derivative of the output (n_rows, n_samples, ...) as (n_samples, n_rows, T, d_out)."""
-    if isinstance(layer, nn.Conv2d):
-        return g.flatten(3).permute(1, 0, 3, 2)
-    return g.reshape(*g.shape[:2], -1, g.shape[-1]).transpose(0, 1)

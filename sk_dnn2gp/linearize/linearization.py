@@ -1,9 +1,8 @@
 """A network at its present weights as a linear map: f(x) and J(x) = ∂f/∂w (MATH 6).
 
-One forward pass keeps, for every dense layer called once on one vector per example, its input a
-and its output z; one backward pass per cotangent c gives g = ∂(cᵀf)/∂z. The layer's part of a row
-cᵀJ is then the outer product g aᵀ, and of a Gram matrix (a·a' + 1)(g·g'), without any row. All
-other parameters take the explicit way: rows by ``torch.func``, in chunks.
+One forward pass keeps the input a of every layer with a rule; one backward pass per cotangent c
+gives g = ∂(cᵀf)/∂(layer output). The layer's part of a row cᵀJ is the outer product g aᵀ, of a
+Gram matrix (a·a' + 1)(g·g'), without any row. Weights without a rule take explicit rows.
 
 Shapes: X (n_samples, ...); f (n_samples, n_outputs); cotangents C (n_samples, n_outputs, n_rows);
 rows Cᵀ J (n_samples, n_rows, n_params). Rows of a Gram matrix are ordered example by example.
@@ -12,44 +11,25 @@ rows Cᵀ J (n_samples, n_rows, n_params). Rows of a Gram matrix are ordered exa
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jacrev, vmap
 
 from .._memory import batches, chunk_length
-from .layers import has_rule, output_positions, patches
+from .choice import chosen_names, last_layer
+from .factors import Factor, Rows, add_squares, apply, covered, diagonal_blocks, write_rows
+from .gram import Side, add_products, gram_matrix, mirrored
+from .layers import has_rule
+from .plan import Plan, explicit_rows, factors_from_calls, make_plan, slots_of
+from .tape import Cotangents, Twin, backward, evaluated
 
 __all__ = ["Linearization"]
 
-# Layers that compute the same in both modes; all others are put into eval mode.
-_SAME_IN_EVAL = (
-    nn.Sequential, nn.Linear, nn.Tanh, nn.ReLU, nn.Sigmoid, nn.GELU, nn.Identity, nn.Conv2d,
-    nn.MaxPool2d, nn.Flatten,
-)  # fmt: skip
-
-Cotangents = Tensor | Callable[[Tensor], Tensor] | None
-
-
-@dataclass
-class _Call:
-    """One call of a layer: positions a (n, T, d_in) and g (n, n_rows, T, d_out)."""
-
-    layer: nn.Module
-    a: Tensor
-    g: Tensor
-
-
-@dataclass
-class _Trace:
-    """One pass over a chunk: f, the cotangents, and the calls of the layers that have a rule."""
-
-    outputs: Tensor
-    cotangents: Tensor
-    calls: list[_Call]
+# Rows of a forward pass without a graph: enough for full speed.
+_ROWS = 4096
 
 
 class Linearization:
@@ -58,20 +38,33 @@ class Linearization:
     Parameters
     ----------
     module : torch.nn.Module
-        Left as found: mode, hooks, gradients. Run in eval mode.
+        Never modified: a structural copy that shares its weights runs in eval mode.
     parameters : None, "last_layer" or sequence of str, default=None
-        Which weights are w: all that require a gradient, those of the last layer with weights, or
-        those named.
+        Which weights are w: all that require a gradient, those of the layer with weights that is
+        called last, or those named.
     dtype : torch.dtype, default=None
-        None works with the module itself, whose weights may change between calls; another
-        precision works with a copy in it, fixed at its present weights.
+        None works with the module's own weights, which may change between calls; another
+        precision works with a copy in it, brought up to date at every call.
     memory_limit : float, default=None
         MiB for temporary work; None is scikit-learn's ``working_memory``.
 
+    Attributes
+    ----------
+    n_params : int
+        P.
+    parameter_names, parameter_sizes : tuple
+        Names and numbers of weights, in the order of the flat vector w.
+    n_outputs : int
+        K, known after the first data.
+    dtype, device : torch.dtype, torch.device
+        Where the work is done.
+
     Raises
     ------
+    TypeError
+        If ``module`` is no module or cannot be copied.
     ValueError
-        If the module has no such weights.
+        If the module has no such weights, or weights of several precisions.
 
     Examples
     --------
@@ -90,38 +83,82 @@ class Linearization:
         dtype: torch.dtype | None = None,
         memory_limit: float | None = None,
     ) -> None:
+        if not isinstance(module, nn.Module):
+            raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}.")
+        self.memory_limit = memory_limit
         own = next((p.dtype for p in module.parameters() if p.is_floating_point()), None)
-        if dtype is not None and dtype != own:
-            module = copy.deepcopy(module).to(dtype)
-        self.module, self.memory_limit = module, memory_limit
-        named = dict(module.named_parameters())
-        self.parameter_names = _chosen(named, parameters)
-        self._parameters = [named[name] for name in self.parameter_names]
-        self.parameter_sizes = tuple(p.numel() for p in self._parameters)
+        self._source = module if dtype is not None and dtype != own else None
+        self.module = module if self._source is None else copy.deepcopy(module).to(dtype)
+        self._twin: Twin | None = None
+        self._plans: dict[tuple, Plan] = {}
+        names = chosen_names(self.module, parameters)
+        named = dict(self.module.named_parameters())
+        some = next(iter(named.values()))
+        self.dtype, self.device = some.dtype, some.device
+        if names is not None:
+            self._set_names(names)
+
+    def _set_names(self, names: tuple[str, ...]) -> None:
+        named = dict(self.module.named_parameters())
+        self.parameter_names = names
+        self.parameter_sizes = tuple(named[name].numel() for name in names)
         self.n_params = sum(self.parameter_sizes)
-        self.dtype, self.device = self._parameters[0].dtype, self._parameters[0].device
-        chosen = {id(p) for p in self._parameters}
-        self._layers = [
-            layer
-            for layer in module.modules()
-            if has_rule(layer) and any(id(p) in chosen for p in layer.parameters(recurse=False))
-        ]
-        ruled = {id(p) for layer in self._layers for p in layer.parameters(recurse=False)}
-        self._n_outputs: int | None = None
-        self._explicit = [i for i, p in enumerate(self._parameters) if id(p) not in ruled]
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("parameter_names", "parameter_sizes", "n_params"):
+            raise AttributeError(
+                f"{name} is known after the first call with data, e.g. outputs(X): which layer "
+                "of this module is called last shows only then."
+            )
+        raise AttributeError(name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_twin": None, "_plans": {}}
+
+    @property
+    def n_outputs(self) -> int:
+        """K, once the module has seen data.
+
+        Raises
+        ------
+        AttributeError
+            Before that.
+        """
+        for plan in self._plans.values():
+            return plan.n_outputs
+        raise AttributeError("n_outputs is known after the first call with data, e.g. outputs(X).")
 
     def weights(self) -> Tensor:
-        """w, of shape (n_params,), float64: in the order of ``parameter_names``."""
-        return torch.cat([p.detach().flatten() for p in self._parameters]).double()
+        """w, of shape (n_params,), float64: in the order of ``parameter_names``.
+
+        Returns
+        -------
+        Tensor
+        """
+        self._refresh()
+        named = dict(self.module.named_parameters())
+        return torch.cat([named[n].detach().flatten() for n in self.parameter_names]).double()
 
     def outputs(self, X: Tensor) -> Tensor:
-        """f(X), of shape (n_samples, n_outputs), in eval mode and without a graph."""
-        X = self._cast(X)
-        with torch.no_grad(), _eval_mode(self.module):
-            return torch.cat([self.module(X[part]) for part in batches(len(X), 4096)])
+        """f(X), in eval mode and without a graph.
+
+        Parameters
+        ----------
+        X : Tensor of shape (n_samples, ...)
+
+        Returns
+        -------
+        Tensor of shape (n_samples, n_outputs)
+        """
+        X, plan = self._prepared(X)
+        length = min(_ROWS, chunk_length(2 * plan.graph_bytes, self.memory_limit))
+        with torch.no_grad():
+            if len(X) <= length:
+                return self._twin.net(X)
+            return torch.cat([self._twin.net(X[part]) for part in batches(len(X), length)])
 
     def rows(self, X: Tensor, cotangents: Cotangents = None) -> Tensor:
-        """Cᵀ J for one chunk, of shape (n_samples, n_rows, n_params).
+        """Cᵀ J for one chunk.
 
         Parameters
         ----------
@@ -131,16 +168,14 @@ class Linearization:
 
         Returns
         -------
-        Tensor
+        Tensor of shape (n_samples, n_rows, n_params)
         """
         return self.outputs_and_rows(X, cotangents)[1]
 
     def outputs_and_rows(self, X: Tensor, cotangents: Cotangents = None) -> tuple[Tensor, Tensor]:
         """f(X) and :meth:`rows` from one forward pass."""
-        X = self._cast(X)
-        trace = self._trace(X, cotangents)
-        parts = self._parts(X, trace)
-        return trace.outputs, torch.cat([part.flatten(2) for part in parts], dim=2)
+        X, plan = self._prepared(X)
+        return self._rows(X, plan, cotangents)
 
     def iter_rows(
         self, X: Tensor, cotangents: Cotangents = None, dtype: torch.dtype = torch.float64
@@ -158,27 +193,58 @@ class Linearization:
         cotangents2: Cotangents = None,
         parameter_scale: Sequence[float] | None = None,
     ) -> Tensor:
-        """C(X)ᵀ J(X) diag(s) J(X2)ᵀ C(X2), of shape (n n_rows, n2 n_rows2), float64.
+        """C(X)ᵀ J(X) diag(s) J(X2)ᵀ C(X2), with rows ordered example by example.
 
         Parameters
         ----------
         X, X2 : Tensor of shape (n, ...), (n2, ...)
-            ``X2=None`` is X itself.
+            ``X2=None`` is X itself: half the work, an exactly symmetric result.
         cotangents, cotangents2 : Tensor of shape (n, n_outputs, n_rows), callable or None
         parameter_scale : sequence of float, optional
             s, one positive factor per named parameter.
 
         Returns
         -------
-        Tensor
+        Tensor of shape (n n_rows, n2 n_rows2), float64
         """
-        left = [part for _, _, part in self._iter(X, cotangents, parameter_scale)]
-        if X2 is None:
-            rows = torch.cat([part.flatten(0, 1) for part in left]).double()
-            return rows @ rows.mT
-        right = [part for _, _, part in self._iter(X2, cotangents2, parameter_scale)]
-        join = [torch.cat([p.flatten(0, 1) for p in side]).double() for side in (left, right)]
-        return join[0] @ join[1].mT
+        left, right = self._sides(X, X2, cotangents, cotangents2)
+        return gram_matrix(left, right, self._scale(parameter_scale), self.memory_limit)
+
+    def gram_trace(
+        self, X: Tensor, X2: Tensor | None = None, *, parameter_scale: Sequence[float] | None = None
+    ) -> Tensor:
+        """Σ_k of the Gram matrix's (k, k) parts, of shape (n, n2), float64.
+
+        The sum over outputs is taken inside the products, so that the NK × NK matrix never is.
+        """
+        left, right = self._sides(X, X2, None, None)
+        scale = self._scale(parameter_scale)
+        return gram_matrix(left, right, scale, self.memory_limit, trace=True)
+
+    def gram_output(
+        self,
+        X: Tensor,
+        X2: Tensor | None = None,
+        k: int = 0,
+        *,
+        parameter_scale: Sequence[float] | None = None,
+    ) -> Tensor:
+        """Gram matrix of output k alone, of shape (n, n2), float64.
+
+        Raises
+        ------
+        ValueError
+            If the network has no output k.
+        """
+
+        def unit(f: Tensor) -> Tensor:
+            if not -f.shape[1] <= k < f.shape[1]:
+                raise ValueError(f"The network has {f.shape[1]} outputs, none of number {k}.")
+            C = torch.zeros_like(f)[..., None]
+            C[:, k] = 1.0
+            return C
+
+        return self.gram(X, X2, cotangents=unit, cotangents2=unit, parameter_scale=parameter_scale)
 
     def diagonal_blocks(
         self,
@@ -188,8 +254,13 @@ class Linearization:
         parameter_scale: Sequence[float] | None = None,
     ) -> Tensor:
         """Cᵀ J diag(s) Jᵀ C per example, of shape (n_samples, n_rows, n_rows), float64."""
-        chunks = self._iter(X, cotangents, parameter_scale)
-        return torch.cat([rows.double() @ rows.double().mT for _, _, rows in chunks])
+        scale = self._scale(parameter_scale)
+        return torch.cat(
+            [
+                sum(diagonal_blocks(factor, scale) for factor in factors)
+                for _, _, factors in self._iter_factors(X, cotangents)
+            ]
+        )
 
     def ggn(self, X: Tensor, *, cotangents: Cotangents = None) -> Tensor:
         """Σ_i rows_iᵀ rows_i = ΦᵀΦ, of shape (n_params, n_params), float64."""
@@ -200,171 +271,170 @@ class Linearization:
         outputs, total = [], None
         for _, f, rows in self._iter(X, cotangents):
             flat = rows.flatten(0, 1).double()
-            total = flat.mT @ flat if total is None else total.addmm_(flat.mT, flat)
+            if total is None:
+                total = flat.new_zeros(self.n_params, self.n_params)
+            add_products(flat, total)
             outputs.append(f)
-        return torch.cat(outputs), total
+        return torch.cat(outputs), mirrored(total)
 
     def ggn_diagonal(self, X: Tensor, *, cotangents: Cotangents = None) -> Tensor:
-        """diag(ΦᵀΦ), of shape (n_params,), float64."""
-        total = torch.zeros(self.n_params, dtype=torch.float64, device=self.device)
-        for _, _, rows in self._iter(X, cotangents):
-            total += rows.flatten(0, 1).double().square().sum(0)
+        """diag(ΦᵀΦ), of shape (n_params,), float64, from layer factors (MATH 6)."""
+        total: Tensor | None = None
+        for _, _, factors in self._iter_factors(X, cotangents):
+            if total is None:
+                total = torch.zeros(self.n_params, dtype=torch.float64, device=self.device)
+            for factor in factors:
+                add_squares(factor, total)
         return total
 
     def squared_gradients(self, X: Tensor, residual: Tensor) -> Tensor:
-        """Σ_i (J_iᵀ r_i)², elementwise, of shape (n_params,)."""
+        """Σ_i (J_iᵀ r_i)², elementwise, of shape (n_params,), for r (n_samples, n_outputs)."""
         return self.ggn_diagonal(X, cotangents=residual[..., None])
 
     def jvp(self, X: Tensor, v: Tensor) -> Tensor:
         """J v, of shape (n_samples, n_outputs), or (…, n_vectors) for v (n_params, n_vectors)."""
-        return torch.cat([rows.double() @ v for _, _, rows in self._iter(X, None)])
+        V = v[:, None] if v.ndim == 1 else v
+        parts = []
+        for _, f, factors in self._iter_factors(X, None):
+            if len(V) != self.n_params:
+                raise ValueError(f"v must have {self.n_params} rows, got {len(V)}.")
+            V = V.to(self.device, torch.float64)
+            zero = V.new_zeros(*f.shape, V.shape[1])
+            parts.append(sum((apply(factor, V) for factor in factors), zero))
+        total = torch.cat(parts)
+        return total[..., 0] if v.ndim == 1 else total
 
     def vjp(self, X: Tensor, u: Tensor) -> Tensor:
         """Σ_i J_iᵀ u_i, of shape (n_params,), float64, for u (n_samples, n_outputs)."""
-        X = self._cast(X)
+        X, plan = self._prepared(X)
         total = torch.zeros(self.n_params, dtype=torch.float64, device=self.device)
-        with torch.enable_grad(), _eval_mode(self.module):
-            for part in batches(len(X), 4096):
-                f = self.module(X[part])
-                grads = torch.autograd.grad(f, self._parameters, u[part].to(f), allow_unused=True)
-                total += torch.cat(
-                    [
-                        (torch.zeros_like(p) if g is None else g).flatten().double()
-                        for g, p in zip(grads, self._parameters, strict=True)
-                    ]
-                )
+        length = chunk_length(4 * plan.graph_bytes, self.memory_limit)
+        named = dict(self._twin.net.named_parameters())
+        leaves = [named[name] for name in self.parameter_names]
+        frozen = any(not p.requires_grad for p in leaves)
+        for part in batches(len(X), length):
+            total += self._pull(X[part], u[part], leaves, frozen)
         return total
 
-    def _cast(self, X: Tensor) -> Tensor:
-        return X.to(self.dtype) if X.is_floating_point() else X
+    def _pull(self, X: Tensor, u: Tensor, leaves: list[Tensor], frozen: bool) -> Tensor:
+        with torch.enable_grad():
+            if frozen:
+                leaves = [p.detach().requires_grad_() for p in leaves]
+                weights = dict(zip(self.parameter_names, leaves, strict=True))
+                f = torch.func.functional_call(self._twin.net, weights, (X,))
+            else:
+                f = self._twin.net(X)
+            if not f.requires_grad:
+                return torch.zeros(self.n_params, dtype=torch.float64, device=self.device)
+            grads = torch.autograd.grad(
+                f, leaves, u.to(f), allow_unused=True, materialize_grads=True
+            )
+        return torch.cat([g.flatten() for g in grads]).double()
 
-    def _iter(
-        self, X: Tensor, cotangents: Cotangents, scale: Sequence[float] | None = None
-    ) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        X = self._cast(X)
-        n_outputs = self._count_outputs(X)
-        length = chunk_length(4 * 8 * self.n_params * n_outputs, self.memory_limit)
+    def _sides(
+        self, X: Tensor, X2: Tensor | None, c: Cotangents, c2: Cotangents
+    ) -> tuple[Side, Side | None]:
+        left = self._side(X, c)
+        return left, None if X2 is None else self._side(X2, c2)
+
+    def _side(self, X: Tensor, cotangents: Cotangents) -> Side:
+        X, plan = self._prepared(X)
+
+        def factors(part: slice) -> list[Factor]:
+            return self._factors(X[part], plan, _part_of(cotangents, part))[1]
+
+        R = cotangents.shape[2] if isinstance(cotangents, Tensor) else plan.n_outputs
+        return Side(len(X), R, factors, plan.graph_bytes, plan.row_bytes)
+
+    def _iter_factors(
+        self, X: Tensor, cotangents: Cotangents
+    ) -> Iterator[tuple[slice, Tensor, list[Factor]]]:
+        """Yield (slice, f, factors) in chunks whose rows of the largest parameter fit."""
+        X, plan = self._prepared(X)
+        R = cotangents.shape[2] if isinstance(cotangents, Tensor) else plan.n_outputs
+        largest = max(self.parameter_sizes)
+        per_row = 4 * plan.graph_bytes + 2 * R * (plan.row_bytes + 8 * largest)
+        for part in batches(len(X), chunk_length(per_row, self.memory_limit)):
+            f, factors = self._factors(X[part], plan, _part_of(cotangents, part))
+            yield part, f, factors
+
+    def _iter(self, X: Tensor, cotangents: Cotangents) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        X, plan = self._prepared(X)
+        R = cotangents.shape[2] if isinstance(cotangents, Tensor) else plan.n_outputs
+        per_row = 4 * plan.graph_bytes + 2 * R * (plan.row_bytes + 16 * self.n_params)
+        length = chunk_length(per_row, self.memory_limit)
         for part in batches(len(X), length):
-            c = cotangents[part] if isinstance(cotangents, Tensor) else cotangents
-            f, rows = self.outputs_and_rows(X[part], c)
-            if scale is not None:
-                factor = torch.tensor(scale, dtype=rows.dtype, device=rows.device).sqrt()
-                rows = rows * factor.repeat_interleave(torch.tensor(self.parameter_sizes))
+            f, rows = self._rows(X[part], plan, _part_of(cotangents, part))
             yield part, f, rows
 
-    def _count_outputs(self, X: Tensor) -> int:
-        if self._n_outputs is None and len(X):
-            self._n_outputs = self.outputs(X[:1]).shape[1]
-        return self._n_outputs or 1
+    def _rows(self, X: Tensor, plan: Plan, cotangents: Cotangents) -> tuple[Tensor, Tensor]:
+        f, factors, R = self._factors_and_width(X, plan, cotangents)
+        whole = sum(covered(factor) for factor in factors) == self.n_params
+        out = (f.new_empty if whole else f.new_zeros)(len(X), R, self.n_params)
+        for factor in factors:
+            write_rows(factor, out)
+        return f, out
 
-    def _trace(self, X: Tensor, cotangents: Cotangents) -> _Trace:
-        calls: list[tuple[nn.Module, Tensor, Tensor]] = []
+    def _factors(self, X: Tensor, plan: Plan, cotangents: Cotangents) -> tuple[Tensor, list]:
+        return self._factors_and_width(X, plan, cotangents)[:2]
 
-        def keep(layer: nn.Module, args: tuple, z: Tensor) -> Tensor:
-            z = z if z.requires_grad else z.requires_grad_()
-            calls.append((layer, args[0].detach(), z))
-            return z
+    def _factors_and_width(
+        self, X: Tensor, plan: Plan, cotangents: Cotangents
+    ) -> tuple[Tensor, list[Factor], int]:
+        twin = self._twin
+        f, calls = twin.record(lambda: twin.net(X))
+        calls = [call for call in calls if plan.serves[call.layer]]
+        C = evaluated(cotangents, f.detach())
+        gs = backward(f, calls, C)
+        factors = factors_from_calls(calls, gs, twin.layers, plan.slots)
+        if plan.explicit:
+            factors.append(explicit_rows(twin, plan, X, C))
+        if not factors:  # no weight reaches the outputs: rows of zeros
+            factors = [Rows(f.new_zeros(C.shape[2], len(X), 0), ())]
+        return f.detach(), factors, C.shape[2]
 
-        handles = [layer.register_forward_hook(keep) for layer in self._layers]
-        try:
-            with torch.enable_grad(), _eval_mode(self.module):
-                f = self.module(X)
-        finally:
-            for handle in handles:
-                handle.remove()
-        C = _evaluated(cotangents, f.detach())
-        zs = [z for _, _, z in calls]
-        per_row = [
-            torch.autograd.grad(f, zs, C[:, :, r], retain_graph=r + 1 < C.shape[2])
-            for r in range(C.shape[2])
-        ]
-        stacked = [torch.stack(g) for g in zip(*per_row, strict=True)]
-        return _Trace(
-            f.detach(),
-            C,
-            [
-                _Call(layer, patches(layer, x), output_positions(layer, g))
-                for (layer, x, _), g in zip(calls, stacked, strict=True)
-            ],
-        )
-
-    def _parts(self, X: Tensor, trace: _Trace) -> list[Tensor]:
-        """Rows of every chosen parameter, each (n, n_rows, numel)."""
-        parts: dict[int, Tensor] = {}
-        for call in trace.calls:
-            for p, rows in _call_rows(call):
-                parts[id(p)] = parts[id(p)] + rows if id(p) in parts else rows
-        for i, rows in self._explicit_rows(X, trace.cotangents):
-            parts[id(self._parameters[i])] = rows
-        shape = trace.cotangents.shape
-        return [
-            parts.get(
-                id(p), X.new_zeros(1, 1, 1, dtype=self.dtype).expand(shape[0], shape[2], p.numel())
+    def _scale(self, scale: Sequence[float] | None) -> list[float] | None:
+        if scale is None:
+            return None
+        scale = [float(s) for s in scale]
+        if len(scale) != len(self.parameter_names) or not all(0 < s < math.inf for s in scale):
+            raise ValueError(
+                f"parameter_scale must be {len(self.parameter_names)} positive numbers, one per "
+                f"named parameter, got {scale}."
             )
-            for p in self._parameters
-        ]
+        return scale
 
-    def _explicit_rows(self, X: Tensor, C: Tensor) -> Iterator[tuple[int, Tensor]]:
-        if not self._explicit:
+    def _refresh(self) -> None:
+        """Bring a copy in another precision up to date with the module's present weights."""
+        if self._source is None:
             return
-        names = [self.parameter_names[i] for i in self._explicit]
-        values = {
-            n: self._parameters[i].detach() for n, i in zip(names, self._explicit, strict=True)
-        }
+        with torch.no_grad():
+            for tensors in ("parameters", "buffers"):
+                mine = list(getattr(self.module, tensors)())
+                theirs = [t.detach() for t in getattr(self._source, tensors)()]
+                if mine:
+                    torch._foreach_copy_([t.detach() for t in mine], theirs)
 
-        def one(values: dict[str, Tensor], x: Tensor, c: Tensor) -> Tensor:
-            return functional_call(self.module, values, (x[None],))[0] @ c
-
-        with _eval_mode(self.module):
-            jacobians = vmap(jacrev(one), (None, 0, 0))(values, X, C)
-        for name, i in zip(names, self._explicit, strict=True):
-            yield i, jacobians[name].flatten(2)
-
-
-def _call_rows(call: _Call) -> Iterator[tuple[Tensor, Tensor]]:
-    weight, bias = call.layer.weight, call.layer.bias
-    if call.a.shape[1] == 1:
-        g = call.g[:, :, 0]
-        yield weight, (g[..., None] * call.a[:, :, None]).flatten(2)
-    else:
-        g = call.g.sum(2)
-        yield weight, torch.einsum("nrto,nti->nroi", call.g, call.a).flatten(2)
-    if bias is not None:
-        yield bias, g
-
-
-def _evaluated(cotangents: Cotangents, f: Tensor) -> Tensor:
-    if cotangents is None:
-        return torch.eye(f.shape[1], dtype=f.dtype, device=f.device).expand(len(f), -1, -1)
-    C = cotangents(f) if callable(cotangents) else cotangents
-    return C.to(f)
+    def _prepared(self, X: Tensor) -> tuple[Tensor, Plan]:
+        """X in the working precision, and the plan for data of its kind."""
+        if not isinstance(X, Tensor):
+            raise TypeError(f"X must be a torch.Tensor, got {type(X).__name__}.")
+        X = X.detach()
+        if X.is_floating_point() and X.dtype != self.dtype:
+            X = X.to(self.dtype)
+        if X.ndim == 0 or len(X) == 0:
+            raise ValueError(f"X must hold at least one example, got shape {tuple(X.shape)}.")
+        self._refresh()
+        if self._twin is None or not self._twin.is_current():
+            self._twin, self._plans = Twin(self.module), {}
+            self._set_names(self.__dict__.get("parameter_names") or last_layer(self._twin, X))
+            self._twin.watch(has_rule)
+        key = (X.dtype, *X.shape[1:])
+        if key not in self._plans:
+            slots = slots_of(self.parameter_names, self.parameter_sizes)
+            self._plans[key] = make_plan(self._twin, slots, X)
+        return X, self._plans[key]
 
 
-def _chosen(named: dict[str, Tensor], parameters: str | Sequence[str] | None) -> tuple[str, ...]:
-    names = [name for name, p in named.items() if p.requires_grad]
-    if parameters == "last_layer":
-        last = names[-1].rpartition(".")[0] if names else ""
-        names = [name for name in names if name.rpartition(".")[0] == last]
-    elif parameters is not None:
-        unknown = set(parameters) - set(named)
-        if unknown:
-            raise ValueError(f"module has no parameters named {sorted(unknown)}.")
-        names = [name for name in named if name in set(parameters)]
-    if not names:
-        raise ValueError("module has no weights to linearise in (none requires a gradient).")
-    return tuple(names)
-
-
-@contextmanager
-def _eval_mode(module: nn.Module) -> Iterator[None]:
-    # A network that trains flips between modes at every step: leave those that cannot tell alone.
-    modes = [(m, m.training) for m in module.modules() if m.training]
-    if all(isinstance(m, _SAME_IN_EVAL) for m, _ in modes):
-        yield
-        return
-    try:
-        module.eval()
-        yield
-    finally:
-        for m, training in modes:
-            m.training = training
+def _part_of(cotangents: Cotangents, part: slice) -> Cotangents:
+    return cotangents[part] if isinstance(cotangents, Tensor) else cotangents

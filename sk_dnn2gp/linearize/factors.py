@@ -1,0 +1,298 @@
+"""Parts of J kept as factors, and every contraction of J that they give without J (MATH 6).
+
+A factor holds the rows C_iᵀ J_i of a chunk of examples for some of the weights, as little as they
+can be said with:
+
+    Dense      one vector a per example           row = g aᵀ (weight), g (bias)
+    Patches    T positions per example            row = Σ_t g_t a_tᵀ, in H groups of channels
+    Tokens     T looked-up rows of a table        row = Σ_t g_t e_tᵀ
+    Rows       the rows themselves
+
+Shapes: n examples, R rows each; the row axis leads, so that inner loops run over examples:
+g (R, n, O), (R, n, H, T, O) or (R, n, T, O); a (n, I) or (n, H, T, I); values (R, n, p). A Gram
+tile is (R, n, R2, n2). A slot is the place of a parameter in the flat weight vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "Dense", "Factor", "Patches", "Rows", "Slot", "Tokens", "add_gram", "add_squares", "apply", "covered",
+    "diagonal_blocks", "explicit", "fold", "merge", "prefers_rows", "tiles", "write_rows",
+]  # fmt: skip
+
+# One pass over a tile costs about as much time as this many multiplications in a matrix product.
+_PASS = 30
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Place ``start:stop`` of parameter number ``index`` in the flat weight vector."""
+
+    start: int
+    stop: int
+    index: int
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A dense layer on one vector per example: a (n, I), g (R, n, O)."""
+
+    a: Tensor
+    g: Tensor
+    weight: Slot | None
+    bias: Slot | None
+
+
+@dataclass(frozen=True)
+class Patches:
+    """Weights met at T positions: a (n, H, T, I), g (R, n, H, T, O); the weight is (H, O, I)."""
+
+    a: Tensor
+    g: Tensor
+    weight: Slot
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A table of ``n_tokens`` rows, looked up: a (n, T) integers, g (R, n, T, O)."""
+
+    a: Tensor
+    g: Tensor
+    weight: Slot
+    n_tokens: int
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Explicit rows: values (R, n, p), whose columns are those of ``slots`` in turn."""
+
+    values: Tensor
+    slots: tuple[Slot, ...]
+
+
+Factor = Dense | Patches | Tokens | Rows
+
+
+def covered(factor: Factor) -> int:
+    """How many weights the factor has the rows of."""
+    if isinstance(factor, Rows):
+        return sum(slot.stop - slot.start for slot in factor.slots)
+    bias = getattr(factor, "bias", None)
+    return sum(slot.stop - slot.start for slot in (factor.weight, bias) if slot is not None)
+
+
+def explicit(factor: Factor) -> list[Rows]:
+    """The factor's rows, formed."""
+    if isinstance(factor, Rows):
+        return [factor]
+    a, g = factor.a, factor.g
+    if isinstance(factor, Dense):
+        parts = [] if factor.bias is None else [Rows(g, (factor.bias,))]
+        if factor.weight is not None:
+            parts.append(Rows((g[..., None] * a[:, None]).flatten(2), (factor.weight,)))
+        return parts
+    if isinstance(factor, Patches):
+        return [Rows(torch.matmul(g.mT, a).flatten(2), (factor.weight,))]
+    R, n, T, O = g.shape
+    table = g.new_zeros(R, n, factor.n_tokens, O)
+    table.scatter_add_(2, a[None, :, :, None].expand_as(g), g)
+    return [Rows(table.flatten(2), (factor.weight,))]
+
+
+def fold(factor: Factor) -> Factor:
+    """The factor whose one-row Gram matrix is the trace over rows of this one's."""
+    if isinstance(factor, Rows):
+        return Rows(factor.values.transpose(0, 1).flatten(1)[None], factor.slots)
+    return replace(factor, g=factor.g.movedim(0, -2).flatten(-2)[None])
+
+
+def merge(factors: Sequence[Factor], as_rows: Sequence[bool]) -> list[Factor]:
+    """Form the rows of the marked factors, and join all rows into one factor for one product."""
+    kept = [f for f, flag in zip(factors, as_rows, strict=True) if not flag]
+    rows = [r for f, flag in zip(factors, as_rows, strict=True) if flag for r in explicit(f)]
+    if len(rows) > 1:
+        slots = tuple(slot for r in rows for slot in r.slots)
+        rows = [Rows(torch.cat([r.values for r in rows], dim=2), slots)]
+    return [*rows, *kept]
+
+
+def prefers_rows(factor: Factor, n: int) -> bool:
+    """Whether a Gram matrix over ``n`` examples costs fewer operations through explicit rows."""
+    if isinstance(factor, Rows):
+        return True
+    R, pairs = factor.g.shape[0], n * n
+    O = factor.g.shape[-1]
+    if isinstance(factor, Dense):
+        I = factor.a.shape[1] if factor.weight is not None else 0
+        by_factors = pairs * (I + R * R * (O + _PASS))
+        return pairs * R * R * (I + 1) * O + n * R * I * O <= by_factors
+    H, T = factor.g.shape[2:4] if isinstance(factor, Patches) else (1, factor.g.shape[2])
+    I = factor.a.shape[-1] if isinstance(factor, Patches) else 1
+    n_weights = H * I * O if isinstance(factor, Patches) else factor.n_tokens * O
+    by_factors = pairs * H * T * T * (I + R * R * (O + _PASS))
+    return pairs * R * R * n_weights + n * R * T * n_weights <= by_factors
+
+
+def tiles(factor: Factor, length: int) -> list[Factor]:
+    """The factor cut into chunks of at most ``length`` examples, contiguous."""
+    if isinstance(factor, Rows):
+        return [Rows(v.contiguous(), factor.slots) for v in factor.values.split(length, dim=1)]
+    a, g = factor.a.split(length), factor.g.split(length, dim=1)
+    return [
+        replace(factor, a=a_.contiguous(), g=g_.contiguous()) for a_, g_ in zip(a, g, strict=True)
+    ]
+
+
+def add_gram(
+    left: Factor, right: Factor, tile: Tensor, scale: Sequence[float] | None = None
+) -> None:
+    """Add left diag(scale) rightᵀ to ``tile`` (R, n, R2, n2)."""
+    if isinstance(left, Rows):
+        values = left.values.flatten(0, 1)
+        if scale is not None:
+            values = values * _column_scale(left, scale, values)
+        flat = tile.flatten(2).flatten(0, 1)
+        flat.addmm_(values, right.values.flatten(0, 1).mT)
+    elif isinstance(left, Dense):
+        tile.addcmul_(_products(left.g, right.g), _dense_inputs(left, right, scale)[:, None])
+    else:
+        s = 1.0 if scale is None else scale[left.weight.index]
+        for h in range(left.a.shape[1] if isinstance(left, Patches) else 1):
+            tile.add_(_position_pairs(left, right, h), alpha=s)
+
+
+def _products(g: Tensor, g2: Tensor) -> Tensor:
+    """g·g' for all rows of all examples: (R, n, R2, n2)."""
+    flat = g.flatten(0, 1) @ g2.flatten(0, 1).mT
+    return flat.view(g.shape[0], g.shape[1], g2.shape[0], g2.shape[1])
+
+
+def _dense_inputs(left: Dense, right: Dense, scale: Sequence[float] | None) -> Tensor:
+    """s_w a·a' + s_b, of shape (n, n2)."""
+    s_b = 0.0 if left.bias is None else 1.0 if scale is None else float(scale[left.bias.index])
+    if left.weight is None:
+        return left.a.new_full((len(left.a), len(right.a)), s_b)
+    s_w = 1.0 if scale is None else float(scale[left.weight.index])
+    one = left.a.new_full((1, 1), s_b)
+    return torch.addmm(one, left.a, right.a.mT, alpha=s_w)
+
+
+def _inputs_of(factor: Patches | Tokens, h: int) -> tuple[Tensor, Tensor]:
+    """Inputs (n, T, I) or tokens (n, T), and g (R, n, T, O), of channel group h."""
+    if isinstance(factor, Patches):
+        return factor.a[:, h], factor.g[:, :, h]
+    return factor.a, factor.g
+
+
+def _position_pairs(left: Patches | Tokens, right: Patches | Tokens, h: int) -> Tensor:
+    """Σ over pairs of positions of (a·a')(g·g'), (R, n, R2, n2)."""
+    (a, g), (a2, g2) = _inputs_of(left, h), _inputs_of(right, h)
+    R, n, T, _ = g.shape
+    R2, n2, T2, _ = g2.shape
+    if isinstance(left, Patches):
+        A = (a.flatten(0, 1) @ a2.flatten(0, 1).mT).view(n, T, 1, n2, T2)
+    else:
+        A = (a[:, :, None, None, None] == a2).to(g.dtype)
+    G = (g.flatten(0, 2) @ g2.flatten(0, 2).mT).view(R, n, T, R2, n2, T2)
+    return G.mul_(A).sum((2, 5))
+
+
+def _column_scale(factor: Rows, scale: Sequence[float], like: Tensor) -> Tensor:
+    p = sum(slot.stop - slot.start for slot in factor.slots)
+    columns = [
+        like.new_full((slot.stop - slot.start,), float(scale[slot.index])) for slot in factor.slots
+    ]
+    return torch.cat(columns).repeat(factor.values.shape[2] // p)
+
+
+def write_rows(factor: Factor, out: Tensor) -> None:
+    """Write the rows into ``out`` (n, R, P), where they belong."""
+    for part in explicit(factor) if isinstance(factor, Patches | Tokens) else [factor]:
+        if isinstance(part, Dense):
+            _write_dense(part, out)
+            continue
+        start = 0
+        for slot in part.slots:
+            size = slot.stop - slot.start
+            out[:, :, slot.start : slot.stop] = part.values[..., start : start + size].transpose(
+                0, 1
+            )
+            start += size
+
+
+def _write_dense(factor: Dense, out: Tensor) -> None:
+    g = factor.g.transpose(0, 1)
+    if factor.bias is not None:
+        out[:, :, factor.bias.start : factor.bias.stop] = g
+    if factor.weight is not None:
+        part = out[:, :, factor.weight.start : factor.weight.stop]
+        part = part.unflatten(2, (g.shape[2], factor.a.shape[1]))
+        if out.dtype == g.dtype:
+            torch.mul(g[..., None], factor.a[:, None, None], out=part)
+        else:
+            part.copy_(g[..., None] * factor.a[:, None, None])
+
+
+def add_squares(factor: Factor, total: Tensor) -> None:
+    """Add the sum over rows of their elementwise squares to ``total`` (P,)."""
+    if isinstance(factor, Dense):
+        squares = factor.g.double().square().sum(0)
+        if factor.bias is not None:
+            total[factor.bias.start : factor.bias.stop] += squares.sum(0)
+        if factor.weight is not None:
+            weight = squares.mT @ factor.a.double().square()
+            total[factor.weight.start : factor.weight.stop] += weight.flatten()
+        return
+    for part in explicit(factor):
+        squares, start = part.values.double().square().sum((0, 1)), 0
+        for slot in part.slots:
+            size = slot.stop - slot.start
+            total[slot.start : slot.stop] += squares[start : start + size]
+            start += size
+
+
+def diagonal_blocks(factor: Factor, scale: Sequence[float] | None) -> Tensor:
+    """Rows times rows of the same example, of shape (n, R, R), float64."""
+    if isinstance(factor, Rows):
+        values = factor.values.double().transpose(0, 1)
+        scaled = values if scale is None else values * _column_scale(factor, scale, values)
+        return scaled @ values.mT
+    g = factor.g.double()
+    if isinstance(factor, Dense):
+        s_w, s_b = (
+            0.0 if slot is None else 1.0 if scale is None else float(scale[slot.index])
+            for slot in (factor.weight, factor.bias)
+        )
+        g = g.transpose(0, 1)
+        return (s_w * factor.a.double().square().sum(1) + s_b)[:, None, None] * (g @ g.mT)
+    if isinstance(factor, Patches):
+        return diagonal_blocks(explicit(factor)[0], scale)
+    same = (factor.a[:, :, None] == factor.a[:, None]).double()
+    s = 1.0 if scale is None else float(scale[factor.weight.index])
+    return s * torch.einsum("rnto,ntu,qnuo->nrq", g, same, g)
+
+
+def apply(factor: Factor, v: Tensor) -> Tensor:
+    """Rows times v (P, Q), of shape (n, R, Q), in the dtype of v."""
+    if isinstance(factor, Dense):
+        g, total = factor.g.transpose(0, 1).to(v), 0.0
+        if factor.weight is not None:
+            V = v[factor.weight.start : factor.weight.stop].view(g.shape[2], -1, v.shape[1])
+            total = g @ torch.einsum("ni,oiq->noq", factor.a.to(v), V)
+        if factor.bias is not None:
+            total = total + g @ v[factor.bias.start : factor.bias.stop]
+        return total
+    if isinstance(factor, Tokens):
+        V = v[factor.weight.start : factor.weight.stop].view(factor.n_tokens, -1, v.shape[1])
+        return torch.einsum("rnto,ntoq->nrq", factor.g.to(v), V[factor.a])
+    total = 0.0
+    for part in explicit(factor):
+        columns = torch.cat([v[slot.start : slot.stop] for slot in part.slots])
+        total = total + (part.values.to(v) @ columns).transpose(0, 1)
+    return total

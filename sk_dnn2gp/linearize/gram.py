@@ -1,0 +1,201 @@
+"""Gram matrices tile by tile, from factors, under a memory limit (MATH 6).
+
+Forward and backward passes give factors for as many examples at once as memory holds; tiles of
+about a thousand rows are contracted and written, in float64, into the result. Of a symmetric
+matrix only the tiles on and above the diagonal are computed. Where the factors of all examples do
+not fit, those of the columns are computed anew for each block of rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .._memory import batches, limit_in_bytes
+from .factors import Factor, add_gram, fold, merge, prefers_rows, tiles
+
+__all__ = ["Side", "add_products", "gram_matrix", "mirrored"]
+
+# Columns of ΦᵀΦ that one product makes.
+_COLUMNS = 256
+# Rows of a tile: large enough for the speed of matrix products, small enough for caches.
+_TILE = 1024
+
+
+@dataclass(frozen=True)
+class Side:
+    """The rows of one side: how many examples, rows each, and their factors by slice.
+
+    ``graph_bytes`` an example takes in a forward and backward pass, ``row_bytes`` a row in factors.
+    """
+
+    n: int
+    n_rows: int
+    factors: Callable[[slice], list[Factor]]
+    graph_bytes: float
+    row_bytes: float
+
+
+@dataclass(frozen=True)
+class _Tile:
+    part: slice
+    n_rows: int
+    factors: list[Factor]
+
+
+def gram_matrix(
+    left: Side,
+    right: Side | None,
+    scale: Sequence[float] | None,
+    memory_limit: float | None,
+    trace: bool = False,
+) -> Tensor:
+    """Rows of ``left`` times those of ``right`` (None: of ``left``), float64.
+
+    Parameters
+    ----------
+    left, right : Side
+    scale : sequence of float or None
+        One factor per parameter.
+    memory_limit : float or None
+        MiB beside the result.
+    trace : bool
+        Sum over the rows of each pair of examples.
+
+    Returns
+    -------
+    Tensor of shape (n n_rows, n2 n_rows2), or (n, n2) for the trace
+    """
+    limit = limit_in_bytes(memory_limit)
+    plan = _Layout(limit, trace, [None])
+    sides = [left] if right is None else [left, right]
+    held = sum(side.n * side.n_rows * side.row_bytes for side in sides)
+    writer = _Writer(left, right, scale)
+    if held <= limit / 2:
+        rows = list(plan.tiles(left, slice(0, left.n)))
+        columns = rows if right is None else list(plan.tiles(right, slice(0, right.n)))
+        writer.write(rows, columns, symmetric=right is None)
+        return writer.result
+    _recomputed(left, right, plan, writer)
+    return writer.result
+
+
+def _recomputed(left: Side, right: Side | None, layout: _Layout, writer: _Writer) -> None:
+    """Hold one block of rows and one of columns at a time."""
+    other = left if right is None else right
+    row_blocks, column_blocks = layout.blocks(left), layout.blocks(other)
+    for i, block in enumerate(row_blocks):
+        rows = list(layout.tiles(left, block))
+        if right is None:
+            writer.write(rows, rows, symmetric=True)
+        for column in column_blocks[i + 1 if right is None else 0 :]:
+            columns = list(layout.tiles(other, column))
+            writer.write(rows, columns, symmetric=False, mirror=right is None)
+
+
+class _Layout:
+    """How examples are cut, and which factors become rows: decided once for both sides."""
+
+    def __init__(self, limit: float, trace: bool, as_rows: list) -> None:
+        self.limit, self.trace, self.as_rows = limit, trace, as_rows
+
+    def blocks(self, side: Side) -> list[slice]:
+        length = max(1, int(self.limit / 4 / (side.n_rows * side.row_bytes + 1)))
+        return list(batches(side.n, length))
+
+    def tiles(self, side: Side, block: slice) -> Iterator[_Tile]:
+        per_example = 4 * side.graph_bytes + 2 * side.n_rows * side.row_bytes
+        length = max(1, int(self.limit / 4 / (per_example + 1)))
+        for chunk in batches(block.stop - block.start, length):
+            part = slice(block.start + chunk.start, block.start + chunk.stop)
+            yield from self._cut(part, self._prepared(side, part))
+
+    def _prepared(self, side: Side, part: slice) -> list[Factor]:
+        factors = side.factors(part)
+        if self.trace:
+            factors = [fold(factor) for factor in factors]
+        if self.as_rows[0] is None:
+            self.as_rows[0] = [prefers_rows(factor, side.n) for factor in factors]
+        return merge(factors, self.as_rows[0])
+
+    def _cut(self, part: slice, factors: list[Factor]) -> Iterator[_Tile]:
+        first = factors[0]
+        R = (first.values if hasattr(first, "values") else first.g).shape[0]
+        positions = max([1, *(_pairs_side(f) for f in factors)])
+        n = part.stop - part.start
+        length = max(1, _TILE // (R * positions))
+        length = -(-n // -(-n // length))
+        cut = [tiles(factor, length) for factor in factors]
+        for piece, members in zip(batches(n, length), zip(*cut, strict=True), strict=True):
+            where = slice(part.start + piece.start, part.start + piece.stop)
+            yield _Tile(where, R, list(members))
+
+
+def _pairs_side(factor: Factor) -> int:
+    """Positions an example brings to a tile of pairs of positions."""
+    g = getattr(factor, "g", None)
+    return 1 if g is None or g.ndim == 3 else g.shape[-2]
+
+
+class _Writer:
+    """Contracts pairs of tiles into the result."""
+
+    def __init__(self, left: Side, right: Side | None, scale: Sequence[float] | None) -> None:
+        self.shape = (left.n, left.n if right is None else right.n)
+        self.scale = scale
+        self._result: Tensor | None = None
+
+    @property
+    def result(self) -> Tensor:
+        return self._result.flatten(2).flatten(0, 1)
+
+    def write(
+        self, rows: list[_Tile], columns: list[_Tile], symmetric: bool, mirror: bool = False
+    ) -> None:
+        for i, row in enumerate(rows):
+            for column in columns[i if symmetric else 0 :]:
+                self._write_pair(row, column, mirror or symmetric)
+
+    def _write_pair(self, row: _Tile, column: _Tile, mirror: bool) -> None:
+        tile = _contract(row, column, self.scale)
+        R, n, R2, n2 = tile.shape
+        if self._result is None:
+            self._result = torch.empty(
+                self.shape[0], R, self.shape[1], R2, dtype=torch.float64, device=tile.device
+            )
+        if mirror and row is column:
+            flat = tile.view(R * n, R2 * n2)
+            tile = flat.add(flat.mT).mul_(0.5).view(tile.shape)
+        self._result[row.part, :, column.part] = tile.permute(1, 0, 3, 2)
+        if mirror and row is not column:
+            self._result[column.part, :, row.part] = tile.permute(3, 2, 1, 0)
+
+
+def _contract(row: _Tile, column: _Tile, scale: Sequence[float] | None) -> Tensor:
+    first = row.factors[0]
+    like = first.values if hasattr(first, "values") else first.g
+    n, n2 = (t.part.stop - t.part.start for t in (row, column))
+    tile = like.new_zeros(row.n_rows, n, column.n_rows, n2)
+    for left, right in zip(row.factors, column.factors, strict=True):
+        add_gram(left, right, tile, scale)
+    return tile
+
+
+def add_products(rows: Tensor, total: Tensor) -> None:
+    """Add rowsᵀ rows to ``total`` on and above its diagonal blocks: half the work."""
+    P = total.shape[0]
+    for part in batches(P, _COLUMNS if P >= 2 * _COLUMNS else P):
+        total[part.start : part.stop, part.start :].addmm_(rows[:, part].mT, rows[:, part.start :])
+
+
+def mirrored(total: Tensor) -> Tensor:
+    """The symmetric matrix whose upper triangle is that of ``total``, in place."""
+    P = total.shape[0]
+    for part in batches(P, _COLUMNS):
+        square = total[part, part]
+        square.copy_(square.triu() + square.triu(1).mT)
+        total[part.stop :, part] = total[part, part.stop :].mT
+    return total

@@ -1,0 +1,325 @@
+"""What is known of a network once it has seen a few examples: which rule serves which weight.
+
+A weight takes a layer rule only if the graph shows it used by recorded calls of such layers and
+nowhere else, and if the rule's gradient equals autograd's on the examples. All others take the
+explicit way: rows by ``torch.func``, or by one backward pass per example and row where the
+network cannot be vectorised (GRU, LSTM).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vjp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from .factors import Factor, Rows, Slot, explicit
+from .layers import combine, factors_of
+from .tape import Call, Twin, backward
+
+__all__ = ["Plan", "explicit_rows", "factors_from_calls", "make_plan"]
+
+# Relative disagreement that rounding may cause, generously: a wrong rule errs in the first digit.
+_TOLERANCE = {torch.float64: 1e-7, torch.float32: 2e-3}
+
+
+@dataclass
+class Plan:
+    """Which rule serves which weight, and what an example costs in memory."""
+
+    slots: list[tuple[Slot | None, Slot | None]]
+    explicit: tuple[str, ...]
+    explicit_slots: tuple[Slot, ...]
+    vectorised: bool = True
+    n_outputs: int = 0
+    graph_bytes: float = 0.0
+    row_bytes: float = 0.0
+
+    @property
+    def serves(self) -> list[bool]:
+        """Whether calls of each layer are needed."""
+        return [any(slot is not None for slot in pair) for pair in self.slots]
+
+
+def slots_of(names: Sequence[str], sizes: Sequence[int]) -> dict[str, Slot]:
+    """Place of each named parameter in the flat weight vector."""
+    slots, start = {}, 0
+    for index, (name, size) in enumerate(zip(names, sizes, strict=True)):
+        slots[name] = Slot(start, start + size, index)
+        start += size
+    return slots
+
+
+def make_plan(twin: Twin, slots: dict[str, Slot], X: Tensor) -> Plan:
+    """Look at the network on up to four examples of X and choose the rules.
+
+    Raises
+    ------
+    ValueError
+        If the module does not return one row of outputs per example, mixes examples or is random.
+    """
+    sample = X[:4]
+    layers = twin.layers
+    check_independent(twin.net, sample)
+    named = dict(twin.net.named_parameters())
+    leaves = {n: named[n].detach().requires_grad_() for n in slots}
+    meter = _Meter(leaves.values())
+    with torch.autograd.graph.saved_tensors_hooks(meter.pack, lambda t: t):
+        f, calls = twin.record(lambda: functional_call(twin.net, leaves, (sample,)))
+    places = _places(twin.net, layers, slots)
+    plan = _choose(f, calls, layers, places, leaves, slots)
+    plan.n_outputs, plan.graph_bytes = f.shape[1], meter.total / len(sample)
+    if plan.explicit:
+        plan.vectorised = _can_vectorise(twin, plan, sample)
+    R = f.shape[1]
+    n_explicit = sum(slot.stop - slot.start for slot in plan.explicit_slots)
+    held = sum(_size(c, layers, sample) for c in calls) / len(sample)
+    plan.row_bytes = (held + n_explicit) * f.element_size()
+    if plan.explicit:  # the vectorised pass holds every row's graph at once
+        plan.graph_bytes *= 1 + R
+    return plan
+
+
+class _Meter:
+    """Adds up what a forward pass keeps for its backward pass, weights aside."""
+
+    def __init__(self, weights: Sequence[Tensor]) -> None:
+        self.weights = {p.data_ptr() for p in weights}
+        self.total = 0
+
+    def pack(self, t: Tensor) -> Tensor:
+        if t.data_ptr() not in self.weights:
+            self.total += t.numel() * t.element_size()
+        return t
+
+
+def _size(call: Call, layers: list[nn.Module], sample: Tensor) -> int:
+    """Numbers that the call's factors hold: unfolded input and output derivative."""
+    layer, n = layers[call.layer], call.x.numel()
+    if hasattr(layer, "kernel_size"):
+        n *= max(1, layer.weight[0, 0].numel())
+    return 3 * n
+
+
+def check_independent(net: nn.Module, sample: Tensor) -> None:
+    """Refuse a network whose outputs for an example depend on the others, or on chance.
+
+    Raises
+    ------
+    ValueError
+        Naming what was found.
+    """
+    together = sample
+    if len(sample) == 1 and sample.is_floating_point():
+        together = torch.cat([sample, 0.5 * sample + 0.25])
+    with torch.no_grad():
+        f = checked_outputs(net, together)
+        alone = torch.cat([checked_outputs(net, together[i : i + 1]) for i in range(len(sample))])
+    f = f[: len(sample)]
+    finite = torch.isfinite(f) & torch.isfinite(alone)
+    scale = torch.where(finite, f, 0).abs().max() + torch.finfo(f.dtype).tiny
+    tolerance = _TOLERANCE.get(f.dtype, 2e-2)
+    if bool(((f - alone).abs()[finite] > tolerance * scale).any()):
+        raise ValueError(
+            "module gives an example other outputs beside other examples than alone: it mixes "
+            "examples (BatchNorm with batch statistics, an operation over the batch axis) or is "
+            "random in eval mode. Its Jacobian per example is not defined. Use LayerNorm or "
+            "GroupNorm, BatchNorm with running statistics, or F.dropout(training=self.training)."
+        )
+
+
+def checked_outputs(net: nn.Module, X: Tensor) -> Tensor:
+    """f(X), with errors that name the argument.
+
+    Raises
+    ------
+    ValueError
+        If the module does not take X, or does not return a (n_samples, n_outputs) tensor.
+    """
+    try:
+        f = net(X)
+    except (RuntimeError, TypeError, IndexError, ValueError) as error:
+        raise ValueError(
+            f"module does not take X of shape {tuple(X.shape)} and dtype {X.dtype}: {error}"
+        ) from error
+    if not isinstance(f, Tensor):
+        raise ValueError(
+            f"module must return one tensor (n_samples, n_outputs), got {type(f).__name__}: wrap "
+            "it in a module that returns the part to linearise."
+        )
+    if f.ndim != 2 or len(f) != len(X) or not f.is_floating_point():
+        raise ValueError(
+            f"module must return floating point outputs (n_samples, n_outputs) = ({len(X)}, K), "
+            f"got shape {tuple(f.shape)} of {f.dtype}."
+        )
+    return f
+
+
+def _places(
+    net: nn.Module, layers: list[nn.Module], slots: dict[str, Slot]
+) -> list[tuple[str | None, str | None]]:
+    """Names of each layer's weight and bias among the chosen parameters (shared: one name)."""
+    names = {id(p): n for n, p in net.named_parameters() if n in slots}
+    found = []
+    for layer in layers:
+        pair = (layer._parameters.get(role) for role in ("weight", "bias"))
+        found.append(tuple(None if p is None else names.get(id(p)) for p in pair))
+    return found
+
+
+def _choose(
+    f: Tensor,
+    calls: list[Call],
+    layers: list[nn.Module],
+    places: list[tuple[str | None, str | None]],
+    leaves: dict[str, Tensor],
+    slots: dict[str, Slot],
+) -> Plan:
+    expected = dict.fromkeys(slots, 0)
+    for call in calls:
+        for name in places[call.layer]:
+            if name is not None:
+                expected[name] += 1
+    uses = _count_uses(f, leaves)
+    good = {n for n in slots if uses[n] == expected[n]}
+    pairs = [tuple(slots[n] if n in good else None for n in place) for place in places]
+    good -= _disagreeing(f, calls, layers, pairs, {n: leaves[n] for n in good}, slots)
+    pairs = [tuple(slots[n] if n in good else None for n in place) for place in places]
+    rest = tuple(n for n in slots if n not in good)
+    return Plan(pairs, rest, tuple(slots[n] for n in rest))
+
+
+def _count_uses(f: Tensor, leaves: dict[str, Tensor]) -> dict[str, int]:
+    """How many operations of the graph use each leaf."""
+    names = {id(p): n for n, p in leaves.items()}
+    uses = dict.fromkeys(leaves, 0)
+    seen, stack = set(), [f.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        for after, _ in node.next_functions:
+            name = names.get(id(getattr(after, "variable", None)))
+            if name is not None:
+                uses[name] += 1
+            stack.append(after)
+    return uses
+
+
+def _disagreeing(
+    f: Tensor,
+    calls: list[Call],
+    layers: list[nn.Module],
+    pairs: list[tuple[Slot | None, Slot | None]],
+    leaves: dict[str, Tensor],
+    slots: dict[str, Slot],
+) -> set[str]:
+    """Names of the parameters whose rule gives another gradient than autograd."""
+    if not leaves or not f.requires_grad:
+        return set()
+    generator = torch.Generator().manual_seed(0)
+    u = torch.rand(f.shape, generator=generator).to(f) + 0.5
+    true = torch.autograd.grad(f, list(leaves.values()), u, retain_graph=True, allow_unused=True)
+    gs = backward(f, calls, u[..., None])
+    found: dict[Slot, Tensor] = {}
+    for factor in factors_from_calls(calls, gs, layers, pairs):
+        for rows in explicit(factor):
+            found[rows.slots[0]] = rows.values.sum((0, 1))
+    tolerance = _TOLERANCE.get(f.dtype, 5e-2)
+    return {
+        name
+        for name, t in zip(leaves, true, strict=True)
+        if not _agree(t, found.get(slots[name]), tolerance)
+    }
+
+
+def _agree(true: Tensor | None, found: Tensor | None, tolerance: float) -> bool:
+    if true is None or found is None:
+        other = true if found is None else found
+        return other is None or not bool(other.any())
+    t = true.flatten()
+    scale = t.abs().max() + torch.finfo(t.dtype).tiny
+    return not bool(((t - found).abs() > tolerance * scale).any())
+
+
+def factors_from_calls(
+    calls: Sequence[Call],
+    gs: Sequence[Tensor | None],
+    layers: Sequence[nn.Module],
+    pairs: Sequence[tuple[Slot | None, Slot | None]],
+) -> list[Factor]:
+    """Factors of every parameter with a rule, each parameter in one factor."""
+    found: list[Factor] = []
+    for call, g in zip(calls, gs, strict=True):
+        weight, bias = pairs[call.layer]
+        if g is not None and (weight is not None or bias is not None):
+            found += factors_of(layers[call.layer], call.x, g, weight, bias)
+    return combine(found)
+
+
+def explicit_rows(twin: Twin, plan: Plan, X: Tensor, C: Tensor) -> Rows:
+    """Rows of the parameters without a rule."""
+    named = dict(twin.net.named_parameters())
+    leaves = {n: named[n].detach() for n in plan.explicit}
+    how = _vectorised_rows if plan.vectorised else _looped_rows
+    return Rows(how(twin.net, leaves, X, C), plan.explicit_slots)
+
+
+def _vectorised_rows(net: nn.Module, leaves: dict[str, Tensor], X: Tensor, C: Tensor) -> Tensor:
+    def one(x: Tensor, c: Tensor) -> Tensor:
+        f, pull = vjp(lambda w: functional_call(net, w, (x[None],))[0], leaves)
+        rows = vmap(lambda row: pull(row)[0])(c.mT)
+        return torch.cat([rows[n].flatten(1) for n in leaves], dim=1)
+
+    with _plain_attention():
+        return vmap(one)(X, C).transpose(0, 1).detach()
+
+
+@contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Attention by matrix products: its fused kernels have no rule for vmap."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def _looped_rows(net: nn.Module, leaves: dict[str, Tensor], X: Tensor, C: Tensor) -> Tensor:
+    leaves = {n: p.requires_grad_() for n, p in leaves.items()}
+    n_weights = sum(p.numel() for p in leaves.values())
+    R = C.shape[2]
+    out = C.new_zeros(R, len(X), n_weights)
+    with torch.enable_grad():
+        for i in range(len(X)):
+            f = functional_call(net, leaves, (X[i : i + 1],))
+            for r in range(R if f.requires_grad else 0):
+                gs = torch.autograd.grad(
+                    f, list(leaves.values()), C[i : i + 1, :, r], retain_graph=r + 1 < R,
+                    allow_unused=True, materialize_grads=True,
+                )  # fmt: skip
+                torch.cat([g.flatten() for g in gs], out=out[r, i])
+    return out
+
+
+def _can_vectorise(twin: Twin, plan: Plan, sample: Tensor) -> bool:
+    """Whether vmap takes the network, and agrees with one backward pass per example."""
+    x = sample[:2]
+    named = dict(twin.net.named_parameters())
+    leaves = {n: named[n].detach() for n in plan.explicit}
+    with torch.no_grad():
+        f = twin.net(x)
+    C = torch.linspace(0.5, 1.5, f.numel()).to(f).view(*f.shape, 1)
+    try:
+        fast = _vectorised_rows(twin.net, leaves, x, C)
+    except (RuntimeError, NotImplementedError, ValueError, TypeError):
+        return False
+    slow = _looped_rows(twin.net, leaves, x, C)
+    return _agree(slow, fast.flatten(), _TOLERANCE.get(f.dtype, 5e-2))

@@ -1,0 +1,139 @@
+"""Run the user's module without touching it, and keep what its layers saw.
+
+The module is copied once in structure only: parameters and buffers are shared by reference, so
+weights changed in place are seen, while hooks and eval mode stay on the copy. A forward pass
+records (layer, input, edge of the output in the graph) for every call of a layer with a rule.
+
+Shapes: X (n, ...), f (n, K), cotangents C (n, K, R), recorded derivatives g (R, n, ...).
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+__all__ = ["Call", "Cotangents", "Twin", "backward", "evaluated"]
+
+Cotangents = Tensor | Callable[[Tensor], Tensor] | None
+
+
+@dataclass
+class Call:
+    """One call of a hooked layer: its number, its input, where its output stands in the graph."""
+
+    layer: int
+    x: Tensor
+    edge: GradientEdge
+
+
+class Twin:
+    """A copy of a module that shares its weights and buffers, in eval mode, with its own hooks.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+
+    Raises
+    ------
+    TypeError
+        If the module cannot be copied.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.sources = _tensors_with_owners(module)
+        memo = {id(tensor): tensor for _, _, tensor in self.sources}
+        for m in module.modules():
+            memo.update((id(v), v) for v in vars(m).values() if isinstance(v, Tensor))
+        try:
+            self.net = copy.deepcopy(module, memo).eval()
+        except Exception as error:
+            raise TypeError(
+                f"module of type {type(module).__name__} cannot be copied ({error}); keep what "
+                "cannot be deep-copied out of its attributes."
+            ) from error
+        self.layers: list[nn.Module] = []
+        self._local = threading.local()
+
+    def is_current(self) -> bool:
+        """Whether the module still owns the very tensors that the copy shares."""
+        return all(owner.get(name) is tensor for owner, name, tensor in self.sources)
+
+    def watch(self, has_rule: Callable[[nn.Module], bool]) -> None:
+        """Record the calls of the layers with a rule from now on."""
+        self.layers = [layer for layer in self.net.modules() if has_rule(layer)]
+        for number, layer in enumerate(self.layers):
+            layer.register_forward_hook(self._keeper(number))
+
+    def _keeper(self, number: int) -> Callable[..., Tensor | None]:
+        def keep(layer: nn.Module, args: tuple, z: Any) -> Tensor | None:
+            calls = getattr(self._local, "calls", None)
+            if calls is None or not args or not isinstance(z, Tensor):
+                return None
+            replaced = None
+            if not z.requires_grad:  # nothing before this layer needs a gradient: start here
+                z = replaced = z.detach().requires_grad_().clone()
+            calls.append(Call(number, args[0].detach(), get_gradient_edge(z)))
+            return replaced
+
+        return keep
+
+    def record(self, run: Callable[[], Tensor]) -> tuple[Tensor, list[Call]]:
+        """Call ``run`` with a graph and return its value and the calls that were recorded."""
+        calls: list[Call] = []
+        self._local.calls = calls
+        try:
+            with torch.enable_grad():
+                return run(), calls
+        finally:
+            self._local.calls = None
+
+
+def _tensors_with_owners(module: nn.Module) -> list[tuple[dict, str, Tensor]]:
+    return [
+        (owner, name, tensor)
+        for m in module.modules()
+        for owner in (m._parameters, m._buffers)
+        for name, tensor in owner.items()
+        if tensor is not None
+    ]
+
+
+def evaluated(cotangents: Cotangents, f: Tensor) -> Tensor:
+    """C for the outputs f, checked.
+
+    Raises
+    ------
+    ValueError
+        If C is not of shape (n_samples, n_outputs, n_rows).
+    """
+    if cotangents is None:
+        return torch.eye(f.shape[1], dtype=f.dtype, device=f.device).expand(len(f), -1, -1)
+    C = cotangents if isinstance(cotangents, Tensor) else cotangents(f)
+    if C.ndim != 3 or C.shape[:2] != f.shape:
+        raise ValueError(
+            f"cotangents must have shape (n_samples, n_outputs, n_rows) = {tuple(f.shape)} + "
+            f"(n_rows,), got {tuple(C.shape)}."
+        )
+    return C.to(f)
+
+
+def backward(f: Tensor, calls: Sequence[Call], C: Tensor) -> list[Tensor | None]:
+    """Derivatives of the R scalars c_rᵀf of each example: one (R, n, ...) for each call."""
+    edges = [call.edge for call in calls]
+    R = C.shape[2]
+    if not edges or not f.requires_grad:
+        return [None] * len(edges)
+    per_row = [
+        torch.autograd.grad(f, edges, C[:, :, r], retain_graph=r + 1 < R, allow_unused=True)
+        for r in range(R)
+    ]
+    if R == 1:
+        return [None if g is None else g[None] for g in per_row[0]]
+    return [None if gs[0] is None else torch.stack(gs) for gs in zip(*per_row, strict=True)]
