@@ -50,8 +50,8 @@ def _check_alike(named: dict[str, Tensor]) -> None:
     kinds = {(p.dtype, p.device) for p in named.values() if p.is_floating_point()}
     if len(kinds) != 1:
         raise ValueError(
-            f"module's weights must have one precision and one device, got {sorted(map(str, kinds))}"
-            ". Convert it with module.to(...)."
+            "module's weights must have one precision and one device, got "
+            f"{sorted(map(str, kinds))}. Convert it with module.to(...)."
         )
 
 

@@ -22,9 +22,24 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    "Dense", "Factor", "Patches", "Rows", "Slot", "Tokens", "add_gram", "add_squares", "apply", "covered",
-    "diagonal_blocks", "explicit", "fold", "merge", "prefers_rows", "tiles", "write_rows",
-]  # fmt: skip
+    "Dense",
+    "Factor",
+    "Patches",
+    "Rows",
+    "Slot",
+    "Tokens",
+    "add_gram",
+    "add_squares",
+    "apply",
+    "covered",
+    "diagonal_blocks",
+    "explicit",
+    "fold",
+    "merge",
+    "prefers_rows",
+    "tiles",
+    "write_rows",
+]
 
 # One pass over a tile costs about as much time as this many multiplications in a matrix product.
 _PASS = 30
