@@ -1,15 +1,24 @@
 """δ and σ chosen by the evidence while a network trains (MATH 8).
 
-For Gauss-Newton training three stages, each going on where the last one ended:
+At the minimum w*(δ, σ) of the loss the evidence E = -loss - ½ log|B| changes with log δ by
+½(γ - δ‖w‖²) *and* by c = d/dε[-½ log|B(w* - ε δ A⁻¹w*)|], the part that comes from w* moving; with
+log σ² by ½(‖y-f‖²/σ² - NK + γ) and the same c. So with γ' = γ + 2c in the place of γ, MacKay's
 
-1. ``alternate``: a few steps at fixed (δ, σ), then MacKay's δ = γ/‖w‖² and σ² = ‖y-f‖²/(NK-γ),
-   again and again. Fast, but what it finds depends on where it began, and it is blind to how log|B|
-   moves with w. So it runs from several starts, of which the worse half is dropped, twice.
-2. ``polish``: a simplex search in (log δ, log σ) over the evidence *at the minimum of the loss* for
-   each, the number a grid search would compare, every minimum reached from the best one's weights.
-3. ``settle``: training to the solver's tolerance at the chosen (δ, σ).
+    δ = γ'/‖w‖²        σ² = ‖y-f‖²/(NK - γ')
 
-For other optimisers the same updates are a callback every few epochs
+have the stationary points of the evidence that a grid search would compare as fixed points. c is
+one finite difference: one more factorisation. Without it the updates drift into overfitted optima.
+
+Gauss-Newton training runs three stages, each going on where the last one ended:
+
+1. ``alternate``: a few steps at fixed (δ, σ), then the updates, again and again, the best settled
+   point kept. What it finds depends on where it begins: it runs from several starts, strong priors
+   and weak, and the worse half of them is dropped, twice.
+2. ``polish``: a short simplex search in (log δ, log σ) over the evidence at the minimum of the
+   loss, every minimum reached from the best one's weights.
+3. Training to the solver's tolerance at the chosen (δ, σ).
+
+For other optimisers the updates are a callback every few epochs
 (Immer et al. 2021, arXiv 2104.04975, algorithm 1).
 """
 
@@ -17,6 +26,8 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,7 +37,7 @@ from numpy.linalg import LinAlgError
 from scipy.optimize import minimize
 from skorch import NeuralNet
 from skorch.callbacks import Callback
-from torch import nn
+from torch import Tensor, nn
 
 from .dual import LinearModel
 from .evidence import (
@@ -45,6 +56,20 @@ __all__ = ["Candidate", "EvidenceUpdates", "Tuning", "posterior_at", "starting_p
 # the standardised targets.
 PRIOR_PRECISION_BOUNDS = (1e-5, 1e8)
 NOISE_STD_BOUNDS = (1e-4, 1e2)
+# (δ, σ) that the restarts begin with, for standardised targets.
+_STARTS = ((100.0, 1.0), (1.0, 0.1), (10.0, 0.5), (1.0, 0.3))
+# Rounds of stage 1; the worse half of the candidates is dropped after each.
+_N_HEATS = 2
+# Largest change of log δ and log σ in an update, and the one that counts as none.
+_TRUST, _SETTLED = 0.5, 1e-2
+# Updates without a better evidence before a candidate stops.
+_PATIENCE = 6
+# Fall of the loss in the last step, in nats, below which it counts as settled. An evidence on the
+# way down to an overfitted minimum can be far above the one at its end.
+_DRIFT = 0.03
+# Relative step of the difference that gives c, and first steps of the simplex in (log δ, log σ).
+_DIFFERENCE = 1e-2
+_SIMPLEX = np.array([0.3, 0.1])
 
 
 @dataclass(frozen=True)
@@ -58,7 +83,7 @@ class Tuning:
     structure : str
         "full", "diag" or "last_layer": the posterior whose evidence counts.
     n_rounds : int
-        Alternations of training and updates in each of the two heats.
+        Alternations of training and updates in each of the heats.
     steps_per_round : int
         Gauss-Newton steps between updates.
     n_polished : int
@@ -74,10 +99,10 @@ class Tuning:
     prior_precision: bool = True
     noise_std: bool = True
     structure: str = "full"
-    n_rounds: int = 15
-    steps_per_round: int = 3
+    n_rounds: int = 12
+    steps_per_round: int = 8
     n_polished: int = 2
-    n_polish: int = 30
+    n_polish: int = 20
     interval: int = 20
     memory_limit: float | None = None
 
@@ -88,6 +113,15 @@ class Tuning:
 
 
 @dataclass
+class Snapshot:
+    """The best point that a candidate has seen."""
+
+    evidence: float
+    objective: Objective
+    weights: dict[str, Tensor]
+
+
+@dataclass
 class Candidate:
     """One start of the search: its net, its objective with its own (δ, σ), its evidence so far."""
 
@@ -95,17 +129,41 @@ class Candidate:
     objective: Objective
     posterior: Posterior | None = None
     evidence: float = -math.inf
-    converged: bool = False
+    finished: bool = False
     losses: list[float] = field(default_factory=list)
+    best: Snapshot | None = None
+
+    def remember(self) -> bool:
+        """Keep the present point if it is the best so far; return whether it is."""
+        if self.best is not None and not (self.is_settled and self.evidence > self.best.evidence):
+            return False
+        weights = copy.deepcopy(self.net.module_.state_dict())
+        self.best = Snapshot(self.evidence, self.objective.copy(), weights)
+        return True
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the loss has stopped falling, so that the evidence is that of a minimum."""
+        optimizer = self.net.optimizer_
+        losses = optimizer.losses[-2:]
+        return optimizer.converged or losses[0] - losses[-1] < _DRIFT
+
+    def restore(self) -> None:
+        """Go back to the best point."""
+        if self.best is not None:
+            self.objective = self.best.objective.copy()
+            self.evidence = self.best.evidence
+            self.net.module_.load_state_dict(self.best.weights)
 
 
 def starting_point(restart: int, tuning: Tuning, objective: Objective) -> Objective:
-    """The (δ, σ) that a restart begins with: from noisy and strongly regularised to neither."""
+    """The (δ, σ) that a restart begins with: strong and weak priors, much noise and little."""
     changed = objective.copy()
+    delta, sigma = _STARTS[restart % len(_STARTS)]
     if tuning.prior_precision:
-        changed.prior_precision = (10.0, 1.0, 30.0, 1.0)[restart % 4]
+        changed.prior_precision = delta
     if tuning.noise_std:
-        changed.likelihood = changed.likelihood.with_noise_std((1.0, 0.1, 0.3, 0.3)[restart % 4])
+        changed.likelihood = changed.likelihood.with_noise_std(sigma)
     return changed
 
 
@@ -128,10 +186,11 @@ def tune(candidates: list[Candidate], data: TrainingData, tuning: Tuning) -> Can
     numpy.linalg.LinAlgError
         If no candidate has a finite evidence.
     """
-    for _ in range(2):
+    for _ in range(_N_HEATS):
         for candidate in candidates:
             alternate(candidate, data, tuning)
-        candidates = sorted(candidates, key=lambda c: -c.evidence)[: (len(candidates) + 1) // 2]
+        candidates = sorted(candidates, key=lambda c: -c.best.evidence if c.best else math.inf)
+        candidates = candidates[: max(tuning.n_polished, (len(candidates) + 1) // 2)]
     candidates = candidates[: tuning.n_polished]
     for candidate in candidates:
         polish(candidate, data, tuning)
@@ -179,64 +238,110 @@ def posterior_at(
     return make_posterior(model, structure, tuning.memory_limit)
 
 
-def update(objective: Objective, posterior: Posterior, data: TrainingData, tuning: Tuning) -> float:
-    """Take MacKay's step in ``objective``; return the larger change in log δ and log σ."""
-    model, gamma = posterior.model, posterior.effective_dimension
+def update(
+    objective: Objective,
+    posterior: Posterior,
+    data: TrainingData,
+    tuning: Tuning,
+    gamma: float | None = None,
+) -> float:
+    """Take MacKay's step in ``objective``; return the larger change in log δ and log σ.
+
+    ``gamma`` is γ' of the module's docstring; None is the posterior's own γ.
+    """
+    model = posterior.model
+    gamma = posterior.effective_dimension if gamma is None else gamma
     change = 0.0
     if tuning.prior_precision:
         delta = updated_precision(gamma, float((model.weights**2).sum()))
-        delta = float(np.clip(delta, *PRIOR_PRECISION_BOUNDS))
+        delta = _limited(delta, objective.prior_precision, PRIOR_PRECISION_BOUNDS)
         change = abs(math.log(delta / objective.prior_precision))
         objective.prior_precision = delta
     if tuning.noise_std:
         sigma = objective.likelihood.noise_std
         squares = float((model.whitened_residual**2).sum()) * sigma**2
         count = float(data.sample_weight.sum()) * model.whitened_residual.shape[1]
-        new = float(np.clip(updated_noise_std(gamma, squares, count), *NOISE_STD_BOUNDS))
+        new = _limited(updated_noise_std(gamma, squares, count), sigma, NOISE_STD_BOUNDS)
         change = max(change, abs(math.log(new / sigma)))
         objective.likelihood = objective.likelihood.with_noise_std(new)
     return change
 
 
+def _limited(new: float, old: float, bounds: tuple[float, float]) -> float:
+    """Stay within the bounds and within a trust region around the old value."""
+    ratio = min(max(new / old, math.exp(-_TRUST)), math.exp(_TRUST))
+    return min(max(old * ratio, bounds[0]), bounds[1])
+
+
+def total_dimension(
+    candidate: Candidate, posterior: Posterior, data: TrainingData, tuning: Tuning
+) -> float:
+    """γ' = γ + 2c: the effective dimension, corrected for how log|B| moves with w*."""
+    model, gamma = posterior.model, posterior.effective_dimension
+    step = model.prior_precision * posterior.solve(model.weights)
+    named = dict(candidate.net.module_.named_parameters())
+    parameters = [named[name] for name in model.linearization.parameter_names]
+    with moved(parameters, -_DIFFERENCE * step):
+        there = posterior_at(candidate.net.module_, data, candidate.objective, tuning)
+    slope = -0.5 * (there.log_determinant - posterior.log_determinant) / _DIFFERENCE
+    # A difference can be far off where training has not settled: γ' stays a dimension.
+    return min(max(gamma + 2.0 * slope, 0.1 * gamma), 0.95 * max(model.n_rows, gamma))
+
+
+@contextmanager
+def moved(parameters: list[nn.Parameter], step: Tensor) -> Iterator[None]:
+    """Add ``step`` (n_params,) to the parameters inside the block; restore them after it."""
+    before = [p.detach().clone() for p in parameters]
+    pieces = step.split([p.numel() for p in parameters])
+    try:
+        with torch.no_grad():
+            for p, piece in zip(parameters, pieces, strict=True):
+                p.add_(piece.reshape(p.shape).to(p))
+        yield
+    finally:
+        with torch.no_grad():
+            for p, old in zip(parameters, before, strict=True):
+                p.copy_(old)
+
+
 def alternate(candidate: Candidate, data: TrainingData, tuning: Tuning) -> None:
-    """Stage 1: training steps and MacKay's updates in turn."""
-    for _ in range(0 if candidate.converged else tuning.n_rounds):
+    """Stage 1: training steps and updates in turn, until nothing changes or nothing improves."""
+    behind = 0
+    for _ in range(0 if candidate.finished else tuning.n_rounds):
         advance(candidate, data, tuning.steps_per_round)
         posterior = evaluated(candidate, data, tuning)
         if posterior is None:
-            return
-        change = update(candidate.objective, posterior, data, tuning)
-        candidate.converged = change < 1e-2 and candidate.net.optimizer_.converged
-        if candidate.converged:
-            return
+            break
+        behind = 0 if candidate.remember() else behind + 1
+        gamma = total_dimension(candidate, posterior, data, tuning)
+        change = update(candidate.objective, posterior, data, tuning, gamma)
+        settled = change < _SETTLED and candidate.net.optimizer_.converged
+        candidate.finished = settled or behind >= _PATIENCE
+        if candidate.finished:
+            break
 
 
-def polish(candidate: Candidate, data: TrainingData, tuning: Tuning, steps: int = 25) -> None:
+def polish(candidate: Candidate, data: TrainingData, tuning: Tuning, steps: int = 40) -> None:
     """Stage 2: simplex search over the evidence at the minimum of the loss."""
+    candidate.restore()
+    candidate.best = None
     free = [tuning.prior_precision, tuning.noise_std]
     bounds = np.log([PRIOR_PRECISION_BOUNDS, NOISE_STD_BOUNDS])[free]
     start = np.clip(get_hyperparameters(candidate.objective, tuning), *bounds.T)
-    weights = copy.deepcopy(candidate.net.module_.state_dict())
-    best = (-math.inf, start, weights)
 
     def negative_evidence(theta: np.ndarray) -> float:
-        nonlocal best
+        candidate.restore()
         set_hyperparameters(candidate.objective, theta, tuning)
-        candidate.net.module_.load_state_dict(best[2])
         advance(candidate, data, steps)
         evaluated(candidate, data, tuning)
-        if candidate.evidence > best[0]:
-            weights = copy.deepcopy(candidate.net.module_.state_dict())
-            best = (candidate.evidence, theta.copy(), weights)
+        candidate.remember()
         return -candidate.evidence
 
-    simplex = np.vstack([start, start + 0.2 * np.eye(len(start))])
+    simplex = np.vstack([start, start + np.diag(_SIMPLEX[free])])
     options = {"maxfev": tuning.n_polish, "xatol": 0.01, "fatol": 0.01}
     options["initial_simplex"] = np.clip(simplex, *bounds.T)
     minimize(negative_evidence, start, method="Nelder-Mead", bounds=bounds, options=options)
-    candidate.evidence = best[0]
-    set_hyperparameters(candidate.objective, best[1], tuning)
-    candidate.net.module_.load_state_dict(best[2])
+    candidate.restore()
 
 
 def advance(candidate: Candidate, data: TrainingData, steps: int) -> None:

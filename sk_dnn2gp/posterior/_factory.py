@@ -23,6 +23,10 @@ class Posterior(Protocol):
     effective_dimension: float
     newton_decrement: float
 
+    def solve(self, v: Tensor) -> Tensor:
+        """A⁻¹ v, of shape (n_params,)."""
+        ...
+
     def covariance(self, X: Tensor) -> Tensor:
         """Marginal V_* of f(x), of shape (n_samples, n_outputs, n_outputs)."""
         ...

@@ -64,6 +64,10 @@ class DiagonalPosterior:
         """Σ g²/a."""
         return float((self.model.gradient**2 / self.precision).sum())
 
+    def solve(self, v: Tensor) -> Tensor:
+        """v/a, of shape (n_params,)."""
+        return v / self.precision
+
     def covariance(self, X: Tensor) -> Tensor:
         """Marginal V_* = J_* diag(a)⁻¹ J_*ᵀ, of shape (n_samples, n_outputs, n_outputs)."""
         blocks = []

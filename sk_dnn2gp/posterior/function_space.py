@@ -70,14 +70,19 @@ class FunctionSpacePosterior:
 
     @cached_property
     def newton_decrement(self) -> float:
-        """gᵀ A⁻¹ g = gᵀ(h - Φᵀ-part) with h = g/δ, by the Woodbury identity."""
+        """gᵀ A⁻¹ g: zero at a true minimum."""
+        g = self.model.gradient
+        return max(0.0, float(g @ self.solve(g)))
+
+    def solve(self, v: Tensor) -> Tensor:
+        """A⁻¹ v = h - D⁻¹Φᵀ B⁻¹ Φ h with h = D⁻¹v, D = diag(δ), of shape (n_params,)."""
         model = self.model
-        g = model.gradient
-        h = g / model.prior_precision
+        h = v / model.prior_precision
         Jh = model.linearization.jvp(model.X, h).double()
-        Phi_h = (model.noise_factor.mT @ Jh[..., None]).flatten()
-        half = self._half_solve(Phi_h[:, None])
-        return max(0.0, float(g @ h - (half**2).sum()))
+        Phi_h = (model.noise_factor.mT @ Jh[..., None]).reshape(-1, 1)
+        inner = torch.cholesky_solve(Phi_h, self.cholesky_factor)
+        L_inner = model.noise_factor @ inner.reshape(len(model.X), -1, 1)
+        return h - model.linearization.vjp(model.X, L_inner[..., 0]) / model.prior_precision
 
     def covariance(self, X: Tensor) -> Tensor:
         """Marginal V_* per example, of shape (n_samples, n_outputs, n_outputs)."""

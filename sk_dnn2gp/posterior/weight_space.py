@@ -84,8 +84,12 @@ class WeightSpacePosterior:
     @cached_property
     def newton_decrement(self) -> float:
         """gᵀ A⁻¹ g: zero at a true minimum."""
-        half = self._half_solve(self.model.gradient[:, None])
-        return float((half**2).sum())
+        g = self.model.gradient
+        return float(g @ self.solve(g))
+
+    def solve(self, v: Tensor) -> Tensor:
+        """A⁻¹ v, of shape (n_params,)."""
+        return torch.cholesky_solve(v[:, None], self.cholesky_factor)[:, 0]
 
     def covariance(self, X: Tensor) -> Tensor:
         """Marginal V_* = J_* A⁻¹ J_*ᵀ per example, of shape (n_samples, n_outputs, n_outputs)."""
