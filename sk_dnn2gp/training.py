@@ -98,8 +98,8 @@ class Objective:
 
     def penalty(self) -> Tensor:
         """δ/(2N) ‖w‖²."""
-        squares = torch.stack([p.square().sum() for p in self.parameters]).sum()
-        return squares * (0.5 * self.prior_precision / self.n_samples)
+        w = torch.cat([p.flatten() for p in self.parameters])
+        return (w @ w) * (0.5 * self.prior_precision / self.n_samples)
 
 
 def train(

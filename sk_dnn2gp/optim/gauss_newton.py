@@ -57,7 +57,7 @@ class GaussNewton(torch.optim.Optimizer):
         Stop when ‖∇loss‖ ≤ tol (1 + |loss|).
     damping : float, default=1e-2
         First μ, relative to the largest diagonal entry of ΦᵀΦ.
-    history_size : int, default=20
+    history_size : int, default=8
         Secant pairs that correct the Gauss-Newton matrix near the minimum; 0 for none.
     memory_limit : float, optional
         MiB for the matrices of a step; None is scikit-learn's ``working_memory``.
@@ -110,7 +110,7 @@ class GaussNewton(torch.optim.Optimizer):
         max_iter: int = 100,
         tol: float = 1e-8,
         damping: float = 1e-2,
-        history_size: int = 20,
+        history_size: int = 8,
         memory_limit: float | None = None,
     ) -> None:
         for name, value in (("lr", lr), ("prior_precision", prior_precision)):
