@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import RegressorMixin, _fit_context
+from sklearn.base import MultiOutputMixin, RegressorMixin, _fit_context
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel
 from sklearn.utils import Bunch
@@ -23,7 +23,7 @@ from .likelihoods import Gaussian
 __all__ = ["DNN2GPRegressor"]
 
 
-class DNN2GPRegressor(RegressorMixin, BaseDNN2GP):
+class DNN2GPRegressor(MultiOutputMixin, RegressorMixin, BaseDNN2GP):
     """Regression by a neural network that is a Gaussian process at its trained weights.
 
     The network is trained to the maximum of the posterior (loss Σ(y-f)²/2σ² + δ/2‖w‖²). There, the

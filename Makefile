@@ -1,0 +1,36 @@
+# Each target sets up all that it needs, in a virtual environment of its own folder.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+# Torch first and pinned: without the pin another package could draw a different build of it.
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: example test lint docs clean
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.torch: $(BIN)/python constraints.txt
+	$(INSTALL) torch
+	touch $@
+
+$(VENV)/.example: $(VENV)/.torch setup.py
+	$(INSTALL) -e ".[plot]"
+	touch $@
+
+$(VENV)/.test: $(VENV)/.torch setup.py
+	$(INSTALL) -e ".[test]"
+	touch $@
+
+example: $(VENV)/.example
+	$(BIN)/python examples/plot_regression_uncertainty.py
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf $(VENV) outputs build *.egg-info
