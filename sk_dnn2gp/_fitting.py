@@ -12,6 +12,7 @@ from torch import nn
 
 from ._random import seeded
 from ._source import NetworkSource, check_outputs, check_trainable, module_dtype
+from .optim import GaussNewton
 from .posterior import Posterior
 from .training import Objective, SolverSettings, TrainingData, default_net, train
 from .tuning import (
@@ -23,6 +24,7 @@ from .tuning import (
     posterior_at,
     starting_point,
     tune,
+    warn_at_bounds,
 )
 
 __all__ = ["FittedNetwork", "fit_network"]
@@ -117,6 +119,7 @@ def fit_network(
             best = tune(candidates, own, tuning)
     else:
         best = max(candidates, key=lambda c: c.evidence)
+    warn_at_bounds(best.objective, tuning)
     return _finished(best)
 
 
@@ -184,14 +187,27 @@ def _finished(best: Candidate) -> FittedNetwork:
             "The posterior precision of the trained network is not positive definite. Standardise "
             "X, or raise prior_precision or noise_std."
         )
+    _warn_of_training(best)
+    n_iter = int(getattr(optimizer, "n_iter", len(net.history)))
+    for p in module.parameters():
+        p.grad = None
+    return FittedNetwork(module, net, best.objective, best.posterior, best.losses, n_iter)
+
+
+def _warn_of_training(candidate: Candidate) -> None:
+    """Say it where training did not end at a minimum, or made the loss worse."""
+    optimizer, losses = candidate.net.optimizer_, candidate.losses
     if not getattr(optimizer, "converged", True):
         warnings.warn(
             f"Gauss-Newton stopped at max_iter with gradient norm {optimizer.gradient_norm:.1e}. "
             "The network is not at a minimum of the loss; raise max_iter or tol.",
             ConvergenceWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
-    n_iter = int(getattr(optimizer, "n_iter", len(net.history)))
-    for p in module.parameters():
-        p.grad = None
-    return FittedNetwork(module, net, best.objective, best.posterior, best.losses, n_iter)
+    elif not isinstance(optimizer, GaussNewton) and len(losses) > 1 and losses[-1] > losses[0]:
+        warnings.warn(
+            f"Training ended with a higher loss ({losses[-1]:.3g}) than it began with "
+            f"({losses[0]:.3g}). Lower learning_rate, or use solver='gauss-newton'.",
+            ConvergenceWarning,
+            stacklevel=5,
+        )

@@ -46,6 +46,6 @@ def require_memory(needed: float, memory_limit: float | None, what: str, advice:
     limit = limit_in_bytes(memory_limit)
     if needed > limit:
         raise MemoryError(
-            f"{what} needs {needed / MIB:.0f} MiB, above memory_limit={limit / MIB:.0f} MiB. "
+            f"{what} needs {needed / MIB:.4g} MiB, above memory_limit={limit / MIB:.4g} MiB. "
             f"{advice}"
         )

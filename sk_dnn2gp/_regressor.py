@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from numbers import Real
 from typing import Any
 
@@ -386,6 +387,13 @@ class DNN2GPRegressor(MultiOutputMixin, RegressorMixin, BaseDNN2GP):
             self.y_mean_ = np.average(y, axis=0, weights=weight)
             scale = np.sqrt(np.average((y - self.y_mean_) ** 2, axis=0, weights=weight))
             constant = scale <= 10 * np.finfo(float).eps * np.abs(self.y_mean_)
+            if constant.any():
+                warnings.warn(
+                    "y is constant" + (" in an output" if y.shape[1] > 1 else "") + ": there is "
+                    "nothing to learn, and the prediction is that constant.",
+                    UserWarning,
+                    stacklevel=3,
+                )
             self.y_scale_ = np.where(constant, 1.0, scale)
         return (y - self.y_mean_) / self.y_scale_
 

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ import numpy as np
 import torch
 from numpy.linalg import LinAlgError
 from scipy.optimize import minimize
+from sklearn.exceptions import ConvergenceWarning
 from skorch import NeuralNet
 from skorch.callbacks import Callback
 from torch import Tensor, nn
@@ -55,7 +57,7 @@ __all__ = ["Candidate", "EvidenceUpdates", "Tuning", "posterior_at", "starting_p
 # Finite, wide bounds: the best δ grows with width (0.5 at 50, 220 at 20,000), and σ is in units of
 # the standardised targets.
 PRIOR_PRECISION_BOUNDS = (1e-5, 1e8)
-NOISE_STD_BOUNDS = (1e-4, 1e2)
+NOISE_STD_BOUNDS = (1e-3, 1e2)
 # (δ, σ) that the restarts begin with, for standardised targets.
 _STARTS = ((100.0, 1.0), (1.0, 0.1), (10.0, 0.5), (1.0, 0.3))
 # Rounds of stage 1; the worse half of the candidates is dropped after each.
@@ -398,6 +400,24 @@ class EvidenceUpdates(Callback):
         if len(net.history) % self.tuning.interval == 0:
             posterior = posterior_at(net.module_, self.data, self.objective, self.tuning)
             update(self.objective, posterior, self.data, self.tuning)
+
+
+def warn_at_bounds(objective: Objective, tuning: Tuning) -> None:
+    """Warn where a chosen hyperparameter ended at an end of its range."""
+    found = []
+    if tuning.prior_precision:
+        found.append(("prior_precision", objective.prior_precision, PRIOR_PRECISION_BOUNDS))
+    if tuning.noise_std:
+        found.append(("noise_std", objective.likelihood.noise_std, NOISE_STD_BOUNDS))
+    for name, value, (low, high) in found:
+        if not low * 1.01 < value < high / 1.01:
+            warnings.warn(
+                f"{name} chosen by the evidence is {value:.3g}, an end of its range "
+                f"[{low:g}, {high:g}]: the targets hold no noise, no signal, or too little data. "
+                f"Set {name} to a number if that is not what you expect.",
+                ConvergenceWarning,
+                stacklevel=5,
+            )
 
 
 def get_hyperparameters(objective: Objective, tuning: Tuning) -> np.ndarray:

@@ -24,7 +24,7 @@ __all__ = ["GaussNewton"]
 
 # Below this part of the loss a decrease drowns in the rounding of the sum over examples,
 _ROUNDING = 1e-9
-# and below this one there is nothing left to gain.
+# and below this one there is nothing left to gain (in single precision: the loss's own rounding).
 _NOTHING = 1e-18
 
 
@@ -127,6 +127,8 @@ class GaussNewton(torch.optim.Optimizer):
         self._sizes = [p.numel() for p in self._params]
         if sum(self._sizes) != self.linearization.n_params:
             raise ValueError("params must be module.parameters(): all weights of the network.")
+        double = self.linearization.dtype == torch.float64
+        self._nothing = _NOTHING if double else torch.finfo(self.linearization.dtype).eps
         self._relative_damping, self._damping, self._growth = damping, None, 2.0
         self._memory = SecantMemory(history_size)
         self.gradient_norm, self.n_iter, self.converged = float("inf"), 0, False
@@ -197,7 +199,7 @@ class GaussNewton(torch.optim.Optimizer):
             x = self._memory.solve(point.gradient, partial(curvature.solve, diagonal=diagonal))
             if x is not None:
                 predicted = self._predicted_decrease(point, x)
-                if predicted <= _NOTHING * abs(point.loss):
+                if predicted <= self._nothing * abs(point.loss):
                     break
                 self._set_weights(start - group["lr"] * x)
                 trial = evaluate()
