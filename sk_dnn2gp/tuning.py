@@ -59,7 +59,7 @@ __all__ = ["Candidate", "EvidenceUpdates", "Tuning", "posterior_at", "starting_p
 PRIOR_PRECISION_BOUNDS = (1e-5, 1e8)
 NOISE_STD_BOUNDS = (1e-3, 1e2)
 # (δ, σ) that the restarts begin with, for standardised targets.
-_STARTS = ((100.0, 1.0), (1.0, 0.1), (10.0, 0.5), (1.0, 0.3))
+_STARTS = ((100.0, 1.0), (0.1, 0.1), (10.0, 0.5), (0.3, 0.03), (0.1, 0.3), (1.0, 0.1))
 # Rounds of stage 1; the worse half of the candidates is dropped after each.
 _N_HEATS = 2
 # Largest change of log δ and log σ in an update, and the one that counts as none.
@@ -116,11 +116,17 @@ class Tuning:
 
 @dataclass
 class Snapshot:
-    """The best point that a candidate has seen."""
+    """The best point that a candidate has seen: settled ones rank above all others."""
 
+    is_settled: bool
     evidence: float
     objective: Objective
     weights: dict[str, Tensor]
+
+    @property
+    def rank(self) -> tuple[bool, float]:
+        """What snapshots are compared by."""
+        return self.is_settled, self.evidence
 
 
 @dataclass
@@ -137,11 +143,20 @@ class Candidate:
 
     def remember(self) -> bool:
         """Keep the present point if it is the best so far; return whether it is."""
-        if self.best is not None and not (self.is_settled and self.evidence > self.best.evidence):
-            return False
-        weights = copy.deepcopy(self.net.module_.state_dict())
-        self.best = Snapshot(self.evidence, self.objective.copy(), weights)
-        return True
+        better = self.best is None or (self.is_settled, self.evidence) > self.best.rank
+        if better:
+            weights = copy.deepcopy(self.net.module_.state_dict())
+            objective = self.objective.copy()
+            self.best = Snapshot(self.is_settled, self.evidence, objective, weights)
+        return better
+
+    def posterior_at(self, data: TrainingData, tuning: Tuning) -> Posterior:
+        """Posterior at the present weights, with Gauss-Newton's own linearisation if it serves."""
+        linearization = getattr(self.net.optimizer_, "linearization", None)
+        serves = linearization is not None and linearization.dtype == torch.float64
+        if tuning.structure == "last_layer" or not serves:
+            linearization = None
+        return posterior_at(self.net.module_, data, self.objective, tuning, linearization)
 
     @property
     def is_settled(self) -> bool:
@@ -210,7 +225,7 @@ def tune(candidates: list[Candidate], data: TrainingData, tuning: Tuning) -> Can
 def evaluated(candidate: Candidate, data: TrainingData, tuning: Tuning) -> Posterior | None:
     """Posterior at the candidate's weights; its evidence is stored (-inf where there is none)."""
     try:
-        posterior = posterior_at(candidate.net.module_, data, candidate.objective, tuning)
+        posterior = candidate.posterior_at(data, tuning)
         candidate.evidence = log_marginal_likelihood(posterior)
     except LinAlgError:
         posterior, candidate.evidence = None, -math.inf
@@ -219,15 +234,20 @@ def evaluated(candidate: Candidate, data: TrainingData, tuning: Tuning) -> Poste
 
 
 def posterior_at(
-    module: nn.Module, data: TrainingData, objective: Objective, tuning: Tuning
+    module: nn.Module,
+    data: TrainingData,
+    objective: Objective,
+    tuning: Tuning,
+    linearization: Linearization | None = None,
 ) -> Posterior:
     """Theorem 1 at the module's present weights, in float64 whatever the module's precision."""
-    linearization = Linearization(
-        module,
-        parameters="last_layer" if tuning.structure == "last_layer" else None,
-        dtype=torch.float64,
-        memory_limit=tuning.memory_limit,
-    )
+    if linearization is None:
+        linearization = Linearization(
+            module,
+            parameters="last_layer" if tuning.structure == "last_layer" else None,
+            dtype=torch.float64,
+            memory_limit=tuning.memory_limit,
+        )
     model = LinearModel.from_laplace(
         linearization,
         data.X,
@@ -284,7 +304,7 @@ def total_dimension(
     named = dict(candidate.net.module_.named_parameters())
     parameters = [named[name] for name in model.linearization.parameter_names]
     with moved(parameters, -_DIFFERENCE * step):
-        there = posterior_at(candidate.net.module_, data, candidate.objective, tuning)
+        there = candidate.posterior_at(data, tuning)
     slope = -0.5 * (there.log_determinant - posterior.log_determinant) / _DIFFERENCE
     # A difference can be far off where training has not settled: γ' stays a dimension.
     return min(max(gamma + 2.0 * slope, 0.1 * gamma), 0.95 * max(model.n_rows, gamma))
@@ -314,7 +334,10 @@ def alternate(candidate: Candidate, data: TrainingData, tuning: Tuning) -> None:
         posterior = evaluated(candidate, data, tuning)
         if posterior is None:
             break
-        behind = 0 if candidate.remember() else behind + 1
+        if candidate.remember():
+            behind = 0
+        elif candidate.is_settled:
+            behind += 1
         gamma = total_dimension(candidate, posterior, data, tuning)
         change = update(candidate.objective, posterior, data, tuning, gamma)
         settled = change < _SETTLED and candidate.net.optimizer_.converged
