@@ -29,8 +29,10 @@ from .tuning import (
 
 __all__ = ["FittedNetwork", "fit_network"]
 
-# Starts where the evidence chooses and Gauss-Newton trains: most are dropped after a few steps.
-_STAGED_RESTARTS = 12
+# Starts where the evidence chooses and Gauss-Newton trains (most are dropped after a few steps):
+# more for small problems, whose evidence has many optima and whose steps cost next to nothing.
+_STAGED_RESTARTS, _STAGED_RESTARTS_SMALL = 6, 24
+_SMALL = 10_000
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def fit_network(
     own_net = source.brings_own_net
     staged = tuning.is_needed and settings.solver == "gauss-newton" and not own_net
     if n_restarts == "auto":
-        n_restarts = _STAGED_RESTARTS if staged else 1
+        n_restarts = _automatic_restarts(source, data) if staged else 1
     if previous is not None:
         n_restarts = 1
     candidates = []
@@ -121,6 +123,13 @@ def fit_network(
         best = max(candidates, key=lambda c: c.evidence)
     warn_at_bounds(best.objective, tuning)
     return _finished(best)
+
+
+def _automatic_restarts(source: NetworkSource, data: TrainingData) -> int:
+    module, _ = source.start(data.X, 0)
+    n_params = sum(p.numel() for p in module.parameters())
+    small = n_params * len(data) * source.n_outputs <= _SMALL
+    return _STAGED_RESTARTS_SMALL if small else _STAGED_RESTARTS
 
 
 def _start(

@@ -70,8 +70,9 @@ class DNN2GPRegressor(MultiOutputMixin, RegressorMixin, BaseDNN2GP):
     n_iter_no_change : int, default=10
         Epochs of patience of the other solvers.
     n_restarts : int or "auto", default="auto"
-        Starts from different weights; the best evidence wins. "auto" is 12 where the evidence
-        chooses δ or σ with "gauss-newton" (most are dropped early), 1 otherwise.
+        Starts from different weights; the best evidence wins. "auto" is 6 where the evidence
+        chooses δ or σ with "gauss-newton" (24 where n_samples times weights is at most 10,000;
+        most are dropped early), and 1 otherwise.
     warm_start : bool, default=False
         Go on from the last fit's weights, δ and σ.
     normalize_y : bool, default=True

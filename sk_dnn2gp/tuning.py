@@ -13,7 +13,7 @@ Gauss-Newton training runs three stages, each going on where the last one ended:
 
 1. ``alternate``: a few steps at fixed (δ, σ), then the updates, again and again, the best settled
    point kept. What it finds depends on where it begins: it runs from several starts, strong priors
-   and weak, and the worse half of them is dropped, twice.
+   and weak, and the worse half of them is dropped after each of three heats.
 2. ``polish``: a short simplex search in (log δ, log σ) over the evidence at the minimum of the
    loss, every minimum reached from the best one's weights.
 3. Training to the solver's tolerance at the chosen (δ, σ).
@@ -61,7 +61,7 @@ NOISE_STD_BOUNDS = (1e-3, 1e2)
 # (δ, σ) that the restarts begin with, for standardised targets.
 _STARTS = ((100.0, 1.0), (0.1, 0.1), (10.0, 0.5), (0.3, 0.03), (0.1, 0.3), (1.0, 0.1))
 # Rounds of stage 1; the worse half of the candidates is dropped after each.
-_N_HEATS = 2
+_N_HEATS = 3
 # Largest change of log δ and log σ in an update, and the one that counts as none.
 _TRUST, _SETTLED = 0.5, 1e-2
 # Updates without a better evidence before a candidate stops.
@@ -101,10 +101,10 @@ class Tuning:
     prior_precision: bool = True
     noise_std: bool = True
     structure: str = "full"
-    n_rounds: int = 12
-    steps_per_round: int = 8
-    n_polished: int = 2
-    n_polish: int = 20
+    n_rounds: int = 8
+    steps_per_round: int = 6
+    n_polished: int = 1
+    n_polish: int = 15
     interval: int = 20
     memory_limit: float | None = None
 

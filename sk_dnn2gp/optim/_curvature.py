@@ -77,11 +77,7 @@ Curvature = WeightSpaceCurvature | FunctionSpaceCurvature
 
 
 def curvature_at(
-    linearization: Linearization,
-    X: Tensor,
-    n_outputs: int,
-    factor: Callable[[Tensor], Tensor],
-    memory_limit: float | None = None,
+    linearization: Linearization, X: Tensor, L: Tensor, memory_limit: float | None = None
 ) -> Curvature:
     """Curvature of the loss at the module's present weights.
 
@@ -89,10 +85,8 @@ def curvature_at(
     ----------
     linearization : Linearization
     X : Tensor of shape (n_samples, ...)
-    n_outputs : int
-        K.
-    factor : callable
-        Outputs f (n_samples, n_outputs) -> L (n_samples, n_outputs, n_outputs).
+    L : Tensor of shape (n_samples, n_outputs, n_outputs)
+        Factor of the noise precision at the present outputs.
     memory_limit : float, optional
         MiB for the matrix and its factor.
 
@@ -105,7 +99,7 @@ def curvature_at(
     MemoryError
         If the smaller of the two matrices does not fit twice.
     """
-    n_rows, P = len(X) * n_outputs, linearization.n_params
+    n_rows, P = L.shape[0] * L.shape[2], linearization.n_params
     size = min(n_rows, P)
     largest = int((limit_in_bytes(memory_limit) / 16) ** 0.5)
     require_memory(
@@ -116,11 +110,11 @@ def curvature_at(
         "network, or raise memory_limit.",
     )
     if n_rows >= P:
-        return WeightSpaceCurvature(linearization.outputs_and_ggn(X, cotangents=factor)[1])
+        return WeightSpaceCurvature(linearization.ggn(X, cotangents=L))
     if _FEW * n_rows >= P and 8 * n_rows * P <= limit_in_bytes(memory_limit) / 4:
-        Phi = linearization.outputs_and_rows(X, factor)[1].flatten(0, 1).double()
+        Phi = linearization.rows(X, L).flatten(0, 1).double()
         return FunctionSpaceCurvature(Phi @ Phi.mT, Phi.mv, Phi.mT.mv)
-    L = factor(linearization.outputs(X)).double()
+    L = L.double()
     return FunctionSpaceCurvature(
         gram=linearization.gram(X, cotangents=L),
         apply=lambda v: (L.mT @ linearization.jvp(X, v).double()[..., None]).flatten(),

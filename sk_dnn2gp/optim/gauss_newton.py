@@ -187,9 +187,8 @@ class GaussNewton(torch.optim.Optimizer):
     def _descend(self, evaluate: _Evaluator, point: _Point) -> _Point | None:
         """Try steps of growing damping until one lowers the loss; None when none does."""
         group = self.param_groups[0]
-        curvature = curvature_at(
-            self.linearization, evaluate.X, evaluate.n_outputs, self._factor, self.memory_limit
-        )
+        L = self._factor(point.outputs)
+        curvature = curvature_at(self.linearization, evaluate.X, L, self.memory_limit)
         if self._damping is None:
             self._damping = self._relative_damping * curvature.scale
         ceiling = 1e12 * (curvature.scale + group["prior_precision"])
@@ -241,15 +240,16 @@ class GaussNewton(torch.optim.Optimizer):
 
 @dataclass(frozen=True)
 class _Point:
-    """The closure's own loss, and the whole loss with its gradient (n_params,), in float64."""
+    """The closure's own loss; f, and the whole loss with its gradient (n_params,) in float64."""
 
     raw: Tensor
+    outputs: Tensor
     loss: float
     gradient: Tensor
 
 
 class _Evaluator:
-    """The closure as a function of the weights; it remembers X and K that the module was given."""
+    """The closure as a function of the weights; it remembers X that the module was given."""
 
     def __init__(
         self,
@@ -261,7 +261,7 @@ class _Evaluator:
         self.closure, self.module = closure, module
         self.params, self.loss_scale = params, loss_scale
         self.X: Tensor = torch.empty(0)
-        self.n_outputs = 0
+        self.outputs: Tensor | None = None
 
     def __call__(self) -> _Point:
         handle = self.module.register_forward_hook(self._remember)
@@ -270,14 +270,14 @@ class _Evaluator:
                 raw = self.closure()
         finally:
             handle.remove()
-        if not self.n_outputs:
+        if self.outputs is None:
             raise ValueError("The closure must call the module given to GaussNewton.")
         gradient = torch.cat([p.grad.flatten() for p in self.params]).double()
         loss = float(raw.detach().double()) * self.loss_scale
-        return _Point(raw, loss, gradient * self.loss_scale)
+        return _Point(raw, self.outputs, loss, gradient * self.loss_scale)
 
     def _remember(self, _: nn.Module, args: tuple, f: Tensor) -> None:
-        self.X, self.n_outputs = args[0], f.shape[1]
+        self.X, self.outputs = args[0], f.detach()
 
 
 def _decrease(point: _Point, trial: _Point, x: Tensor, predicted: float) -> float:
