@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -237,6 +237,19 @@ class Linearization:
             If the network has no output k.
         """
 
+        unit = self.unit_cotangents(k)
+        return self.gram(X, X2, cotangents=unit, cotangents2=unit, parameter_scale=parameter_scale)
+
+    @staticmethod
+    def unit_cotangents(k: int) -> Callable[[Tensor], Tensor]:
+        """Cotangents that pick output k: a callable of f, with one row.
+
+        Raises
+        ------
+        ValueError
+            When called, if the network has no output k.
+        """
+
         def unit(f: Tensor) -> Tensor:
             if not -f.shape[1] <= k < f.shape[1]:
                 raise ValueError(f"The network has {f.shape[1]} outputs, none of number {k}.")
@@ -244,7 +257,7 @@ class Linearization:
             C[:, k] = 1.0
             return C
 
-        return self.gram(X, X2, cotangents=unit, cotangents2=unit, parameter_scale=parameter_scale)
+        return unit
 
     def diagonal_blocks(
         self,
