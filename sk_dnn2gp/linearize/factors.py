@@ -35,6 +35,7 @@ __all__ = [
     "diagonal_blocks",
     "explicit",
     "fold",
+    "held_numbers",
     "merge",
     "prefers_rows",
     "tiles",
@@ -113,11 +114,29 @@ def explicit(factor: Factor) -> list[Rows]:
             parts.append(Rows((g[..., None] * a[:, None]).flatten(2), (factor.weight,)))
         return parts
     if isinstance(factor, Patches):
-        return [Rows(torch.matmul(g.mT, a).flatten(2), (factor.weight,))]
+        return [Rows(_patch_rows(a, g), (factor.weight,))]
     R, n, T, O = g.shape
     table = g.new_zeros(R, n, factor.n_tokens, O)
     table.scatter_add_(2, a[None, :, :, None].expand_as(g), g)
     return [Rows(table.flatten(2), (factor.weight,))]
+
+
+def _patch_rows(a: Tensor, g: Tensor) -> Tensor:
+    """Σ_t g_t a_tᵀ as (R, n, H O I): one product per example and group for all its rows."""
+    R, n, H, T, O = g.shape
+    stacked = g.permute(1, 2, 0, 4, 3).reshape(n, H, R * O, T)
+    return (stacked @ a).view(n, H, R, O, -1).permute(2, 0, 1, 3, 4).flatten(2)
+
+
+def held_numbers(factor: Factor, n_rows: int) -> tuple[int, int]:
+    """Numbers kept per example and per row for a large Gram matrix of ``n_rows`` an example."""
+    if isinstance(factor, Rows):
+        return 0, factor.values.shape[2]
+    many = replace(factor, g=factor.g[:1].expand(n_rows, *factor.g.shape[1:]))
+    if isinstance(factor, Patches) and prefers_rows(many, 1000):
+        return 0, covered(factor)
+    n = len(factor.a)
+    return factor.a.numel() // n, factor.g[0].numel() // n
 
 
 def fold(factor: Factor) -> Factor:

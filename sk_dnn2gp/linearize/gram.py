@@ -29,14 +29,14 @@ _TILE = 1024
 class Side:
     """The rows of one side: how many examples, rows each, and their factors by slice.
 
-    ``graph_bytes`` an example takes in a forward and backward pass, ``row_bytes`` a row in factors.
+    An example takes ``pass_bytes`` while its factors are made and ``held_bytes`` in them.
     """
 
     n: int
     n_rows: int
     factors: Callable[[slice], list[Factor]]
-    graph_bytes: float
-    row_bytes: float
+    pass_bytes: float
+    held_bytes: float
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def gram_matrix(
     limit = limit_in_bytes(memory_limit)
     plan = _Layout(limit, trace, [None])
     sides = [left] if right is None else [left, right]
-    held = sum(side.n * side.n_rows * side.row_bytes for side in sides)
+    held = sum(side.n * side.held_bytes for side in sides)
     writer = _Writer(left, right, scale)
     if held <= limit / 2:
         rows = list(plan.tiles(left, slice(0, left.n)))
@@ -103,12 +103,11 @@ class _Layout:
         self.limit, self.trace, self.as_rows = limit, trace, as_rows
 
     def blocks(self, side: Side) -> list[slice]:
-        length = max(1, int(self.limit / 4 / (side.n_rows * side.row_bytes + 1)))
+        length = max(1, int(self.limit / 4 / (side.held_bytes + 1)))
         return list(batches(side.n, length))
 
     def tiles(self, side: Side, block: slice) -> Iterator[_Tile]:
-        per_example = 4 * side.graph_bytes + 2 * side.n_rows * side.row_bytes
-        length = max(1, int(self.limit / 4 / (per_example + 1)))
+        length = max(1, int(self.limit / 4 / (side.pass_bytes + 1)))
         for chunk in batches(block.stop - block.start, length):
             part = slice(block.start + chunk.start, block.start + chunk.stop)
             yield from self._cut(part, self._prepared(side, part))

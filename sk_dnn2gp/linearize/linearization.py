@@ -357,7 +357,7 @@ class Linearization:
             return self._factors(X[part], plan, _part_of(cotangents, part))[1]
 
         R = cotangents.shape[2] if isinstance(cotangents, Tensor) else plan.n_outputs
-        return Side(len(X), R, factors, plan.graph_bytes, plan.row_bytes)
+        return Side(len(X), R, factors, plan.pass_bytes(R), plan.held_bytes(R))
 
     def _iter_factors(
         self, X: Tensor, cotangents: Cotangents
@@ -365,8 +365,7 @@ class Linearization:
         """Yield (slice, f, factors) in chunks whose rows of the largest parameter fit."""
         X, plan = self._prepared(X)
         R = cotangents.shape[2] if isinstance(cotangents, Tensor) else plan.n_outputs
-        largest = max(self.parameter_sizes)
-        per_row = 4 * plan.graph_bytes + 2 * R * (plan.row_bytes + 8 * largest)
+        per_row = plan.pass_bytes(R) + 16 * R * max(self.parameter_sizes)
         for part in batches(len(X), chunk_length(per_row, self.memory_limit)):
             f, factors = self._factors(X[part], plan, _part_of(cotangents, part))
             yield part, f, factors
@@ -374,7 +373,7 @@ class Linearization:
     def _iter(self, X: Tensor, cotangents: Cotangents) -> Iterator[tuple[slice, Tensor, Tensor]]:
         X, plan = self._prepared(X)
         R = cotangents.shape[2] if isinstance(cotangents, Tensor) else plan.n_outputs
-        per_row = 4 * plan.graph_bytes + 2 * R * (plan.row_bytes + 16 * self.n_params)
+        per_row = plan.pass_bytes(R) + 24 * R * self.n_params
         length = chunk_length(per_row, self.memory_limit)
         for part in batches(len(X), length):
             f, rows = self._rows(X[part], plan, _part_of(cotangents, part))

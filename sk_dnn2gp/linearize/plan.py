@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .factors import Factor, Rows, Slot, explicit
+from .factors import Factor, Rows, Slot, explicit, held_numbers
 from .layers import combine, factors_of
 from .tape import Call, Twin, backward
 
@@ -37,7 +37,18 @@ class Plan:
     vectorised: bool = True
     n_outputs: int = 0
     graph_bytes: float = 0.0
+    pass_row_bytes: float = 0.0
+    example_bytes: float = 0.0
     row_bytes: float = 0.0
+
+    def pass_bytes(self, n_rows: int) -> float:
+        """Bytes that an example takes while its ``n_rows`` rows are made into factors."""
+        rows = 2 * (self.pass_row_bytes + self.row_bytes)
+        return 2 * self.graph_bytes + self.example_bytes + n_rows * rows
+
+    def held_bytes(self, n_rows: int) -> float:
+        """Bytes of an example's factors."""
+        return self.example_bytes + n_rows * self.row_bytes
 
     @property
     def serves(self) -> list[bool]:
@@ -72,16 +83,28 @@ def make_plan(twin: Twin, slots: dict[str, Slot], X: Tensor) -> Plan:
         f, calls = twin.record(lambda: functional_call(twin.net, leaves, (sample,)))
     places = _places(twin.net, layers, slots)
     plan = _choose(f, calls, layers, places, leaves, slots)
-    plan.n_outputs, plan.graph_bytes = f.shape[1], meter.total / len(sample)
+    plan.graph_bytes = meter.total / len(sample)
     if plan.explicit:
         plan.vectorised = _can_vectorise(twin, plan, sample)
-    R = f.shape[1]
-    n_explicit = sum(slot.stop - slot.start for slot in plan.explicit_slots)
-    held = sum(_size(c, layers, sample) for c in calls) / len(sample)
-    plan.row_bytes = (held + n_explicit) * f.element_size()
-    if plan.explicit:  # the vectorised pass holds every row's graph at once
-        plan.graph_bytes *= 1 + R
+    _count_memory(plan, f, calls, layers)
     return plan
+
+
+def _count_memory(plan: Plan, f: Tensor, calls: list[Call], layers: list[nn.Module]) -> None:
+    """Fill in the bytes: of a pass per example and row, of the factors kept after it."""
+    size, n, K = f.element_size(), len(f), f.shape[1]
+    plan.n_outputs = K
+    calls = [call for call in calls if plan.serves[call.layer]]
+    gs = backward(f, calls, torch.ones_like(f)[..., None])
+    plan.pass_row_bytes = sum(g.numel() for g in gs if g is not None) * size / n
+    factors = factors_from_calls(calls, gs, layers, plan.slots)
+    plan.graph_bytes += sum(g.a.numel() for g in factors if hasattr(g, "a")) * size / n
+    held = [held_numbers(factor, K) for factor in factors]
+    n_explicit = sum(slot.stop - slot.start for slot in plan.explicit_slots)
+    plan.example_bytes = size * sum(of_example for of_example, _ in held)
+    plan.row_bytes = size * (n_explicit + sum(of_row for _, of_row in held))
+    if plan.explicit:  # the vectorised pass holds every row's graph at once
+        plan.pass_row_bytes += plan.graph_bytes
 
 
 class _Meter:
@@ -95,14 +118,6 @@ class _Meter:
         if t.data_ptr() not in self.weights:
             self.total += t.numel() * t.element_size()
         return t
-
-
-def _size(call: Call, layers: list[nn.Module], sample: Tensor) -> int:
-    """Numbers that the call's factors hold: unfolded input and output derivative."""
-    layer, n = layers[call.layer], call.x.numel()
-    if hasattr(layer, "kernel_size"):
-        n *= max(1, layer.weight[0, 0].numel())
-    return 3 * n
 
 
 def check_independent(net: nn.Module, sample: Tensor) -> None:
@@ -225,7 +240,7 @@ def _disagreeing(
     generator = torch.Generator().manual_seed(0)
     u = torch.rand(f.shape, generator=generator).to(f) + 0.5
     true = torch.autograd.grad(f, list(leaves.values()), u, retain_graph=True, allow_unused=True)
-    gs = backward(f, calls, u[..., None])
+    gs = backward(f, calls, u[..., None], keep_graph=True)
     found: dict[Slot, Tensor] = {}
     for factor in factors_from_calls(calls, gs, layers, pairs):
         for rows in explicit(factor):

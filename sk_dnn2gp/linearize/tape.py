@@ -124,16 +124,24 @@ def evaluated(cotangents: Cotangents, f: Tensor) -> Tensor:
     return C.to(f)
 
 
-def backward(f: Tensor, calls: Sequence[Call], C: Tensor) -> list[Tensor | None]:
+def backward(
+    f: Tensor, calls: Sequence[Call], C: Tensor, keep_graph: bool = False
+) -> list[Tensor | None]:
     """Derivatives of the R scalars c_rᵀf of each example: one (R, n, ...) for each call."""
     edges = [call.edge for call in calls]
     R = C.shape[2]
     if not edges or not f.requires_grad:
         return [None] * len(edges)
     per_row = [
-        torch.autograd.grad(f, edges, C[:, :, r], retain_graph=r + 1 < R, allow_unused=True)
+        torch.autograd.grad(
+            f, edges, C[:, :, r], retain_graph=keep_graph or r + 1 < R, allow_unused=True
+        )
         for r in range(R)
     ]
     if R == 1:
         return [None if g is None else g[None] for g in per_row[0]]
-    return [None if gs[0] is None else torch.stack(gs) for gs in zip(*per_row, strict=True)]
+    # An example's rows lie together: products over positions then take them all at once.
+    return [
+        None if gs[0] is None else torch.stack(gs, dim=1).transpose(0, 1)
+        for gs in zip(*per_row, strict=True)
+    ]
