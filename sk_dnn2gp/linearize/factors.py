@@ -109,16 +109,21 @@ def explicit(factor: Factor) -> list[Rows]:
         return [factor]
     a, g = factor.a, factor.g
     if isinstance(factor, Dense):
-        parts = [] if factor.bias is None else [Rows(g, (factor.bias,))]
+        parts = [] if factor.bias is None else [_rows(g, factor.bias)]
         if factor.weight is not None:
-            parts.append(Rows((g[..., None] * a[:, None]).flatten(2), (factor.weight,)))
+            parts.append(_rows((g[..., None] * a[:, None]).flatten(2), factor.weight))
         return parts
     if isinstance(factor, Patches):
-        return [Rows(_patch_rows(a, g), (factor.weight,))]
+        return [_rows(_patch_rows(a, g), factor.weight)]
     R, n, T, O = g.shape
     table = g.new_zeros(R, n, factor.n_tokens, O)
     table.scatter_add_(2, a[None, :, :, None].expand_as(g), g)
-    return [Rows(table.flatten(2), (factor.weight,))]
+    return [_rows(table.flatten(2), factor.weight)]
+
+
+def _rows(values: Tensor, slot: Slot) -> Rows:
+    """Rows of one parameter, which a folded factor has several times over."""
+    return Rows(values, (slot,) * (values.shape[2] // (slot.stop - slot.start)))
 
 
 def _patch_rows(a: Tensor, g: Tensor) -> Tensor:
@@ -142,7 +147,9 @@ def held_numbers(factor: Factor, n_rows: int) -> tuple[int, int]:
 def fold(factor: Factor) -> Factor:
     """The factor whose one-row Gram matrix is the trace over rows of this one's."""
     if isinstance(factor, Rows):
-        return Rows(factor.values.transpose(0, 1).flatten(1)[None], factor.slots)
+        return Rows(
+            factor.values.transpose(0, 1).flatten(1)[None], factor.slots * len(factor.values)
+        )
     return replace(factor, g=factor.g.movedim(0, -2).flatten(-2)[None])
 
 
@@ -238,11 +245,10 @@ def _position_pairs(left: Patches | Tokens, right: Patches | Tokens, h: int) -> 
 
 
 def _column_scale(factor: Rows, scale: Sequence[float], like: Tensor) -> Tensor:
-    p = sum(slot.stop - slot.start for slot in factor.slots)
     columns = [
         like.new_full((slot.stop - slot.start,), float(scale[slot.index])) for slot in factor.slots
     ]
-    return torch.cat(columns).repeat(factor.values.shape[2] // p)
+    return torch.cat(columns)
 
 
 def write_rows(factor: Factor, out: Tensor) -> None:

@@ -105,6 +105,8 @@ class Linearization:
         self.n_params = sum(self.parameter_sizes)
 
     def __getattr__(self, name: str) -> Any:
+        if name == "n_outputs":
+            raise AttributeError("n_outputs is known after the first call with data: outputs(X).")
         if name in ("parameter_names", "parameter_sizes", "n_params"):
             raise AttributeError(
                 f"{name} is known after the first call with data, e.g. outputs(X): which layer "

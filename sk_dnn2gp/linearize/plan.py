@@ -8,6 +8,7 @@ network cannot be vectorised (GRU, LSTM).
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -245,21 +246,23 @@ def _disagreeing(
     for factor in factors_from_calls(calls, gs, layers, pairs):
         for rows in explicit(factor):
             found[rows.slots[0]] = rows.values.sum((0, 1))
-    tolerance = _TOLERANCE.get(f.dtype, 5e-2)
+    largest = max((float(t.abs().max()) for t in true if t is not None), default=0.0)
     return {
         name
         for name, t in zip(leaves, true, strict=True)
-        if not _agree(t, found.get(slots[name]), tolerance)
+        if not _agree(t, found.get(slots[name]), largest)
     }
 
 
-def _agree(true: Tensor | None, found: Tensor | None, tolerance: float) -> bool:
+def _agree(true: Tensor | None, found: Tensor | None, largest: float) -> bool:
+    """Whether two gradients agree to rounding, which is of the size of the largest gradient."""
     if true is None or found is None:
         other = true if found is None else found
         return other is None or not bool(other.any())
     t = true.flatten()
-    scale = t.abs().max() + torch.finfo(t.dtype).tiny
-    return not bool(((t - found).abs() > tolerance * scale).any())
+    relative = _TOLERANCE.get(t.dtype, 5e-2) * float(t.abs().max())
+    allowed = max(relative, 100 * torch.finfo(t.dtype).eps * largest)
+    return not bool(((t - found).abs() > allowed).any())
 
 
 def factors_from_calls(
@@ -301,7 +304,9 @@ def _plain_attention() -> Iterator[None]:
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with sdpa_kernel(SDPBackend.MATH):
+        with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+            # Operations without a rule for vmap run one by one: slower, still faster than a loop.
+            warnings.filterwarnings("ignore", message="There is a performance drop")
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
@@ -337,4 +342,4 @@ def _can_vectorise(twin: Twin, plan: Plan, sample: Tensor) -> bool:
     except (RuntimeError, NotImplementedError, ValueError, TypeError):
         return False
     slow = _looped_rows(twin.net, leaves, x, C)
-    return _agree(slow, fast.flatten(), _TOLERANCE.get(f.dtype, 5e-2))
+    return _agree(slow, fast.flatten(), float(slow.abs().max()))

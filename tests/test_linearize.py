@@ -1,0 +1,465 @@
+"""Every contraction of the Jacobian against the dense Jacobian, over random architectures.
+
+The reference is reverse-mode differentiation of one output of one example at a time in float64:
+no vectorisation and no layer rule. Tolerance 1e-10 relative to the largest entry in float64 (a few
+hundred roundings of 1e-16 with cancellation to spare), 1e-5 in float32.
+"""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from sk_dnn2gp.linearize import Linearization
+
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
+FEW = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+def dense_jacobian(net: nn.Module, X: Tensor, names: tuple[str, ...] | None = None) -> Tensor:
+    """(n, K, P) in float64, one backward pass per example and output."""
+    net = copy.deepcopy(net).double().eval()
+    X = X.double() if X.is_floating_point() else X
+    own = dict(net.named_parameters())
+    names = [n for n, p in own.items() if p.requires_grad] if names is None else list(names)
+    rows = []
+    for x in X:
+        leaves = [own[n].detach().clone().requires_grad_() for n in names]
+        f = functional_call(net, dict(zip(names, leaves, strict=True)), (x[None],))[0]
+        grads = [
+            torch.autograd.grad(
+                fk, leaves, retain_graph=True, allow_unused=True, materialize_grads=True
+            )
+            for fk in f
+        ]
+        rows.append(torch.stack([torch.cat([g.flatten() for g in gs]) for gs in grads]))
+    return torch.stack(rows)
+
+
+def assert_close(found: Tensor, true: Tensor, dtype: torch.dtype = torch.float64) -> None:
+    assert found.shape == true.shape
+    error = float((found.double() - true).abs().max() / true.abs().max().clamp_min(1e-300))
+    assert error < TOLERANCE[dtype], error
+
+
+def check_all(net: nn.Module, X: Tensor, seed: int = 0, **options) -> Linearization:
+    """Every method of the interface against the dense Jacobian."""
+    lin = Linearization(net, **options)
+    f = lin.outputs(X)
+    J = dense_jacobian(net, X, lin.parameter_names)
+    n, K, P = J.shape
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    C, u, v, V = normal(n, K, 2), normal(n, K), normal(P), normal(P, 3)
+    s = normal(len(lin.parameter_names)).exp()
+    S = s.repeat_interleave(torch.tensor(lin.parameter_sizes))
+    Phi, flat = C.mT @ J, J.flatten(0, 1)
+    Phi_flat, m = Phi.flatten(0, 1), max(1, n - 1)
+    close = lambda a, b: assert_close(a, b, lin.dtype)  # noqa: E731
+    assert (lin.n_outputs, lin.n_params, sum(lin.parameter_sizes)) == (K, P, P)
+    close(lin.rows(X), J)
+    close(lin.rows(X, C), Phi)
+    close(lin.outputs_and_rows(X, lambda f: C.to(f))[1], Phi)
+    close(lin.outputs_and_rows(X)[0].double(), f.double())
+    close(lin.gram(X), flat @ flat.mT)
+    close(lin.gram(X, cotangents=C), Phi_flat @ Phi_flat.mT)
+    close(lin.gram(X, X[:m], parameter_scale=s), (flat * S) @ flat[: m * K].mT)
+    close(
+        lin.gram(X, X[:m], cotangents=C, cotangents2=C[:m, :, :1]),
+        Phi_flat @ Phi[:m, :1].flatten(0, 1).mT,
+    )
+    close(lin.gram_trace(X, parameter_scale=s), torch.einsum("nkp,mkp->nm", J * S, J))
+    close(lin.gram_trace(X, X[:m]), torch.einsum("nkp,mkp->nm", J, J[:m]))
+    close(lin.gram_output(X, X[:m], K - 1), J[:, -1] @ J[:m, -1].mT)
+    close(lin.diagonal_blocks(X, cotangents=C, parameter_scale=s), (Phi * S) @ Phi.mT)
+    close(lin.ggn(X, cotangents=C), Phi_flat.mT @ Phi_flat)
+    close(lin.ggn_diagonal(X, cotangents=C), Phi_flat.square().sum(0))
+    close(lin.squared_gradients(X, u), (J.mT @ u[..., None])[..., 0].square().sum(0))
+    close(lin.jvp(X, v), J @ v)
+    close(lin.jvp(X, V), J @ V)
+    close(lin.vjp(X, u), torch.einsum("nkp,nk->p", J, u))
+    K_ = lin.gram(X)
+    assert torch.equal(K_, K_.mT)
+    eigenvalues = torch.linalg.eigvalsh(K_)
+    assert eigenvalues.min() >= -TOLERANCE[lin.dtype] * eigenvalues.max()
+    return lin
+
+
+def explicit_names(lin: Linearization) -> set[str]:
+    (plan,) = lin._plans.values()
+    return set(plan.explicit)
+
+
+ACTIVATIONS = (nn.Tanh, nn.ReLU, nn.GELU, nn.Sigmoid, nn.SiLU, nn.Softplus)
+
+
+@FEW
+@given(
+    widths=st.lists(st.integers(1, 9), min_size=2, max_size=5),
+    activation=st.sampled_from(ACTIVATIONS),
+    bias=st.booleans(),
+    n=st.integers(1, 6),
+    positions=st.sampled_from([(), (3,), (2, 2)]),
+    dtype=st.sampled_from([torch.float64, torch.float32]),
+    seed=st.integers(0, 2**31),
+)
+def test_dense_networks(widths, activation, bias, n, positions, dtype, seed):
+    torch.manual_seed(seed)
+    layers: list[nn.Module] = []
+    for a, b in zip(widths[:-1], widths[1:], strict=True):
+        layers += [nn.Linear(a, b, bias=bias), activation()]
+    layers += [nn.Flatten(2), MeanOverPositions()] if len(positions) == 2 else []
+    layers += [Middle()] if len(positions) == 1 else []
+    net = nn.Sequential(*layers).to(dtype)
+    lin = check_all(net, torch.randn(n, *positions, widths[0], dtype=dtype), seed)
+    assert explicit_names(lin) == set()
+
+
+class Middle(nn.Module):
+    def forward(self, x):
+        return x.mean(1)
+
+
+class MeanOverPositions(nn.Module):
+    def forward(self, x):
+        return x.sum(1)
+
+
+@FEW
+@given(data=st.data())
+def test_convolutional_networks(data):
+    draw = data.draw
+    spatial = draw(st.integers(1, 3))
+    groups = draw(st.sampled_from([1, 2]))
+    same = draw(st.booleans())
+    each = lambda low, high: tuple(draw(st.integers(low, high)) for _ in range(spatial))  # noqa: E731
+    torch.manual_seed(draw(st.integers(0, 2**31)))
+    conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[spatial - 1](
+        2 * groups,
+        draw(st.integers(1, 2)) * groups,
+        each(1, 3),
+        stride=1 if same else each(1, 2),
+        dilation=each(1, 2),
+        padding="same" if same else each(0, 1),
+        padding_mode=draw(st.sampled_from(["zeros", "circular", "replicate"])),
+        groups=groups,
+        bias=draw(st.booleans()),
+    )
+    dtype = draw(st.sampled_from([torch.float64, torch.float32]))
+    X = torch.randn(draw(st.integers(1, 3)), 2 * groups, *each(5, 6), dtype=torch.float32)
+    net = nn.Sequential(conv, nn.Tanh(), nn.Flatten())
+    net.append(nn.Linear(net(X).shape[1], draw(st.integers(1, 3))))
+    lin = check_all(net.to(dtype), X.to(dtype))
+    assert explicit_names(lin) == set()
+
+
+class Residual(nn.Module):
+    """Shared layers, a tied table, a parameter outside any layer, norms, a nested block."""
+
+    def __init__(self, width: int, twice: bool, gain: bool):
+        super().__init__()
+        self.table = nn.Embedding(6, width, padding_idx=0)
+        self.inner = nn.Sequential(nn.Linear(width, width), nn.Tanh())
+        self.norm = nn.LayerNorm(width)
+        self.out = nn.Linear(width, 6, bias=False)
+        self.out.weight = self.table.weight
+        self.gain = nn.Parameter(torch.randn(width)) if gain else None
+        self.twice = twice
+
+    def forward(self, tokens):
+        h = self.table(tokens)
+        h = self.norm(h + self.inner(h))
+        if self.twice:
+            h = h - self.inner(h)
+        if self.gain is not None:
+            h = h * self.gain
+        return self.out(h).mean(1)
+
+
+@FEW
+@given(width=st.integers(1, 5), twice=st.booleans(), gain=st.booleans(), seed=st.integers(0, 2**31))
+def test_shared_tied_and_bare_parameters(width, twice, gain, seed):
+    torch.manual_seed(seed)
+    net = Residual(width, twice, gain).double()
+    lin = check_all(net, torch.randint(0, 6, (4, 3)), seed)
+    assert explicit_names(lin) == ({"gain"} if gain else set())
+
+
+def norms() -> nn.Module:
+    net = nn.Sequential(
+        nn.Conv2d(2, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(4, 4, 1, groups=2),
+        nn.GroupNorm(2, 4),
+        nn.LayerNorm((4, 3, 3)),
+        nn.Flatten(),
+        nn.Linear(36, 5),
+        nn.BatchNorm1d(5),
+        nn.Dropout(0.5),
+        nn.Linear(5, 2),
+    )
+    for layer in net:
+        if hasattr(layer, "running_mean"):
+            layer.running_mean.normal_()
+            layer.running_var.uniform_(0.5, 2.0)
+        if isinstance(layer, nn.BatchNorm2d | nn.BatchNorm1d | nn.GroupNorm | nn.LayerNorm):
+            nn.init.normal_(layer.weight)
+            nn.init.normal_(layer.bias)
+    return net.double()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_norms_take_layer_rules(dtype):
+    torch.manual_seed(0)
+    lin = check_all(norms().to(dtype), torch.randn(5, 2, 5, 5, dtype=dtype))
+    assert explicit_names(lin) == set()
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.TransformerEncoderLayer(4, 2, 6, batch_first=True)
+        self.out = nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.out(self.body(x).mean(1))
+
+
+class Recurrent(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.body = kind(3, 4, batch_first=True)
+        self.out = nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.out(self.body(x)[0][:, -1])
+
+
+class Functional(nn.Module):
+    """A layer's weight used once more by hand, and a layer that is never called."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.idle = nn.Linear(3, 3), nn.Linear(2, 2)
+
+    def forward(self, x):
+        return self.first(x) + torch.tanh(nn.functional.linear(x, self.first.weight))
+
+
+def test_networks_without_rules():
+    torch.manual_seed(1)
+    lin = check_all(Attention().double(), torch.randn(3, 5, 4, dtype=torch.float64))
+    assert "body.self_attn.in_proj_weight" in explicit_names(lin)
+    for kind in (nn.GRU, nn.LSTM, nn.RNN):
+        lin = check_all(Recurrent(kind).double(), torch.randn(3, 4, 3, dtype=torch.float64))
+        assert "out.weight" not in explicit_names(lin)
+    lin = check_all(Functional().double(), torch.randn(3, 3, dtype=torch.float64))
+    assert explicit_names(lin) == {"first.weight"}
+    weight_norm = nn.utils.parametrizations.weight_norm(nn.Linear(3, 2))
+    check_all(weight_norm.double(), torch.randn(3, 3, dtype=torch.float64))
+
+
+def test_networks_of_weights_that_do_not_reach_the_outputs():
+    class Constant(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(2, 1)
+
+        def forward(self, x):
+            return x[:, :1] * 2.0
+
+    X = torch.randn(3, 2)
+    lin = Linearization(Constant())
+    assert not lin.gram(X).any() and not lin.rows(X).any() and not lin.vjp(X, X[:, :1]).any()
+
+
+def test_frozen_parameters_and_choices():
+    torch.manual_seed(2)
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2))
+    net, X = net.double(), torch.randn(5, 3, dtype=torch.float64)
+    for p in net[0].parameters():
+        p.requires_grad_(False)
+    assert check_all(net, X).parameter_names == ("2.weight", "2.bias", "4.weight", "4.bias")
+    last = check_all(net, X, parameters="last_layer")
+    assert last.parameter_names == ("4.weight", "4.bias")
+    named = check_all(net, X, parameters=["4.weight", "0.bias"])
+    assert named.parameter_names == ("0.bias", "4.weight")
+    assert not net[0].weight.requires_grad
+
+
+def test_last_layer_by_order_of_calls():
+    class Backwards(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.out, self.body = nn.Linear(4, 1), nn.Linear(2, 4)
+
+        def forward(self, x):
+            return self.out(self.body(x))
+
+    lin = Linearization(Backwards(), parameters="last_layer")
+    with pytest.raises(AttributeError, match="known after the first call"):
+        _ = lin.n_params
+    lin.outputs(torch.randn(2, 2))
+    assert lin.parameter_names == ("out.weight", "out.bias")
+
+
+def test_float64_work_follows_a_float32_module():
+    torch.manual_seed(3)
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    X = torch.randn(5, 3, dtype=torch.float64)
+    lin = check_all(net, X, dtype=torch.float64)
+    with torch.no_grad():
+        net[0].weight.mul_(2.0)
+    assert_close(lin.rows(X), dense_jacobian(net, X))
+    assert net[0].weight.dtype == torch.float32
+
+
+def test_sees_weights_changed_and_replaced():
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)).double()
+    X = torch.randn(5, 3, dtype=torch.float64)
+    lin = Linearization(net)
+    lin.gram(X)
+    nn.utils.vector_to_parameters(torch.randn(21, dtype=torch.float64), net.parameters())
+    assert_close(lin.rows(X), dense_jacobian(net, X))
+    net[0].weight = nn.Parameter(torch.randn(4, 3, dtype=torch.float64))
+    assert_close(lin.rows(X), dense_jacobian(net, X))
+    assert_close(lin.weights(), nn.utils.parameters_to_vector(net.parameters()).detach())
+
+
+def test_module_comes_back_as_it_was():
+    torch.manual_seed(4)
+    net = norms()
+    net.train()
+    net[0].weight.requires_grad_(False)
+    net[7].register_forward_hook(lambda *_: None)
+    net[7].weight.grad = torch.ones_like(net[7].weight)
+    X = torch.randn(4, 2, 5, 5, dtype=torch.float64)
+    state = copy.deepcopy(net.state_dict())
+    before = [(m.training, len(m._forward_hooks), len(m._forward_pre_hooks)) for m in net.modules()]
+    identity = [(id(p), p.requires_grad, p.grad is None, p._version) for p in net.parameters()]
+    generator = torch.get_rng_state()
+    lin = Linearization(net)
+    for result in (lin.gram(X), lin.ggn(X), lin.jvp(X, lin.weights()), lin.vjp(X, X[:, 0, 0, :2])):
+        assert torch.isfinite(result).all()
+    after = [(m.training, len(m._forward_hooks), len(m._forward_pre_hooks)) for m in net.modules()]
+    assert before == after
+    assert identity == [
+        (id(p), p.requires_grad, p.grad is None, p._version) for p in net.parameters()
+    ]
+    assert all(
+        torch.equal(a, b) for a, b in zip(state.values(), net.state_dict().values(), strict=True)
+    )
+    assert torch.equal(net[7].weight.grad, torch.ones_like(net[7].weight))
+    assert torch.equal(generator, torch.get_rng_state())
+    assert torch.is_grad_enabled() and torch.get_default_dtype() == torch.float32
+
+
+def test_works_without_gradients_enabled_and_pickles():
+    net = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)).double()
+    X = torch.randn(4, 2, dtype=torch.float64)
+    lin = Linearization(net)
+    expected = lin.gram(X)
+    with torch.no_grad():
+        assert torch.equal(Linearization(net).gram(X), expected)
+    assert torch.equal(pickle.loads(pickle.dumps(lin)).gram(X), expected)
+    assert torch.equal(copy.deepcopy(lin).gram(X), expected)
+
+
+@pytest.mark.parametrize("limit", [0.002, 0.05, 1.0])
+def test_any_memory_limit_gives_the_same(limit):
+    torch.manual_seed(5)
+    net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Tanh(), nn.Flatten(), nn.Linear(48, 3)).double()
+    check_all(net, torch.randn(23, 1, 6, 6, dtype=torch.float64), memory_limit=limit)
+
+
+class MixesExamples(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(2, 1)
+
+    def forward(self, x):
+        return self.layer(x - x.mean(0))
+
+
+class Random(MixesExamples):
+    def forward(self, x):
+        return self.layer(nn.functional.dropout(x, 0.5))
+
+
+class Pair(MixesExamples):
+    def forward(self, x):
+        return self.layer(x), x
+
+
+BAD = [
+    (MixesExamples(), torch.randn(3, 2), "mixes examples"),
+    (MixesExamples(), torch.randn(1, 2), "mixes examples"),
+    (nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2, track_running_stats=False)),
+     torch.randn(4, 2), "mixes|does not take"),
+    (Random(), torch.ones(4, 2), "random"),
+    (Pair(), torch.randn(3, 2), "one tensor"),
+    (nn.Linear(2, 1), torch.randn(3, 5), "does not take X"),
+    (nn.Linear(2, 1), torch.ones(3, 2, dtype=torch.int64), "does not take X"),
+    (nn.Linear(2, 1), torch.randn(0, 2), "at least one example"),
+    (nn.Sequential(nn.Linear(2, 1), nn.Flatten(0)), torch.randn(3, 2), "n_outputs"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("net", "X", "message"), BAD)
+def test_bad_data_is_refused(net, X, message):
+    with pytest.raises(ValueError, match=message):
+        Linearization(net).gram(X)
+
+
+def test_bad_arguments_are_refused():
+    net, X = nn.Linear(2, 2), torch.randn(3, 2)
+    with pytest.raises(TypeError, match="Module"):
+        Linearization(lambda x: x)
+    with pytest.raises(TypeError, match="Tensor"):
+        Linearization(net).gram(X.numpy())
+    for module, options, message in (
+        (nn.Sequential(), {}, "no weights"),
+        (nn.Linear(2, 1).requires_grad_(False), {}, "requires a gradient"),
+        (net, {"parameters": ["w"]}, "does not have"),
+        (net, {"parameters": "first"}, "last_layer"),
+        (nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).double()), {}, "one precision"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Linearization(module, **options)
+    lin = Linearization(net)
+    with pytest.raises(ValueError, match="parameter_scale"):
+        lin.gram(X, parameter_scale=[1.0])
+    with pytest.raises(ValueError, match="parameter_scale"):
+        lin.gram(X, parameter_scale=[1.0, 0.0])
+    with pytest.raises(ValueError, match="cotangents"):
+        lin.gram(X, cotangents=torch.ones(3, 1, 1))
+    with pytest.raises(ValueError, match="2 outputs"):
+        lin.gram_output(X, k=2)
+    with pytest.raises(ValueError, match="v must have"):
+        lin.jvp(X, torch.ones(3))
+    with pytest.raises(AttributeError, match="first call"):
+        _ = Linearization(net).n_outputs
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = lin.nothing
+
+
+def test_one_hidden_layer_in_closed_form():
+    """P = 1.6e6 weights and 40 rows, against the closed form of a single hidden layer."""
+    net = nn.Sequential(nn.Linear(1000, 1500), nn.ReLU(), nn.Linear(1500, 1))
+    X = torch.randn(40, 1000)
+    K = Linearization(net, memory_limit=64).gram(X)
+    h = torch.relu(net[0](X)).double().detach()
+    active = (h > 0).double() * net[2].weight.detach().double()
+    expected = (X.double() @ X.double().mT + 1) * (active @ active.mT) + h @ h.mT + 1
+    assert_close(K, expected, torch.float32)
