@@ -135,6 +135,7 @@ class MeanOverPositions(nn.Module):
         return x.sum(1)
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
 @FEW
 @given(data=st.data())
 def test_convolutional_networks(data):

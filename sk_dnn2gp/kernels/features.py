@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
@@ -25,7 +25,7 @@ from .ntk import NTKKernel
 __all__ = ["NTKFeatures"]
 
 
-class NTKFeatures(TransformerMixin, BaseEstimator):
+class NTKFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Jacobian features of a network, for linear models, clustering and plots (MATH 3).
 
     Parameters

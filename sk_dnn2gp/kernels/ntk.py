@@ -342,8 +342,7 @@ class NTKKernel(Kernel):
             return K
         d = np.sqrt(K.diagonal() if Y is None else self._diagonal(X))
         d2 = d if Y is None else np.sqrt(self._diagonal(Y))
-        K /= _positive(d)[:, None]
-        K /= _positive(d2)
+        K /= np.outer(_positive(d), _positive(d2))  # one division: symmetry stays exact
         if Y is None:
             np.fill_diagonal(K, 1.0)
         return K
