@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from joblib import parallel_config
-from kernel_contract import check_kernel
 from sklearn.base import clone
 from sklearn.datasets import load_diabetes
 from sklearn.exceptions import ConvergenceWarning
@@ -18,11 +17,13 @@ from sklearn.gaussian_process import GaussianProcessClassifier, GaussianProcessR
 from sklearn.gaussian_process.kernels import CompoundKernel, WhiteKernel
 from sklearn.linear_model import LinearRegression, Ridge
 from skorch import NeuralNetRegressor
-from test_linearize import dense_jacobian
 from torch import nn
 
 from sk_dnn2gp.kernels import NTKFeatures, NTKKernel
 from sk_dnn2gp.networks import MLP
+
+from .kernel_contract import check_kernel
+from .test_linearize import dense_jacobian
 
 
 def network(n_features: int = 3, n_outputs: int = 1, width: int = 8) -> nn.Module:
