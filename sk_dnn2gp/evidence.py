@@ -264,14 +264,40 @@ class EvidenceSpectrum:
 
 
 def updated_precision(effective_dimension: float, weights_squared: float) -> float:
-    """MacKay's δ = γ/‖w‖² (MATH 8): the stationary point of the evidence in log δ."""
+    """MacKay's δ = γ/‖w‖² (MATH 8): the stationary point of the evidence in log δ.
+
+    Parameters
+    ----------
+    effective_dimension : float
+        γ.
+    weights_squared : float
+        ‖w‖².
+
+    Returns
+    -------
+    float
+    """
     return effective_dimension / max(weights_squared, 1e-300)
 
 
 def updated_noise_std(
     effective_dimension: float, residual_squared: float, n_observations: float
 ) -> float:
-    """MacKay's σ² = ‖y-f‖²/(NK-γ), as σ (MATH 8)."""
+    """MacKay's σ² = ‖y-f‖²/(NK-γ), as σ (MATH 8).
+
+    Parameters
+    ----------
+    effective_dimension : float
+        γ.
+    residual_squared : float
+        ‖y-f‖².
+    n_observations : float
+        NK.
+
+    Returns
+    -------
+    float
+    """
     return math.sqrt(residual_squared / max(n_observations - effective_dimension, 1e-300))
 
 

@@ -59,7 +59,7 @@ __all__ = ["Candidate", "EvidenceUpdates", "Tuning", "posterior_at", "starting_p
 PRIOR_PRECISION_BOUNDS = (1e-5, 1e8)
 NOISE_STD_BOUNDS = (1e-3, 1e2)
 # (δ, σ) that the restarts begin with, for standardised targets.
-_STARTS = ((100.0, 1.0), (0.1, 0.1), (10.0, 0.5), (0.3, 0.03), (0.1, 0.3), (1.0, 0.1))
+_STARTS = ((10.0, 0.5), (100.0, 1.0), (0.1, 0.1), (0.3, 0.03), (0.1, 0.3), (1.0, 0.1))
 # Rounds of stage 1; the worse half of the candidates is dropped after each.
 _N_HEATS = 3
 # Largest change of log δ and log σ in an update, and the one that counts as none.

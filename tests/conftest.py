@@ -1,0 +1,7 @@
+"""Settings that must stand before scipy and torch are imported by a test."""
+
+import os
+
+# scikit-learn skips its array-API checks unless this is set when scipy is first imported.
+os.environ.setdefault("SCIPY_ARRAY_API", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")

@@ -1,0 +1,26 @@
+"""scikit-learn's own checks, none expected to fail."""
+
+import pytest
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from sk_dnn2gp import DNN2GPRegressor
+
+SMALL = {"hidden_layer_sizes": (5,), "n_restarts": 1, "max_iter": 100}
+
+
+@pytest.mark.filterwarnings("ignore")  # the checks fit odd data on purpose
+@parametrize_with_checks([DNN2GPRegressor(**SMALL)])
+def test_small_estimators(estimator, check):
+    check(estimator)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@parametrize_with_checks(
+    [
+        DNN2GPRegressor(**SMALL, posterior="diag", prior_precision=1.0, noise_std=0.3),
+        DNN2GPRegressor(**SMALL, posterior="last_layer", prior_precision=1.0, noise_std=0.3),
+    ]
+)
+def test_other_posteriors(estimator, check):
+    check(estimator)
