@@ -116,8 +116,8 @@ class NetworkSource:
 
 def _prepared(net: NeuralNet) -> NeuralNet:
     """Train on all rows unless the user asked for a split: the GP conditions on all of them."""
-    default = inspect.signature(type(net).__init__).parameters.get("train_split")
-    default = None if default is None else default.default
+    signatures = [inspect.signature(cls.__init__).parameters for cls in type(net).__mro__]
+    default = next((s["train_split"].default for s in signatures if "train_split" in s), None)
     if net.train_split is not None and _same_split(net.train_split, default):
         net.set_params(train_split=None)
     return net

@@ -12,8 +12,8 @@ one finite difference: one more factorisation. Without it the updates drift into
 Gauss-Newton training runs three stages, each going on where the last one ended:
 
 1. ``alternate``: a few steps at fixed (δ, σ), then the updates, again and again, the best settled
-   point kept. What it finds depends on where it begins: it runs from several starts, strong priors
-   and weak, and the worse half of them is dropped after each of three heats.
+   point kept. What it finds depends on where it begins: it runs from several starts, strong
+   priors and weak.
 2. ``polish``: a short simplex search in (log δ, log σ) over the evidence at the minimum of the
    loss, every minimum reached from the best one's weights.
 3. Training to the solver's tolerance at the chosen (δ, σ).
@@ -59,9 +59,7 @@ __all__ = ["Candidate", "EvidenceUpdates", "Tuning", "posterior_at", "starting_p
 PRIOR_PRECISION_BOUNDS = (1e-5, 1e8)
 NOISE_STD_BOUNDS = (1e-3, 1e2)
 # (δ, σ) that the restarts begin with, for standardised targets.
-_STARTS = ((10.0, 0.5), (100.0, 1.0), (0.1, 0.1), (0.3, 0.03), (0.1, 0.3), (1.0, 0.1))
-# Rounds of stage 1; the worse half of the candidates is dropped after each.
-_N_HEATS = 3
+_STARTS = ((10.0, 0.5), (100.0, 1.0), (1.0, 0.3), (0.1, 0.1), (0.1, 0.3), (0.3, 0.03))
 # Largest change of log δ and log σ in an update, and the one that counts as none.
 _TRUST, _SETTLED = 0.5, 1e-2
 # Updates without a better evidence before a candidate stops.
@@ -85,7 +83,7 @@ class Tuning:
     structure : str
         "full", "diag" or "last_layer": the posterior whose evidence counts.
     n_rounds : int
-        Alternations of training and updates in each of the heats.
+        Alternations of training and updates.
     steps_per_round : int
         Gauss-Newton steps between updates.
     n_polished : int
@@ -101,7 +99,7 @@ class Tuning:
     prior_precision: bool = True
     noise_std: bool = True
     structure: str = "full"
-    n_rounds: int = 8
+    n_rounds: int = 24
     steps_per_round: int = 6
     n_polished: int = 1
     n_polish: int = 15
@@ -203,11 +201,10 @@ def tune(candidates: list[Candidate], data: TrainingData, tuning: Tuning) -> Can
     numpy.linalg.LinAlgError
         If no candidate has a finite evidence.
     """
-    for _ in range(_N_HEATS):
-        for candidate in candidates:
-            alternate(candidate, data, tuning)
-        candidates = sorted(candidates, key=lambda c: -c.best.evidence if c.best else math.inf)
-        candidates = candidates[: max(tuning.n_polished, (len(candidates) + 1) // 2)]
+    for candidate in candidates:
+        alternate(candidate, data, tuning)
+    # Not before all have run: a strong prior's start is slow at first and often the best at last.
+    candidates = sorted(candidates, key=lambda c: -c.best.evidence if c.best else math.inf)
     candidates = candidates[: tuning.n_polished]
     for candidate in candidates:
         polish(candidate, data, tuning)
