@@ -12,6 +12,7 @@ from torch import nn
 
 from ._random import seeded
 from ._source import NetworkSource, check_outputs, check_trainable, module_dtype
+from ._threads import few_threads
 from .optim import GaussNewton
 from .posterior import Posterior
 from .training import Objective, SolverSettings, TrainingData, default_net, train
@@ -101,8 +102,25 @@ def fit_network(
     """
     if source.is_frozen:
         return _frozen(source, data, objective, tuning, settings)
-    own_net = source.brings_own_net
-    staged = tuning.is_needed and settings.solver == "gauss-newton" and not own_net
+    n_params = source.count_params(data.X)
+    rows = len(data) * source.n_outputs
+    with few_threads(2.0 * n_params * rows * min(n_params, rows)):
+        return _searched(source, data, objective, tuning, settings, n_restarts, seed, previous)
+
+
+def _searched(
+    source: NetworkSource,
+    data: TrainingData,
+    objective: Objective,
+    tuning: Tuning,
+    settings: SolverSettings,
+    n_restarts: int | str,
+    seed: int,
+    previous: NeuralNet | None,
+) -> FittedNetwork:
+    """The restarts, staged where the evidence chooses and Gauss-Newton trains."""
+    gauss_newton = settings.solver == "gauss-newton" and not source.brings_own_net
+    staged = tuning.is_needed and gauss_newton
     if n_restarts == "auto":
         n_restarts = _automatic_restarts(source, data) if staged else 1
     if previous is not None:
@@ -116,19 +134,13 @@ def fit_network(
             if not staged:
                 _train(candidate, own, tuning)
         candidates.append(candidate)
-    if staged:
-        with seeded(seed, settings.device):
-            best = tune(candidates, own, tuning)
-    else:
-        best = max(candidates, key=lambda c: c.evidence)
+    best = tune(candidates, own, tuning) if staged else max(candidates, key=lambda c: c.evidence)
     warn_at_bounds(best.objective, tuning)
     return _finished(best)
 
 
 def _automatic_restarts(source: NetworkSource, data: TrainingData) -> int:
-    module, _ = source.start(data.X, 0)
-    n_params = sum(p.numel() for p in module.parameters())
-    small = n_params * len(data) * source.n_outputs <= _SMALL
+    small = source.count_params(data.X) * len(data) * source.n_outputs <= _SMALL
     return _STAGED_RESTARTS_SMALL if small else _STAGED_RESTARTS
 
 

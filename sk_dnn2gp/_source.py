@@ -87,6 +87,12 @@ class NetworkSource:
             _reset_parameters(module)
         return module, None
 
+    def count_params(self, X: Tensor) -> int:
+        """P, from a network that is thrown away; the generators are left as found."""
+        with torch.random.fork_rng(devices=[]):
+            module, _ = self.start(X, 0)
+        return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
     def _check(self) -> None:
         if self.is_frozen:
             inner = self.net.estimator

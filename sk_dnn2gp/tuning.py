@@ -63,7 +63,7 @@ _STARTS = ((10.0, 0.5), (100.0, 1.0), (1.0, 0.3), (0.1, 0.1), (0.1, 0.3), (0.3, 
 # Largest change of log δ and log σ in an update, and the one that counts as none.
 _TRUST, _SETTLED = 0.5, 1e-2
 # Updates without a better evidence before a candidate stops.
-_PATIENCE = 6
+_PATIENCE = 4
 # Fall of the loss in the last step, in nats, below which it counts as settled. An evidence on the
 # way down to an overfitted minimum can be far above the one at its end.
 _DRIFT = 0.03
@@ -102,7 +102,7 @@ class Tuning:
     n_rounds: int = 24
     steps_per_round: int = 6
     n_polished: int = 1
-    n_polish: int = 15
+    n_polish: int = 12
     interval: int = 20
     memory_limit: float | None = None
 
@@ -337,13 +337,13 @@ def alternate(candidate: Candidate, data: TrainingData, tuning: Tuning) -> None:
             behind += 1
         gamma = total_dimension(candidate, posterior, data, tuning)
         change = update(candidate.objective, posterior, data, tuning, gamma)
-        settled = change < _SETTLED and candidate.net.optimizer_.converged
+        settled = change < _SETTLED and candidate.is_settled
         candidate.finished = settled or behind >= _PATIENCE
         if candidate.finished:
             break
 
 
-def polish(candidate: Candidate, data: TrainingData, tuning: Tuning, steps: int = 40) -> None:
+def polish(candidate: Candidate, data: TrainingData, tuning: Tuning, steps: int = 25) -> None:
     """Stage 2: simplex search over the evidence at the minimum of the loss."""
     candidate.restore()
     candidate.best = None
@@ -360,7 +360,7 @@ def polish(candidate: Candidate, data: TrainingData, tuning: Tuning, steps: int 
         return -candidate.evidence
 
     simplex = np.vstack([start, start + np.diag(_SIMPLEX[free])])
-    options = {"maxfev": tuning.n_polish, "xatol": 0.01, "fatol": 0.01}
+    options = {"maxfev": tuning.n_polish, "xatol": 0.03, "fatol": 0.03}
     options["initial_simplex"] = np.clip(simplex, *bounds.T)
     minimize(negative_evidence, start, method="Nelder-Mead", bounds=bounds, options=options)
     candidate.restore()

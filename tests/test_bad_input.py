@@ -54,12 +54,12 @@ def test_bad_arrays(bad, error, message):
         regressor().fit(*bad)
 
 
-@pytest.mark.filterwarnings("ignore:noise_std chosen:sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.filterwarnings("ignore:prior_precision chosen:sklearn.exceptions.ConvergenceWarning")
 def test_constant_y():
     auto = regressor(prior_precision="auto", noise_std="auto")
     with (
         pytest.warns(UserWarning, match="y is constant"),
-        pytest.warns(ConvergenceWarning, match=r"prior_precision chosen .* end of its range"),
+        pytest.warns(ConvergenceWarning, match=r"noise_std chosen .* end of its range"),
     ):
         model = auto.fit(X, np.full(30, 7.0))
     np.testing.assert_allclose(model.predict(X), 7.0, atol=1e-6)

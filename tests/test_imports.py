@@ -11,7 +11,7 @@ import sk_dnn2gp
 
 ROOT = Path(sk_dnn2gp.__file__).parent
 LEVELS = {
-    0: ("_linalg", "_memory", "_random", "_version", "datasets", "exceptions"),
+    0: ("_linalg", "_memory", "_random", "_threads", "_version", "datasets", "exceptions"),
     1: ("likelihoods", "networks", "linearize"),
     2: ("dual", "optim"),
     3: ("posterior", "evidence"),

@@ -20,7 +20,7 @@ from ..linearize import Linearization
 
 __all__ = ["Curvature", "FunctionSpaceCurvature", "WeightSpaceCurvature", "curvature_at"]
 
-# With at most this many weights a row, one product of explicit rows beats the layer rules' many.
+# With at most this many weights a row, products with explicit rows beat passes over the network.
 _FEW = 4
 
 
@@ -113,7 +113,7 @@ def curvature_at(
         return WeightSpaceCurvature(linearization.ggn(X, cotangents=L))
     if _FEW * n_rows >= P and 8 * n_rows * P <= limit_in_bytes(memory_limit) / 4:
         Phi = linearization.rows(X, L).flatten(0, 1).double()
-        return FunctionSpaceCurvature(Phi @ Phi.mT, Phi.mv, Phi.mT.mv)
+        return FunctionSpaceCurvature(linearization.gram(X, cotangents=L), Phi.mv, Phi.mT.mv)
     L = L.double()
     return FunctionSpaceCurvature(
         gram=linearization.gram(X, cotangents=L),
