@@ -202,11 +202,13 @@ def laplace(case, arrays, dtype, n):
 def neural_tangents(case, arrays, dtype, n):
     import jax
     from jax import numpy as jnp
-    from jax._src import source_info_util
+    from jax._src.interpreters import ad as internals
     from jax.interpreters import ad
 
-    if not hasattr(ad, "source_info_util"):  # where neural-tangents 0.6.5 looks for it
-        ad.source_info_util = source_info_util
+    for name in dir(internals):  # neural-tangents 0.6.5 looks for some of them in jax.interpreters
+        if name not in dir(ad):
+            setattr(ad, name, getattr(internals, name))
+    ad.config = jax.config
     import neural_tangents as nt
 
     jax.config.update("jax_enable_x64", dtype == "float64")
@@ -296,6 +298,8 @@ class Worker:
         root = str(Path(__file__).resolve().parents[1])
         names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
         environment = {**os.environ, **dict.fromkeys(names, str(threads)), "PYTHONPATH": root}
+        if threads == 1:
+            environment["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"
         self.process = subprocess.Popen(
             [python, __file__, "--serve", method],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +46,7 @@ def chosen_names(
     return tuple(names)
 
 
-def _check_alike(named: dict[str, Tensor]) -> None:
+def _check_alike(named: Mapping[str, Tensor]) -> None:
     kinds = {(p.dtype, p.device) for p in named.values() if p.is_floating_point()}
     if len(kinds) != 1:
         raise ValueError(

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,6 +43,8 @@ __all__ = [
     "write_rows",
 ]
 
+# Rows up to this wide are cheaper copied together than multiplied apart.
+_NARROW = 256
 # One pass over a tile costs about as much time as this many multiplications in a matrix product.
 _PASS = 30
 
@@ -154,13 +157,15 @@ def fold(factor: Factor) -> Factor:
 
 
 def merge(factors: Sequence[Factor], as_rows: Sequence[bool]) -> list[Factor]:
-    """Form the rows of the marked factors, and join all rows into one factor for one product."""
+    """Form the rows of the marked factors, and join narrow ones into one for one product."""
     kept = [f for f, flag in zip(factors, as_rows, strict=True) if not flag]
     rows = [r for f, flag in zip(factors, as_rows, strict=True) if flag for r in explicit(f)]
-    if len(rows) > 1:
-        slots = tuple(slot for r in rows for slot in r.slots)
-        rows = [Rows(torch.cat([r.values for r in rows], dim=2), slots)]
-    return [*rows, *kept]
+    narrow = [r for r in rows if r.values.shape[2] <= _NARROW]
+    wide = [r for r in rows if r.values.shape[2] > _NARROW]
+    if len(narrow) > 1:
+        slots = tuple(slot for r in narrow for slot in r.slots)
+        narrow = [Rows(torch.cat([r.values for r in narrow], dim=2), slots)]
+    return [*narrow, *wide, *kept]
 
 
 def prefers_rows(factor: Factor, n: int) -> bool:
@@ -190,10 +195,8 @@ def tiles(factor: Factor, length: int) -> list[Factor]:
     ]
 
 
-def add_gram(
-    left: Factor, right: Factor, tile: Tensor, scale: Sequence[float] | None = None
-) -> None:
-    """Add left diag(scale) rightᵀ to ``tile`` (R, n, R2, n2)."""
+def add_gram(left: Factor, right: Any, tile: Tensor, scale: Sequence[float] | None = None) -> None:
+    """Add left diag(scale) rightᵀ to ``tile`` (R, n, R2, n2); both factors are of one kind."""
     if isinstance(left, Rows):
         values = left.values.flatten(0, 1)
         if scale is not None:
@@ -321,7 +324,8 @@ def diagonal_blocks(factor: Factor, scale: Sequence[float] | None) -> Tensor:
 def apply(factor: Factor, v: Tensor) -> Tensor:
     """Rows times v (P, Q), of shape (n, R, Q), in the dtype of v."""
     if isinstance(factor, Dense):
-        g, total = factor.g.transpose(0, 1).to(v), 0.0
+        g = factor.g.transpose(0, 1).to(v)
+        total = v.new_zeros(*g.shape[:2], v.shape[1])
         if factor.weight is not None:
             V = v[factor.weight.start : factor.weight.stop].view(g.shape[2], -1, v.shape[1])
             total = g @ torch.einsum("ni,oiq->noq", factor.a.to(v), V)
@@ -331,7 +335,8 @@ def apply(factor: Factor, v: Tensor) -> Tensor:
     if isinstance(factor, Tokens):
         V = v[factor.weight.start : factor.weight.stop].view(factor.n_tokens, -1, v.shape[1])
         return torch.einsum("rnto,ntoq->nrq", factor.g.to(v), V[factor.a])
-    total = 0.0
+    R, n = factor.values.shape[:2] if isinstance(factor, Rows) else factor.g.shape[:2]
+    total = v.new_zeros(n, R, v.shape[1])
     for part in explicit(factor):
         columns = torch.cat([v[slot.start : slot.stop] for slot in part.slots])
         total = total + (part.values.to(v) @ columns).transpose(0, 1)

@@ -7,6 +7,8 @@ rule, and a subclass of one with a rule (it may compute anything), takes the exp
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -30,7 +32,7 @@ def has_rule(layer: nn.Module) -> bool:
 
 
 def factors_of(
-    layer: nn.Module, x: Tensor, g: Tensor, weight: Slot | None, bias: Slot | None
+    layer: Any, x: Tensor, g: Tensor, weight: Slot | None, bias: Slot | None
 ) -> list[Factor]:
     """Factors of one call of a layer; a slot of None is a parameter that is not asked for.
 
@@ -75,14 +77,14 @@ def _positions(a: Tensor, g: Tensor, weight: Slot | None, bias: Slot | None) -> 
 
 
 def _convolution(
-    layer: nn.Module, x: Tensor, g: Tensor, weight: Slot | None, bias: Slot | None
+    layer: Any, x: Tensor, g: Tensor, weight: Slot | None, bias: Slot | None
 ) -> list[Factor]:
     a = _unfold(layer, x)
     g = g.flatten(3).unflatten(2, (layer.groups, -1)).mT
     return _positions(a, g, weight, bias)
 
 
-def _unfold(layer: nn.Module, x: Tensor) -> Tensor:
+def _unfold(layer: Any, x: Tensor) -> Tensor:
     """Patches that the convolution sees: (n, groups, T, channels per group × kernel size)."""
     n, spatial = len(x), len(layer.kernel_size)
     # What torch's own padding code uses: pairs for F.pad, last axis first, whatever the mode.
@@ -111,7 +113,7 @@ def _embedding(layer: nn.Embedding, x: Tensor, g: Tensor, weight: Slot | None) -
 
 
 def _scale_and_shift(
-    layer: nn.Module, x: Tensor, g: Tensor, weight: Slot | None, bias: Slot | None
+    layer: Any, x: Tensor, g: Tensor, weight: Slot | None, bias: Slot | None
 ) -> list[Factor]:
     axes = _summed_axes(layer, x)
     found: list[Factor] = []
@@ -127,14 +129,14 @@ def _sum(g: Tensor, axes: list[int]) -> Tensor:
     return (g.sum(axes) if axes else g).flatten(2)
 
 
-def _summed_axes(layer: nn.Module, x: Tensor) -> list[int]:
+def _summed_axes(layer: Any, x: Tensor) -> list[int]:
     """Axes of g (R, n, ...) that share one scale: all but the layer's own."""
     if isinstance(layer, nn.LayerNorm):
         return list(range(2, 1 + x.ndim - len(layer.normalized_shape)))
     return list(range(3, 1 + x.ndim))
 
 
-def _normalised(layer: nn.Module, x: Tensor) -> Tensor:
+def _normalised(layer: Any, x: Tensor) -> Tensor:
     """The layer's output before scale and shift."""
     with torch.no_grad():
         if isinstance(layer, nn.LayerNorm):
@@ -182,7 +184,7 @@ def _split(factor: Factor) -> list[Factor]:
     return parts
 
 
-def _added(parts: list[Factor]) -> Factor:
+def _added(parts: list[Any]) -> Factor:
     first = parts[0]
     if len(parts) == 1:
         return first
