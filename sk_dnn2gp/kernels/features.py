@@ -104,7 +104,7 @@ class NTKFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         ValueError
             If a parameter is out of its range, or X does not fit the network.
         """
-        X = validate_data(self, X)
+        X = np.asarray(validate_data(self, X))
         d = self.n_components
         if d is not None and (not isinstance(d, int | np.integer) or d < 1):
             raise ValueError(f"n_components must be None or a positive integer, got {d!r}.")
@@ -134,7 +134,7 @@ class NTKFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
             If the explicit features alone exceed the memory limit.
         """
         check_is_fitted(self)
-        X = validate_data(self, X, reset=False)
+        X = np.asarray(validate_data(self, X, reset=False))
         kernel = self._kernel()
         x, lin = kernel._tensor(X), kernel._linearization()
         found = self._explicit(lin, x) if self.n_components is None else self._projected(lin, x)
@@ -165,7 +165,7 @@ class NTKFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         return found
 
     def _projected(self, lin: Linearization, x: Tensor) -> NDArray:
-        d = int(self.n_components)
+        d = int(self.n_components or 0)
         generator = torch.Generator().manual_seed(self._seed)
         found = []
         for part in batches(d, chunk_length(32 * lin.n_params, self.memory_limit)):

@@ -55,8 +55,8 @@ class _Slot:
     """The last unscaled Gram matrix with what it belongs to; shared by clones, never pickled."""
 
     def __init__(self) -> None:
-        self.key: tuple | None = None
-        self.gram: NDArray | None = None
+        self.key: Any = None
+        self.gram: Any = None
         self.n_computed = 0
 
     def __reduce__(self) -> tuple:
@@ -295,9 +295,9 @@ class NTKKernel(Kernel):
             tensor = _whole_numbers(tensor)
         elif not tensor.is_floating_point():
             tensor = tensor.to(torch.float64)
-        if self.input_shape is None:
-            return tensor
         shape = self.input_shape_
+        if shape is None:
+            return tensor
         if tensor[0].numel() != math.prod(shape):
             raise ValueError(
                 f"X has {tensor[0].numel()} features, input_shape={shape} needs {math.prod(shape)}."

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -145,7 +146,7 @@ class _Writer:
     def __init__(self, left: Side, right: Side | None, scale: Sequence[float] | None) -> None:
         self.shape = (left.n, left.n if right is None else right.n)
         self.scale = scale
-        self._result: Tensor | None = None
+        self._result: Any = None
 
     @property
     def result(self) -> Tensor:

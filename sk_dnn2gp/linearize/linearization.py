@@ -89,7 +89,7 @@ class Linearization:
         own = next((p.dtype for p in module.parameters() if p.is_floating_point()), None)
         self._source = module if dtype is not None and dtype != own else None
         self.module = module if self._source is None else copy.deepcopy(module).to(dtype)
-        self._twin: Twin | None = None
+        self._twin: Any = None  # a Twin, once data has been seen
         self._plans: dict[tuple, Plan] = {}
         names = chosen_names(self.module, parameters)
         named = dict(self.module.named_parameters())
@@ -272,7 +272,7 @@ class Linearization:
         scale = self._scale(parameter_scale)
         return torch.cat(
             [
-                sum(diagonal_blocks(factor, scale) for factor in factors)
+                torch.stack([diagonal_blocks(factor, scale) for factor in factors]).sum(0)
                 for _, _, factors in self._iter_factors(X, cotangents)
             ]
         )
@@ -283,7 +283,8 @@ class Linearization:
 
     def outputs_and_ggn(self, X: Tensor, *, cotangents: Cotangents = None) -> tuple[Tensor, Tensor]:
         """f(X) and :meth:`ggn` from one forward pass per chunk."""
-        outputs, total = [], None
+        outputs: list[Tensor] = []
+        total: Any = None
         for _, f, rows in self._iter(X, cotangents):
             flat = rows.flatten(0, 1).double()
             if total is None:
@@ -294,7 +295,7 @@ class Linearization:
 
     def ggn_diagonal(self, X: Tensor, *, cotangents: Cotangents = None) -> Tensor:
         """diag(ΦᵀΦ), of shape (n_params,), float64, from layer factors (MATH 6)."""
-        total: Tensor | None = None
+        total: Any = None
         for _, _, factors in self._iter_factors(X, cotangents):
             if total is None:
                 total = torch.zeros(self.n_params, dtype=torch.float64, device=self.device)

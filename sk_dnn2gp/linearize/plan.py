@@ -9,7 +9,7 @@ network cannot be vectorised (GRU, LSTM).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -111,7 +111,7 @@ def _count_memory(plan: Plan, f: Tensor, calls: list[Call], layers: list[nn.Modu
 class _Meter:
     """Adds up what a forward pass keeps for its backward pass, weights aside."""
 
-    def __init__(self, weights: Sequence[Tensor]) -> None:
+    def __init__(self, weights: Iterable[Tensor]) -> None:
         self.weights = {p.data_ptr() for p in weights}
         self.total = 0
 
@@ -182,8 +182,8 @@ def _places(
     names = {id(p): n for n, p in net.named_parameters() if n in slots}
     found = []
     for layer in layers:
-        pair = (layer._parameters.get(role) for role in ("weight", "bias"))
-        found.append(tuple(None if p is None else names.get(id(p)) for p in pair))
+        weight, bias = (layer._parameters.get(role) for role in ("weight", "bias"))
+        found.append((names.get(id(weight)), names.get(id(bias))))
     return found
 
 
@@ -202,11 +202,19 @@ def _choose(
                 expected[name] += 1
     uses = _count_uses(f, leaves)
     good = {n for n in slots if uses[n] == expected[n]}
-    pairs = [tuple(slots[n] if n in good else None for n in place) for place in places]
+    pairs = _pairs(places, slots, good)
     good -= _disagreeing(f, calls, layers, pairs, {n: leaves[n] for n in good}, slots)
-    pairs = [tuple(slots[n] if n in good else None for n in place) for place in places]
+    pairs = _pairs(places, slots, good)
     rest = tuple(n for n in slots if n not in good)
     return Plan(pairs, rest, tuple(slots[n] for n in rest))
+
+
+def _pairs(
+    places: list[tuple[str | None, str | None]], slots: dict[str, Slot], good: set[str]
+) -> list[tuple[Slot | None, Slot | None]]:
+    """Slots of each layer's weight and bias, where the layer's rule serves them."""
+    served: dict[str | None, Slot] = {n: slots[n] for n in good}
+    return [(served.get(weight), served.get(bias)) for weight, bias in places]
 
 
 def _count_uses(f: Tensor, leaves: dict[str, Tensor]) -> dict[str, int]:
@@ -290,7 +298,7 @@ def explicit_rows(twin: Twin, plan: Plan, X: Tensor, C: Tensor) -> Rows:
 
 def _vectorised_rows(net: nn.Module, leaves: dict[str, Tensor], X: Tensor, C: Tensor) -> Tensor:
     def one(x: Tensor, c: Tensor) -> Tensor:
-        f, pull = vjp(lambda w: functional_call(net, w, (x[None],))[0], leaves)
+        pull = vjp(lambda w: functional_call(net, w, (x[None],))[0], leaves)[1]
         rows = vmap(lambda row: pull(row)[0])(c.mT)
         return torch.cat([rows[n].flatten(1) for n in leaves], dim=1)
 
