@@ -457,8 +457,8 @@ def main() -> None:
             found = run_case(case, dtype, pythons, options)
             report["cases"][f"{case}, {dtype}"] = found
             _print(case, found)
-    Path(options.output).parent.mkdir(parents=True, exist_ok=True)
-    Path(options.output).write_text(json.dumps(report, indent=1))
+            Path(options.output).parent.mkdir(parents=True, exist_ok=True)
+            Path(options.output).write_text(json.dumps(report, indent=1))
 
 
 def _print(case: str, found: dict[str, dict]) -> None:

@@ -127,6 +127,9 @@ class _Layout:
         positions = max([1, *(_pairs_side(f) for f in factors)])
         n = part.stop - part.start
         length = max(1, _TILE // (R * positions))
+        if n <= length:
+            yield _Tile(part, R, factors)
+            return
         length = -(-n // -(-n // length))
         cut = [tiles(factor, length) for factor in factors]
         for piece, members in zip(batches(n, length), zip(*cut, strict=True), strict=True):

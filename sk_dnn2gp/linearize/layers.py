@@ -152,9 +152,10 @@ def combine(factors: list[Factor]) -> list[Factor]:
     Two calls are two positions; where the two ways to use a weight differ (a table and the
     matrix of a dense layer), rows are formed and added.
     """
-    slots = [slot for f in factors for slot in _slots(f)]
-    if len(slots) == len(set(slots)):
+    indices = [slot.index for f in factors for slot in _slots(f)]
+    if len(indices) == len(set(indices)):
         return factors
+    slots = [slot for f in factors for slot in _slots(f)]
     repeated = {slot for slot in slots if slots.count(slot) > 1}
     kept = [f for f in factors if not repeated & set(_slots(f))]
     shared: dict[Slot, list[Factor]] = {}

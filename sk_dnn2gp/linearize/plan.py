@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +52,7 @@ class Plan:
         """Bytes of an example's factors."""
         return self.example_bytes + n_rows * self.row_bytes
 
-    @property
+    @cached_property
     def serves(self) -> list[bool]:
         """Whether calls of each layer are needed."""
         return [any(slot is not None for slot in pair) for pair in self.slots]
