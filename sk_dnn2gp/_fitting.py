@@ -134,13 +134,18 @@ def _searched(
             if not staged:
                 _train(candidate, own, tuning)
         candidates.append(candidate)
-    best = tune(candidates, own, tuning) if staged else max(candidates, key=lambda c: c.evidence)
+    if staged:
+        with seeded(seed, settings.device):  # data loaders draw from the global generator
+            best = tune(candidates, own, tuning)
+    else:
+        best = max(candidates, key=lambda c: c.evidence)
     warn_at_bounds(best.objective, tuning)
     return _finished(best)
 
 
 def _automatic_restarts(source: NetworkSource, data: TrainingData) -> int:
-    small = source.count_params(data.X) * len(data) * source.n_outputs <= _SMALL
+    n_rows = float(data.sample_weight.sum()) * source.n_outputs
+    small = source.count_params(data.X) * n_rows <= _SMALL
     return _STAGED_RESTARTS_SMALL if small else _STAGED_RESTARTS
 
 

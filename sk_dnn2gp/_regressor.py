@@ -56,7 +56,7 @@ class DNN2GPRegressor(MultiOutputMixin, RegressorMixin, BaseDNN2GP):
     solver : {"gauss-newton", "adam", "lbfgs", "sgd"} or Optimizer class, default="gauss-newton"
         How a network without a skorch net of its own is trained. "gauss-newton" sees the whole data
         in each step, and is the one that reaches a true minimum.
-    max_iter : int, default=200
+    max_iter : int, default=500
         Gauss-Newton steps, or epochs of the other solvers.
     learning_rate : float, default=0.01
         Of the solvers other than "gauss-newton" and "lbfgs".
@@ -64,7 +64,7 @@ class DNN2GPRegressor(MultiOutputMixin, RegressorMixin, BaseDNN2GP):
         Schedule of the learning rate.
     batch_size : int or "auto", default="auto"
         Rows in a minibatch; "auto" is min(200, n_samples) for "adam" and "sgd", all rows otherwise.
-    tol : float, default=1e-6
+    tol : float, default=1e-8
         Gauss-Newton stops at ‖∇loss‖ ≤ tol (1 + |loss|); the others when the loss has not fallen by
         this part in ``n_iter_no_change`` epochs.
     n_iter_no_change : int, default=10
@@ -158,11 +158,11 @@ class DNN2GPRegressor(MultiOutputMixin, RegressorMixin, BaseDNN2GP):
         inference: str = "laplace",
         posterior: str = "full",
         solver: Any = "gauss-newton",
-        max_iter: int = 200,
+        max_iter: int = 500,
         learning_rate: float = 1e-2,
         learning_rate_schedule: str = "constant",
         batch_size: int | str = "auto",
-        tol: float = 1e-6,
+        tol: float = 1e-8,
         n_iter_no_change: int = 10,
         n_restarts: int | str = "auto",
         warm_start: bool = False,

@@ -198,11 +198,11 @@ class SolverSettings:
     """How the default net is trained (the estimators' arguments of the same names)."""
 
     solver: str | type[torch.optim.Optimizer] = "gauss-newton"
-    max_iter: int = 200
+    max_iter: int = 500
     learning_rate: float = 1e-2
     learning_rate_schedule: str = "constant"
     batch_size: int | str = "auto"
-    tol: float = 1e-6
+    tol: float = 1e-8
     n_iter_no_change: int = 10
     memory_limit: float | None = None
     device: str = "cpu"

@@ -214,6 +214,9 @@ def tune(candidates: list[Candidate], data: TrainingData, tuning: Tuning) -> Can
             "No start led to a finite evidence: the model is too badly conditioned. Standardise X, "
             "or set prior_precision and noise_std to numbers."
         )
+    # The search knows about two digits; rounding to four makes the result the same on every machine.
+    theta = get_hyperparameters(best.objective, tuning)
+    set_hyperparameters(best.objective, np.log([float(f"{v:.4g}") for v in np.exp(theta)]), tuning)
     advance(best, data, best.net.optimizer_.max_iter)
     evaluated(best, data, tuning)
     return best
@@ -279,7 +282,7 @@ def update(
     if tuning.noise_std:
         sigma = objective.likelihood.noise_std
         squares = float((model.whitened_residual**2).sum()) * sigma**2
-        count = float(data.sample_weight.sum()) * model.whitened_residual.shape[1]
+        count = n_observations(model, data)
         new = _limited(updated_noise_std(gamma, squares, count), sigma, NOISE_STD_BOUNDS)
         change = max(change, abs(math.log(new / sigma)))
         objective.likelihood = objective.likelihood.with_noise_std(new)
@@ -304,7 +307,13 @@ def total_dimension(
         there = candidate.posterior_at(data, tuning)
     slope = -0.5 * (there.log_determinant - posterior.log_determinant) / _DIFFERENCE
     # A difference can be far off where training has not settled: γ' stays a dimension.
-    return min(max(gamma + 2.0 * slope, 0.1 * gamma), 0.95 * max(model.n_rows, gamma))
+    most = max(0.95 * n_observations(model, data), gamma)
+    return min(max(gamma + 2.0 * slope, 0.1 * gamma), most)
+
+
+def n_observations(model: LinearModel, data: TrainingData) -> float:
+    """K Σ s: how many numbers were observed, an example of weight s counting s times."""
+    return float(data.sample_weight.sum()) * model.whitened_residual.shape[1]
 
 
 @contextmanager
@@ -386,7 +395,7 @@ def maximise_at_fixed_weights(
     """
     model = posterior_at(module, data, objective, tuning).model
     sigma = getattr(objective.likelihood, "noise_std", None)
-    count = float(data.sample_weight.sum()) * model.whitened_residual.shape[1]
+    count = n_observations(model, data)
     spectrum = EvidenceSpectrum.from_model(model, sigma, count, diagonal=tuning.structure == "diag")
     delta, sigma = spectrum.maximise(
         objective.prior_precision,

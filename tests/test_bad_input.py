@@ -80,7 +80,7 @@ def test_collinear_columns():
 
 
 @pytest.mark.parametrize("scale", [1e8, 1e-8])
-@pytest.mark.filterwarnings("ignore:The Cholesky")
+@pytest.mark.filterwarnings("ignore:The Cholesky", "ignore:Gauss-Newton stopped")
 def test_features_of_extreme_scale(scale):
     with pytest.warns(UserWarning, match=r"extreme spread .* StandardScaler"):
         model = regressor().fit(X * scale, Y)

@@ -5,7 +5,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from sk_dnn2gp import DNN2GPRegressor
 
-SMALL = {"hidden_layer_sizes": (5,), "n_restarts": 1, "max_iter": 100}
+SMALL = {"hidden_layer_sizes": (5,), "n_restarts": 1}
 
 
 @pytest.mark.filterwarnings("ignore")  # the checks fit odd data on purpose
