@@ -214,7 +214,7 @@ def tune(candidates: list[Candidate], data: TrainingData, tuning: Tuning) -> Can
             "No start led to a finite evidence: the model is too badly conditioned. Standardise X, "
             "or set prior_precision and noise_std to numbers."
         )
-    # The search knows about two digits; rounding to four makes the result the same on every machine.
+    # The search knows about two digits; rounding to four makes the result the same everywhere.
     theta = get_hyperparameters(best.objective, tuning)
     set_hyperparameters(best.objective, np.log([float(f"{v:.4g}") for v in np.exp(theta)]), tuning)
     advance(best, data, best.net.optimizer_.max_iter)
