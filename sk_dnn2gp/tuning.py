@@ -16,7 +16,8 @@ Gauss-Newton training runs three stages, each going on where the last one ended:
    priors and weak.
 2. ``polish``: a short simplex search in (log δ, log σ) over the evidence at the minimum of the
    loss, every minimum reached from the best one's weights.
-3. Training to the solver's tolerance at the chosen (δ, σ).
+3. ``settle``: training to the solver's tolerance at the chosen (δ, σ). Should the evidence fall
+   below that of the next best start, that one takes the stages too.
 
 For other optimisers the updates are a callback every few epochs
 (Immer et al. 2021, arXiv 2104.04975, algorithm 1).
@@ -58,8 +59,18 @@ __all__ = ["Candidate", "EvidenceUpdates", "Tuning", "posterior_at", "starting_p
 # the standardised targets.
 PRIOR_PRECISION_BOUNDS = (1e-5, 1e8)
 NOISE_STD_BOUNDS = (1e-3, 1e2)
-# (δ, σ) that the restarts begin with, for standardised targets.
-_STARTS = ((10.0, 0.5), (100.0, 1.0), (1.0, 0.3), (0.1, 0.1), (0.1, 0.3), (0.3, 0.03))
+# (δ, σ) that the restarts begin with, for standardised targets, and the steps before the first
+# update: an optimum of little noise is reached only if the network may fit before σ is judged.
+_STARTS = (
+    (10.0, 0.5, 0),
+    (100.0, 1.0, 0),
+    (1.0, 0.3, 0),
+    (0.1, 0.1, 200),
+    (0.1, 0.3, 0),
+    (0.3, 0.03, 0),
+    (0.1, 0.1, 0),
+    (0.03, 0.1, 200),
+)
 # Largest change of log δ and log σ in an update, and the one that counts as none.
 _TRUST, _SETTLED = 0.5, 1e-2
 # Updates without a better evidence before a candidate stops.
@@ -87,7 +98,8 @@ class Tuning:
     steps_per_round : int
         Gauss-Newton steps between updates.
     n_polished : int
-        Candidates that reach the simplex search.
+        Candidates that reach stages 2 and 3 at the most: one, unless its evidence falls below what
+        the next one showed.
     n_polish : int
         Evaluations of a simplex search.
     interval : int
@@ -101,7 +113,7 @@ class Tuning:
     structure: str = "full"
     n_rounds: int = 24
     steps_per_round: int = 6
-    n_polished: int = 1
+    n_polished: int = 3
     n_polish: int = 12
     interval: int = 20
     memory_limit: float | None = None
@@ -174,7 +186,7 @@ class Candidate:
 def starting_point(restart: int, tuning: Tuning, objective: Objective) -> Objective:
     """The (δ, σ) that a restart begins with: strong and weak priors, much noise and little."""
     changed = objective.copy()
-    delta, sigma = _STARTS[restart % len(_STARTS)]
+    delta, sigma, _ = _STARTS[restart % len(_STARTS)]
     if tuning.prior_precision:
         changed.prior_precision = delta
     if tuning.noise_std:
@@ -201,25 +213,33 @@ def tune(candidates: list[Candidate], data: TrainingData, tuning: Tuning) -> Can
     numpy.linalg.LinAlgError
         If no candidate has a finite evidence.
     """
-    for candidate in candidates:
+    for restart, candidate in enumerate(candidates):
+        advance(candidate, data, _STARTS[restart % len(_STARTS)][2])
         alternate(candidate, data, tuning)
-    # Not before all have run: a strong prior's start is slow at first and often the best at last.
-    candidates = sorted(candidates, key=lambda c: -c.best.evidence if c.best else math.inf)
-    candidates = candidates[: tuning.n_polished]
-    for candidate in candidates:
+    ranked = sorted((c for c in candidates if c.best), key=lambda c: c.best.rank, reverse=True)
+    best: Candidate | None = None
+    for candidate in ranked[: tuning.n_polished]:
+        if best is not None and candidate.best.evidence <= best.evidence:
+            break
         polish(candidate, data, tuning)
-    best = max(candidates, key=lambda c: c.evidence)
-    if not math.isfinite(best.evidence):
+        settle(candidate, data, tuning)
+        if best is None or candidate.evidence > best.evidence:
+            best = candidate
+    if best is None or not math.isfinite(best.evidence):
         raise LinAlgError(
             "No start led to a finite evidence: the model is too badly conditioned. Standardise X, "
             "or set prior_precision and noise_std to numbers."
         )
-    # The search knows about two digits; rounding to four makes the result the same everywhere.
-    theta = get_hyperparameters(best.objective, tuning)
-    set_hyperparameters(best.objective, np.log([float(f"{v:.4g}") for v in np.exp(theta)]), tuning)
-    advance(best, data, best.net.optimizer_.max_iter)
-    evaluated(best, data, tuning)
     return best
+
+
+def settle(candidate: Candidate, data: TrainingData, tuning: Tuning) -> None:
+    """Stage 3: train to the solver's tolerance; the evidence is then that of a minimum."""
+    # The search knows about two digits; rounding to four makes the result the same everywhere.
+    values = [float(f"{v:.4g}") for v in np.exp(get_hyperparameters(candidate.objective, tuning))]
+    set_hyperparameters(candidate.objective, np.log(values), tuning)
+    advance(candidate, data, candidate.net.optimizer_.max_iter)
+    evaluated(candidate, data, tuning)
 
 
 def evaluated(candidate: Candidate, data: TrainingData, tuning: Tuning) -> Posterior | None:
@@ -352,10 +372,13 @@ def alternate(candidate: Candidate, data: TrainingData, tuning: Tuning) -> None:
             break
 
 
-def polish(candidate: Candidate, data: TrainingData, tuning: Tuning, steps: int = 25) -> None:
+def polish(candidate: Candidate, data: TrainingData, tuning: Tuning, steps: int = 60) -> None:
     """Stage 2: simplex search over the evidence at the minimum of the loss."""
     candidate.restore()
+    advance(candidate, data, candidate.net.optimizer_.max_iter)
+    evaluated(candidate, data, tuning)
     candidate.best = None
+    candidate.remember()
     free = [tuning.prior_precision, tuning.noise_std]
     bounds = np.log([PRIOR_PRECISION_BOUNDS, NOISE_STD_BOUNDS])[free]
     start = np.clip(get_hyperparameters(candidate.objective, tuning), *bounds.T)
