@@ -2,6 +2,13 @@
 
 from ._regressor import DNN2GPRegressor
 from ._version import __version__
-from .kernels import NTKKernel
+from .kernels import InfiniteNTKKernel, NNGPKernel, NTKFeatures, NTKKernel
 
-__all__ = ["DNN2GPRegressor", "NTKKernel", "__version__"]
+__all__ = [
+    "DNN2GPRegressor",
+    "InfiniteNTKKernel",
+    "NNGPKernel",
+    "NTKFeatures",
+    "NTKKernel",
+    "__version__",
+]
