@@ -67,7 +67,7 @@ class BaseDNN2GP(BaseEstimator):
     # ------------------------------------------------------------------ arrays to tensors
 
     def _checked_training_set(
-        self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None, **check: Any
+        self, X: Any, y: Any, sample_weight: ArrayLike | None, **check: Any
     ) -> tuple[NDArray, NDArray, NDArray]:
         """X, y and weights as arrays, rows of weight zero left out."""
         X, y = validate_data(
@@ -120,7 +120,7 @@ class BaseDNN2GP(BaseEstimator):
             )
         return super().set_params(**params)
 
-    def _checked_inputs(self, X: ArrayLike) -> Tensor:
+    def _checked_inputs(self, X: Any) -> Tensor:
         """Test inputs as the tensor that the linearisation takes."""
         check_is_fitted(self)
         X = validate_data(
@@ -244,11 +244,11 @@ class BaseDNN2GP(BaseEstimator):
             spectrum, weight = self._spectrum_of(X, y, sample_weight)
         theta = self._checked_theta(theta)
         hyperparameters = np.exp(theta)
-        value = spectrum.log_marginal_likelihood(*hyperparameters, kind=kind)
+        value = spectrum.log_marginal_likelihood(*hyperparameters, kind=kind)  # type: ignore[misc]
         value += self._evidence_offset(weight)
         if not eval_gradient:
             return value
-        gradient = spectrum.gradient(*hyperparameters, kind=kind)
+        gradient = spectrum.gradient(*hyperparameters, kind=kind)  # type: ignore[misc]
         return value, np.array(gradient[: len(theta)])
 
     def _training_spectrum(self) -> EvidenceSpectrum:
@@ -265,7 +265,7 @@ class BaseDNN2GP(BaseEstimator):
         )
 
     def _spectrum_of(
-        self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None
+        self, X: Any, y: Any, sample_weight: ArrayLike | None
     ) -> tuple[EvidenceSpectrum, NDArray]:
         """Spectrum of the linear model of other data at the trained weights."""
         X, y = validate_data(

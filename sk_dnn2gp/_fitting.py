@@ -121,12 +121,14 @@ def _searched(
     """The restarts, staged where the evidence chooses and Gauss-Newton trains."""
     gauss_newton = settings.solver == "gauss-newton" and not source.brings_own_net
     staged = tuning.is_needed and gauss_newton
-    if n_restarts == "auto":
-        n_restarts = _automatic_restarts(source, data) if staged else 1
     if previous is not None:
-        n_restarts = 1
+        n_starts = 1
+    elif n_restarts == "auto":
+        n_starts = _automatic_restarts(source, data) if staged else 1
+    else:
+        n_starts = int(n_restarts)
     candidates = []
-    for restart in range(n_restarts):
+    for restart in range(n_starts):
         fresh = starting_point(restart, tuning, objective)
         start = fresh if staged and previous is None else objective.copy()
         with seeded((seed + restart) % 2**31, settings.device):

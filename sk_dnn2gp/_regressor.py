@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from numbers import Real
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -334,9 +334,8 @@ class DNN2GPRegressor(MultiOutputMixin, RegressorMixin, BaseDNN2GP):
         if target == "y":
             noise = torch.randn(draws.shape, dtype=draws.dtype, generator=generator)
             draws = draws + self.noise_std_ * noise
-        draws = draws.numpy() * self.y_scale_ + self.y_mean_
-        draws = np.moveaxis(draws, 0, -1)
-        return draws[:, 0] if self._one_dimensional else draws
+        in_units = np.moveaxis(draws.numpy() * self.y_scale_ + self.y_mean_, 0, -1)
+        return in_units[:, 0] if self._one_dimensional else in_units
 
     def to_gaussian_process(self) -> GaussianProcessRegressor:
         """Return a fitted scikit-learn Gaussian process that is the same one (theorem 1, model C).
@@ -432,7 +431,7 @@ class DNN2GPRegressor(MultiOutputMixin, RegressorMixin, BaseDNN2GP):
     def noise_std_(self) -> float:
         """σ used, in the units of y as the network sees it."""
         check_is_fitted(self)
-        return self._likelihood.noise_std
+        return cast(Gaussian, self._likelihood).noise_std
 
     def _latent_variance(self, inputs: Tensor) -> NDArray:
         """diag V_*, of shape (n_samples, n_outputs), in the network's units."""

@@ -122,7 +122,9 @@ class NetworkSource:
 
 def _prepared(net: NeuralNet) -> NeuralNet:
     """Train on all rows unless the user asked for a split: the GP conditions on all of them."""
-    signatures = [inspect.signature(cls.__init__).parameters for cls in type(net).__mro__]
+    signatures = [
+        inspect.signature(vars(c).get("__init__", object)).parameters for c in type(net).__mro__
+    ]
     default = next((s["train_split"].default for s in signatures if "train_split" in s), None)
     if net.train_split is not None and _same_split(net.train_split, default):
         net.set_params(train_split=None)
@@ -136,8 +138,9 @@ def _same_split(split: Any, default: Any) -> bool:
 
 def _reset_parameters(module: nn.Module) -> None:
     for layer in module.modules():
-        if hasattr(layer, "reset_parameters"):
-            layer.reset_parameters()
+        reset = getattr(layer, "reset_parameters", None)
+        if callable(reset):
+            reset()
 
 
 def check_trainable(module: nn.Module) -> None:

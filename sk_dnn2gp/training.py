@@ -228,9 +228,8 @@ def default_net(
     NeuralNet
     """
     optimizer, options, full_batch = _optimizer(module, data, objective, settings)
-    batch_size = settings.batch_size
-    if batch_size == "auto":
-        batch_size = len(data) if full_batch else min(200, len(data))
+    automatic = len(data) if full_batch else min(200, len(data))
+    batch_size = automatic if settings.batch_size == "auto" else int(settings.batch_size)
     net = NeuralNet(
         module,
         criterion=nn.MSELoss,  # never called: get_loss is the objective's

@@ -31,7 +31,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -49,6 +49,7 @@ from .evidence import (
     updated_noise_std,
     updated_precision,
 )
+from .likelihoods import Gaussian
 from .linearize import Linearization
 from .posterior import Posterior, make_posterior
 from .training import Objective, TrainingData, train
@@ -113,7 +114,7 @@ class Tuning:
     structure: str = "full"
     n_rounds: int = 24
     steps_per_round: int = 6
-    n_polished: int = 3
+    n_polished: int = 6
     n_polish: int = 12
     interval: int = 20
     memory_limit: float | None = None
@@ -190,7 +191,7 @@ def starting_point(restart: int, tuning: Tuning, objective: Objective) -> Object
     if tuning.prior_precision:
         changed.prior_precision = delta
     if tuning.noise_std:
-        changed.likelihood = changed.likelihood.with_noise_std(sigma)
+        changed.likelihood = gaussian(changed).with_noise_std(sigma)
     return changed
 
 
@@ -216,10 +217,11 @@ def tune(candidates: list[Candidate], data: TrainingData, tuning: Tuning) -> Can
     for restart, candidate in enumerate(candidates):
         advance(candidate, data, _STARTS[restart % len(_STARTS)][2])
         alternate(candidate, data, tuning)
-    ranked = sorted((c for c in candidates if c.best), key=lambda c: c.best.rank, reverse=True)
+    shown = [(c.best.rank, c) for c in candidates if c.best is not None]
+    shown.sort(key=lambda pair: pair[0], reverse=True)
     best: Candidate | None = None
-    for candidate in ranked[: tuning.n_polished]:
-        if best is not None and candidate.best.evidence <= best.evidence:
+    for (_, evidence), candidate in shown[: tuning.n_polished]:
+        if best is not None and evidence <= best.evidence:
             break
         polish(candidate, data, tuning)
         settle(candidate, data, tuning)
@@ -300,13 +302,18 @@ def update(
         change = abs(math.log(delta / objective.prior_precision))
         objective.prior_precision = delta
     if tuning.noise_std:
-        sigma = objective.likelihood.noise_std
+        sigma = gaussian(objective).noise_std
         squares = float((model.whitened_residual**2).sum()) * sigma**2
         count = n_observations(model, data)
         new = _limited(updated_noise_std(gamma, squares, count), sigma, NOISE_STD_BOUNDS)
         change = max(change, abs(math.log(new / sigma)))
-        objective.likelihood = objective.likelihood.with_noise_std(new)
+        objective.likelihood = gaussian(objective).with_noise_std(new)
     return change
+
+
+def gaussian(objective: Objective) -> Gaussian:
+    """The likelihood, where σ is free: only the Gaussian has one."""
+    return cast(Gaussian, objective.likelihood)
 
 
 def _limited(new: float, old: float, bounds: tuple[float, float]) -> float:
@@ -427,8 +434,8 @@ def maximise_at_fixed_weights(
         noise_std_bounds=NOISE_STD_BOUNDS if tuning.noise_std else None,
     )
     objective.prior_precision = delta
-    if tuning.noise_std:
-        objective.likelihood = objective.likelihood.with_noise_std(sigma)
+    if tuning.noise_std and sigma is not None:
+        objective.likelihood = gaussian(objective).with_noise_std(sigma)
 
 
 class EvidenceUpdates(Callback):
@@ -460,7 +467,7 @@ def warn_at_bounds(objective: Objective, tuning: Tuning) -> None:
     if tuning.prior_precision:
         found.append(("prior_precision", objective.prior_precision, PRIOR_PRECISION_BOUNDS))
     if tuning.noise_std:
-        found.append(("noise_std", objective.likelihood.noise_std, NOISE_STD_BOUNDS))
+        found.append(("noise_std", gaussian(objective).noise_std, NOISE_STD_BOUNDS))
     for name, value, (low, high) in found:
         if not low * 1.01 < value < high / 1.01:
             warnings.warn(
@@ -478,7 +485,7 @@ def get_hyperparameters(objective: Objective, tuning: Tuning) -> np.ndarray:
     if tuning.prior_precision:
         values.append(objective.prior_precision)
     if tuning.noise_std:
-        values.append(objective.likelihood.noise_std)
+        values.append(gaussian(objective).noise_std)
     return np.log(values)
 
 
@@ -488,4 +495,4 @@ def set_hyperparameters(objective: Objective, theta: np.ndarray, tuning: Tuning)
     if tuning.prior_precision:
         objective.prior_precision = float(next(values))
     if tuning.noise_std:
-        objective.likelihood = objective.likelihood.with_noise_std(float(next(values)))
+        objective.likelihood = gaussian(objective).with_noise_std(float(next(values)))

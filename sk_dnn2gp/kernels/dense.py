@@ -142,9 +142,9 @@ class NNGPKernel(Kernel):
                 _store(K, G, k, g, r, c, symmetric)
         if symmetric:
             np.fill_diagonal(K, self._last(px)[0])
-            for j in range(2 if gradient else 0):
-                np.fill_diagonal(G[:, :, j], self._last(px)[1][j])
-        return (K, G[:, :, self._free()]) if gradient else K
+            for j in range(0 if G is None else 2):
+                np.fill_diagonal(G[:, :, j], self._last(px)[1][j])  # type: ignore[index]
+        return K if G is None else (K, G[:, :, self._free()])
 
     def _free(self) -> list[int]:
         # scikit-learn orders hyperparameters by name: sigma_b2 first; tangents here are (b, w).

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -129,7 +130,8 @@ class GaussNewton(torch.optim.Optimizer):
             raise ValueError("params must be module.parameters(): all weights of the network.")
         double = self.linearization.dtype == torch.float64
         self._nothing = _NOTHING if double else torch.finfo(self.linearization.dtype).eps
-        self._relative_damping, self._damping, self._growth = damping, None, 2.0
+        # NaN: to be set from the curvature at the next point.
+        self._relative_damping, self._damping, self._growth = damping, math.nan, 2.0
         self._memory = SecantMemory(history_size)
         self.gradient_norm, self.n_iter, self.converged = float("inf"), 0, False
         self.losses: list[float] = []
@@ -189,7 +191,7 @@ class GaussNewton(torch.optim.Optimizer):
         group = self.param_groups[0]
         L = self._factor(point.outputs)
         curvature = curvature_at(self.linearization, evaluate.X, L, self.memory_limit)
-        if self._damping is None:
+        if math.isnan(self._damping):
             self._damping = self._relative_damping * curvature.scale
         ceiling = 1e12 * (curvature.scale + group["prior_precision"])
         start = self._get_weights()
@@ -213,7 +215,7 @@ class GaussNewton(torch.optim.Optimizer):
             self._memory.forget()
             self._damping = max(self._damping * self._growth, 1e-12 * curvature.scale)
             self._growth *= 2.0
-        self._damping, self._growth = None, 2.0
+        self._damping, self._growth = math.nan, 2.0
         return None
 
     def _predicted_decrease(self, point: _Point, x: Tensor) -> float:
@@ -272,7 +274,7 @@ class _Evaluator:
             handle.remove()
         if self.outputs is None:
             raise ValueError("The closure must call the module given to GaussNewton.")
-        gradient = torch.cat([p.grad.flatten() for p in self.params]).double()
+        gradient = torch.cat([cast(Tensor, p.grad).flatten() for p in self.params]).double()
         loss = float(raw.detach().double()) * self.loss_scale
         return _Point(raw, self.outputs, loss, gradient * self.loss_scale)
 

@@ -19,9 +19,21 @@ class Posterior(Protocol):
     """What every posterior offers (see the package docstring for the meaning of each)."""
 
     model: LinearModel
-    log_determinant: float
-    effective_dimension: float
-    newton_decrement: float
+
+    @property
+    def log_determinant(self) -> float:
+        """log|B|."""
+        ...
+
+    @property
+    def effective_dimension(self) -> float:
+        """γ."""
+        ...
+
+    @property
+    def newton_decrement(self) -> float:
+        """gᵀ A⁻¹ g."""
+        ...
 
     def solve(self, v: Tensor) -> Tensor:
         """A⁻¹ v, of shape (n_params,)."""
