@@ -1,4 +1,4 @@
-"""The network at its weights as a linear model: the one home of theorem 1 (MATH 3).
+"""The network as a linear model: the one home of theorems 1 (MATH 3) and 2 (MATH 5).
 
 At weights w* the generalised Gauss-Newton approximation turns the network into
 
@@ -14,6 +14,7 @@ whitened_residual u (n_samples, n_outputs); weights w* (n_params,).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -23,7 +24,7 @@ from torch import Tensor
 from .likelihoods import Likelihood
 from .linearize import Linearization
 
-__all__ = ["LinearModel"]
+__all__ = ["IterationModel", "LinearModel"]
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,64 @@ class LinearModel:
             log_noise_determinant=float(log_det.sum()),
         )
 
+    @staticmethod
+    def from_variational(
+        linearizations: Sequence[Linearization],
+        X: Tensor,
+        noise_factor: Tensor,
+        residual: Tensor,
+        mean: Tensor,
+        precision: Tensor,
+        prior_precision: float | Tensor,
+        rate: float,
+        scale: float = 1.0,
+    ) -> IterationModel:
+        """Theorem 2: the linear model whose posterior is the next iterate of VOGGN (MATH 5).
+
+        Its prior is N(m_t, V_t) with V_t⁻¹ = (1-β)Σ_t⁻¹ + βδI and m_t = (1-β) V_t Σ_t⁻¹ μ_t; its
+        data, for every example and draw, ỹ_is = J_s μ_t - Λ_s⁻¹ r_s with noise precision βΛ_s/M.
+
+        Parameters
+        ----------
+        linearizations : sequence of Linearization
+            The network at each of the M draws w_s.
+        X : Tensor of shape (n_samples, ...)
+            The batch.
+        noise_factor : Tensor of shape (n_draws, n_samples, n_outputs, n_outputs), float64
+            L_s with L_s L_sᵀ = Λ_s.
+        residual : Tensor of shape (n_draws, n_samples, n_outputs), float64
+            r_s = ∂ℓ/∂f.
+        mean : Tensor of shape (n_params,), float64
+            μ_t.
+        precision : Tensor of shape (n_params, n_params) or (n_params,), float64
+            Σ_t⁻¹, a matrix or its diagonal.
+        prior_precision : float or Tensor of shape (n_params,)
+            δ.
+        rate : float
+            β, of both the mean and the precision.
+        scale : float, default=1.0
+            N/n_samples of a minibatch: every example stands for so many.
+
+        Returns
+        -------
+        IterationModel
+        """
+        delta = torch.as_tensor(prior_precision, dtype=torch.float64).expand(len(mean))
+        kept = (1.0 - rate) * precision
+        dense = torch.diag(kept) if kept.ndim == 1 else kept
+        V_inverse = dense + rate * torch.diag(delta.to(mean.device))
+        pull = dense @ mean
+        return IterationModel(
+            linearizations=tuple(linearizations),
+            X=X,
+            noise_factor=noise_factor,
+            data_weight=rate * scale / len(linearizations),
+            residual=residual,
+            mean=mean,
+            prior_mean=torch.linalg.solve(V_inverse, pull),
+            prior_precision=V_inverse,
+        )
+
     @property
     def n_rows(self) -> int:
         """NK: the number of whitened rows."""
@@ -194,6 +253,109 @@ class LinearModel:
                 "value per tensor. Use the weight-space posterior for one per weight."
             )
         return [1.0 / float(piece[0]) for piece in pieces]
+
+
+@dataclass(frozen=True)
+class IterationModel:
+    """One variational iteration as a linear model and as a Gaussian process (MATH 5, theorem 2).
+
+    Rows are ordered draw by draw, example by example, output by output. A row's features are the
+    Jacobian at that draw. Dense: for networks of up to a few thousand weights.
+
+    Parameters
+    ----------
+    linearizations : tuple of Linearization
+        The network at each draw w_s.
+    X : Tensor of shape (n_samples, ...)
+    noise_factor : Tensor of shape (n_draws, n_samples, n_outputs, n_outputs)
+        L_s.
+    data_weight : float
+        βN/(nM): what a row of the batch counts for.
+    residual : Tensor of shape (n_draws, n_samples, n_outputs)
+        r_s.
+    mean : Tensor of shape (n_params,)
+        μ_t.
+    prior_mean : Tensor of shape (n_params,)
+        m_t.
+    prior_precision : Tensor of shape (n_params, n_params)
+        V_t⁻¹.
+    """
+
+    linearizations: tuple[Linearization, ...]
+    X: Tensor
+    noise_factor: Tensor
+    data_weight: float
+    residual: Tensor
+    mean: Tensor
+    prior_mean: Tensor
+    prior_precision: Tensor
+
+    @cached_property
+    def jacobian(self) -> Tensor:
+        """J_s(x_i), of shape (n_draws n_samples n_outputs, n_params)."""
+        return self.features(self.X)
+
+    def features(self, X: Tensor) -> Tensor:
+        """Jacobians of other inputs at every draw, of shape (n_draws len(X) n_outputs, P)."""
+        rows = [part.flatten(0, 1) for lin in self.linearizations for _, part in lin.iter_rows(X)]
+        return torch.cat(rows)
+
+    def transformed_targets(self) -> Tensor:
+        """ỹ = J_s μ_t - Λ_s⁺ r_s, of shape (n_draws, n_samples, n_outputs)."""
+        Lambda = self.noise_factor @ self.noise_factor.mT
+        step = torch.linalg.pinv(Lambda, hermitian=True) @ self.residual[..., None]
+        return (self.jacobian @ self.mean).view(self.residual.shape) - step[..., 0]
+
+    def noise_precision(self) -> Tensor:
+        """βΛ_s/M (times N/n), of shape (n_draws, n_samples, n_outputs, n_outputs)."""
+        return self.data_weight * self.noise_factor @ self.noise_factor.mT
+
+    def posterior(self) -> tuple[Tensor, Tensor]:
+        """Mean (P,) and precision (P, P) of the linear model's weights: the next iterate."""
+        Phi = self._whitened(self.jacobian)
+        A = self.prior_precision + Phi.mT @ Phi
+        b = self.prior_precision @ self.prior_mean + Phi.mT @ self._whitened_targets()
+        return torch.linalg.solve(A, b), A
+
+    def prior_process(self, X: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean J m_t and covariance J V_t Jᵀ of the Gaussian process at X (the paper's eq. 14)."""
+        J = self.features(X)
+        return J @ self.prior_mean, J @ torch.linalg.solve(self.prior_precision, J.mT)
+
+    def predict(self, X: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and covariance of the process at X given its data, by kernels alone.
+
+        Parameters
+        ----------
+        X : Tensor of shape (n, ...)
+
+        Returns
+        -------
+        mean : Tensor of shape (n_draws n n_outputs,)
+        covariance : Tensor of shape (n_draws n n_outputs, n_draws n n_outputs)
+        """
+        J = self.features(X)
+        half = torch.linalg.solve(self.prior_precision, self.jacobian.mT)
+        # Whitened data, Lᵀ(ỹ - Jm) with unit noise: Λ⁻¹ is never formed.
+        cross = self._whitened((J @ half).mT).mT
+        B = self._whitened(self._whitened(self.jacobian @ half).mT)
+        B.diagonal().add_(1.0)
+        expected = self._whitened((self.jacobian @ self.prior_mean)[:, None])[:, 0]
+        innovation = self._whitened_targets() - expected
+        gain = torch.linalg.solve(B, cross.mT).mT
+        mean, covariance = self.prior_process(X)
+        return mean + gain @ innovation, covariance - gain @ cross.mT
+
+    def _whitened(self, rows: Tensor) -> Tensor:
+        """√(βN/(nM)) Lᵀ on rows (n_draws n_samples n_outputs, p): their noise is then one."""
+        blocks = rows.reshape(*self.residual.shape, -1)
+        return self.data_weight**0.5 * (self.noise_factor.mT @ blocks).flatten(0, 2)
+
+    def _whitened_targets(self) -> Tensor:
+        """Whitened ỹ: Lᵀ J μ - L⁺ r, where no Λ⁻¹ is formed."""
+        u = torch.linalg.pinv(self.noise_factor) @ self.residual[..., None]
+        Jmu = self._whitened((self.jacobian @ self.mean)[:, None])[:, 0]
+        return Jmu - self.data_weight**0.5 * u.flatten()
 
 
 def _checked_precision(prior_precision: float | Tensor, linearization: Linearization) -> Tensor:

@@ -24,6 +24,8 @@ LEVEL = {name: level for level, names in LEVELS.items() for name in names}
 ORDER = (
     "_linalg",
     "exceptions",
+    "dual",
+    "optim",
     "posterior",
     "evidence",
     "training",

@@ -1,0 +1,287 @@
+"""What one call of a training closure shows of the network, seen through hooks.
+
+The closure zeroes the gradients, calls the module on a batch, and returns the mean negative
+log-likelihood after ``backward``. While it runs, hooks keep the inputs X, the outputs f, the
+residuals r = ∂Σℓ/∂f, and for every layer with a rule its input a and the derivative g of its
+output: the factors of MATH 6, from the closure's own two passes. All hooks are gone afterwards.
+
+Shapes: X (n, ...); f, r (n, K); sums of squares (P,) in the order of the optimiser's parameters.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from ..linearize import Linearization
+from ..linearize.factors import Dense, Factor, explicit
+from ..linearize.layers import has_rule
+from ..linearize.plan import Plan, factors_from_calls, make_plan, slots_of
+from ..linearize.tape import Call, Twin, backward
+
+__all__ = ["Observation", "Watcher", "parameter_names"]
+
+_PROTOCOL = (
+    "The closure must zero the gradients, call the module once on the batch, and return the mean "
+    "negative log-likelihood after loss.backward()."
+)
+
+
+@dataclass
+class Observation:
+    """One call of the closure at one set of weights."""
+
+    loss: Tensor
+    X: Tensor
+    f: Tensor
+    residual: Tensor
+    squares: Tensor | None = None
+
+
+@dataclass
+class _Pass:
+    """What the hooks have seen so far."""
+
+    X: Any = None
+    f: Any = None
+    output_derivative: Tensor | None = None
+    calls: list[Call] = field(default_factory=list)
+    derivatives: list[Tensor | None] = field(default_factory=list)
+    squares: Tensor | None = None
+
+
+class Watcher:
+    """Calls closures and keeps what the network did meanwhile.
+
+    Parameters
+    ----------
+    params : sequence of Tensor
+        The optimiser's weights, whose order is that of every flat vector.
+    module : torch.nn.Module, optional
+        The network; None takes the outermost module, called by the closure, that owns them all.
+    factor : callable, optional
+        Outputs f -> L (n, K, K): sums of squares are then those of the rows LᵀJ. None: those of
+        the per-example gradients.
+    diagonal : bool
+        Whether sums of squares are wanted.
+    """
+
+    def __init__(
+        self,
+        params: Sequence[Tensor],
+        module: nn.Module | None,
+        factor: Callable[[Tensor], Tensor] | None,
+        diagonal: bool,
+    ) -> None:
+        self.params, self.module, self.factor = list(params), module, factor
+        self.diagonal = diagonal
+        self._plan: Plan | None = None
+        self._layers: list[nn.Module] = []
+        self._explicit: Linearization | None = None
+
+    def observe(self, closure: Callable[[], Tensor]) -> Observation:
+        """Call the closure at the present weights.
+
+        Raises
+        ------
+        ValueError
+            If the closure does not call the module once, or does not call ``backward``.
+        """
+        seen, handles = _Pass(), []
+        if self.module is None or (self.diagonal and self._plan is None):
+            handles.append(register_module_forward_pre_hook(self._finder(seen, handles)))
+        else:
+            handles += self._install(seen)
+        try:
+            with torch.enable_grad():
+                loss = closure()
+        finally:
+            for handle in handles:
+                handle.remove()
+        self._check(loss, seen)
+        n = len(seen.f)
+        r = seen.output_derivative * n
+        observation = Observation(loss.detach(), seen.X, seen.f, r)
+        if self.diagonal:
+            observation.squares = self._squares(seen, observation)
+        return observation
+
+    def _finder(self, seen: _Pass, handles: list) -> Callable:
+        """Hook on every module's call: takes the first that owns all the weights."""
+        busy = []
+        wanted = {id(p) for p in self.params}
+
+        def find(module: nn.Module, args: tuple) -> None:
+            if busy or (self.module is not None and module is not self.module):
+                return
+            if not wanted <= {id(p) for p in module.parameters()}:
+                return
+            busy.append(True)
+            self.module = module
+            if self.diagonal:
+                self._make_plan(_first_tensor(args))
+            handles.extend(self._install(seen))
+            _keep_input(seen, args)
+
+        return find
+
+    def _make_plan(self, X: Tensor) -> None:
+        """Look once at the network: which weights have a layer rule; the rest is explicit."""
+        module = self.module
+        assert module is not None
+        names = parameter_names(module, self.params)
+        twin = Twin(module)
+        twin.watch(has_rule)
+        slots = slots_of(names, [p.numel() for p in self.params])
+        with torch.no_grad():
+            plan = make_plan(twin, slots, X.detach())
+        if plan.explicit:
+            self._explicit = Linearization(module, parameters=names)
+            warnings.warn(
+                f"No layer rule serves {list(plan.explicit)}: the curvature of this network is "
+                "taken from explicit derivatives of every example, a second forward pass and rows "
+                "of the size of those weights in each step.",
+                UserWarning,
+                stacklevel=2,
+            )
+        self._layers = [layer for layer in module.modules() if has_rule(layer)]
+        self._plan = plan
+
+    def _install(self, seen: _Pass) -> list:
+        module = self.module
+        assert module is not None
+        handles = []
+        if self._plan is not None and self._explicit is None:
+            for number, layer in enumerate(self._layers):
+                if self._plan.serves[number]:
+                    handles.append(layer.register_forward_hook(self._keeper(number, seen)))
+        # After the layers' own, so that a module that is a layer itself is seen as one first.
+        handles += [
+            module.register_forward_pre_hook(lambda _, args: _keep_input(seen, args)),
+            module.register_forward_hook(lambda _, __, f: self._keep_output(seen, f)),
+        ]
+        return handles
+
+    def _keeper(self, number: int, seen: _Pass) -> Callable:
+        by_gradient = self.factor is None
+
+        def keep(_: nn.Module, args: tuple, z: Any) -> None:
+            if not (isinstance(z, Tensor) and z.requires_grad):
+                return
+            edge = get_gradient_edge(z)
+            place = len(seen.calls)
+            seen.calls.append(Call(number, args[0].detach(), edge))
+            seen.derivatives.append(None)
+            if by_gradient:
+                z.register_hook(lambda g: _store(seen.derivatives, place, g))
+
+        return keep
+
+    def _keep_output(self, seen: _Pass, f: Any) -> None:
+        if not (isinstance(f, Tensor) and f.requires_grad):
+            return
+        if seen.f is not None:
+            raise ValueError(f"The closure called the module twice. {_PROTOCOL}")
+        seen.f = f.detach()
+        if self.diagonal and self.factor is not None and self._explicit is None:
+            C = self.factor(seen.f)
+            gs = backward(f, seen.calls, C.to(f), keep_graph=True)
+            seen.squares = self._sum_of_squares(seen.calls, gs)
+
+        def keep(g: Tensor) -> None:
+            seen.output_derivative = g.detach()
+
+        f.register_hook(keep)
+
+    def _squares(self, seen: _Pass, observation: Observation) -> Tensor:
+        if self._explicit is not None:
+            r = observation.residual[..., None]
+            C = r if self.factor is None else self.factor(observation.f)
+            total = self._explicit.ggn_diagonal(observation.X, cotangents=C.to(observation.f))
+            order = _order(self._explicit, parameter_names(self.module, self.params))
+            return total.to(self.params[0].dtype)[order]
+        if seen.squares is not None:
+            return seen.squares
+        # The closure's loss is a mean: its derivatives are 1/n of each example's own.
+        gs = [None if g is None else g.detach()[None] for g in seen.derivatives]
+        return self._sum_of_squares(seen.calls, gs).mul_(len(observation.f) ** 2)
+
+    def _sum_of_squares(self, calls: list[Call], gs: Sequence[Tensor | None]) -> Tensor:
+        assert self._plan is not None
+        total = torch.zeros(
+            sum(p.numel() for p in self.params),
+            dtype=self.params[0].dtype,
+            device=self.params[0].device,
+        )
+        with torch.no_grad():
+            for factor in factors_from_calls(calls, gs, self._layers, self._plan.slots):
+                _add_squares(factor, total)
+        return total
+
+    def _check(self, loss: Any, seen: _Pass) -> None:
+        if seen.f is None:
+            raise ValueError(
+                "The closure did not call a module that holds the optimiser's weights, with "
+                f"gradients enabled. {_PROTOCOL}"
+            )
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            raise ValueError(f"The closure returned {type(loss).__name__}, not a loss. {_PROTOCOL}")
+        if seen.output_derivative is None or all(p.grad is None for p in self.params):
+            raise ValueError(f"The closure did not call loss.backward(). {_PROTOCOL}")
+
+
+def _keep_input(seen: _Pass, args: tuple) -> None:
+    seen.X = _first_tensor(args).detach()
+
+
+def _store(derivatives: list, place: int, g: Tensor) -> None:
+    earlier = derivatives[place]
+    derivatives[place] = g if earlier is None else earlier + g
+
+
+def _first_tensor(args: tuple) -> Tensor:
+    if not args or not isinstance(args[0], Tensor):
+        raise ValueError("The module must be called with the batch as its first argument.")
+    return args[0]
+
+
+def parameter_names(module: nn.Module, params: Sequence[Tensor]) -> list[str]:
+    """Names of the optimiser's parameters in the module, in the optimiser's order."""
+    names = {id(p): name for name, p in module.named_parameters()}
+    return [names[id(p)] for p in params]
+
+
+def _order(linearization: Linearization, names: Sequence[str]) -> Tensor:
+    """Places of the optimiser's weights in the linearisation's flat vector."""
+    places, start = {}, 0
+    for name, size in zip(
+        linearization.parameter_names, linearization.parameter_sizes, strict=True
+    ):
+        places[name] = torch.arange(start, start + size, device=linearization.device)
+        start += size
+    return torch.cat([places[name] for name in names])
+
+
+def _add_squares(factor: Factor, total: Tensor) -> None:
+    """Add the sum over rows of their elementwise squares to ``total``, in its precision."""
+    if isinstance(factor, Dense):
+        squares = factor.g.square().sum(0)
+        if factor.bias is not None:
+            total[factor.bias.start : factor.bias.stop] += squares.sum(0)
+        if factor.weight is not None:
+            weight = total[factor.weight.start : factor.weight.stop]
+            weight.view(squares.shape[1], -1).addmm_(squares.mT, factor.a.square())
+        return
+    for part in explicit(factor):
+        squares, start = part.values.square().sum((0, 1)), 0
+        for slot in part.slots:
+            size = slot.stop - slot.start
+            total[slot.start : slot.stop] += squares[start : start + size]
+            start += size
