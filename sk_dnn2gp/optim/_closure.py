@@ -94,7 +94,7 @@ class Watcher:
         ValueError
             If the closure does not call the module once, or does not call ``backward``.
         """
-        seen, handles = _Pass(), []
+        seen, handles = _Pass(), []  # type: ignore[var-annotated]
         if self.module is None or (self.diagonal and self._plan is None):
             handles.append(register_module_forward_pre_hook(self._finder(seen, handles)))
         else:
@@ -107,15 +107,15 @@ class Watcher:
                 handle.remove()
         self._check(loss, seen)
         n = len(seen.f)
-        r = seen.output_derivative * n
-        observation = Observation(loss.detach(), seen.X, seen.f, r)
+        r = seen.output_derivative * n  # type: ignore[operator]
+        observation = Observation(loss.detach(), seen.X, seen.f, r)  # type: ignore[arg-type]
         if self.diagonal:
             observation.squares = self._squares(seen, observation)
         return observation
 
     def _finder(self, seen: _Pass, handles: list) -> Callable:
         """Hook on every module's call: takes the first that owns all the weights."""
-        busy = []
+        busy: list = []
         wanted = {id(p) for p in self.params}
 
         def find(module: nn.Module, args: tuple) -> None:
@@ -205,7 +205,7 @@ class Watcher:
             r = observation.residual[..., None]
             C = r if self.factor is None else self.factor(observation.f)
             total = self._explicit.ggn_diagonal(observation.X, cotangents=C.to(observation.f))
-            order = _order(self._explicit, parameter_names(self.module, self.params))
+            order = _order(self._explicit, parameter_names(self.module, self.params))  # type: ignore[arg-type]
             return total.to(self.params[0].dtype)[order]
         if seen.squares is not None:
             return seen.squares
