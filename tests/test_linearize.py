@@ -193,7 +193,10 @@ def test_shared_tied_and_bare_parameters(width, twice, gain, seed):
     torch.manual_seed(seed)
     net = Residual(width, twice, gain).double()
     lin = check_all(net, torch.randint(0, 6, (4, 3)), seed)
-    assert explicit_names(lin) == ({"gain"} if gain else set())
+    if (
+        width > 1
+    ):  # one feature normalises to zero: its gradient is rounding, and no rule is trusted
+        assert explicit_names(lin) == ({"gain"} if gain else set())
 
 
 def norms() -> nn.Module:
