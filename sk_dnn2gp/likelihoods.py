@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +39,9 @@ class Likelihood:
     >>> Bernoulli().residual(f, y).item()
     -0.5
     """
+
+    # Whether Λ is positive definite for every f in floating point too, so that u = L⁻¹ r.
+    is_definite: ClassVar[bool] = False
 
     def negative_log_likelihood(self, f: Tensor, y: Tensor) -> Tensor:
         """ℓ = -log p(y | f), of shape (n_samples,), differentiable in f."""
@@ -99,6 +103,7 @@ class Gaussian(Likelihood):
     """
 
     noise_std: float = 1.0
+    is_definite: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not (self.noise_std > 0 and math.isfinite(self.noise_std)):

@@ -266,6 +266,7 @@ def _optimizer(
             "max_iter": settings.max_iter,
             "tol": settings.tol,
             "memory_limit": settings.memory_limit,
+            "targets": data.y,
         }
         return GaussNewton, options, True
     if solver == "lbfgs":

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sk_dnn2gp.likelihoods import Gaussian
+from sk_dnn2gp.likelihoods import Categorical, Gaussian
 from sk_dnn2gp.linearize import Linearization
 from sk_dnn2gp.networks import MLP
 from sk_dnn2gp.optim import GaussNewton
@@ -133,3 +133,58 @@ def test_memory_limit_says_what_fits():
     *_, optimizer, closure = problem(CASES[0], memory_limit=1e-3)
     with pytest.raises(MemoryError, match=r"fits min\(P, NK\) <= 8"):
         optimizer.step(closure)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_known_targets_change_nothing_but_the_time(case, weighted):
+    """One pass per point, from the targets, makes the very steps that the closure makes."""
+    ends = []
+    X, y = data(case)
+    s = torch.linspace(0.5, 2.0, len(X), dtype=torch.float64) if weighted else None
+    for targets in (None, y):
+        torch.manual_seed(0)
+        module = MLP(case.n_features, case.hidden, case.n_outputs, case.activation)
+        likelihood = Gaussian(case.sigma)
+        optimizer = GaussNewton(
+            module.parameters(), module=module, likelihood=likelihood, max_iter=5, tol=1e-12,
+            prior_precision=case.delta, targets=targets, sample_weight=s,
+        )  # fmt: skip
+
+        def closure(module=module, optimizer=optimizer, likelihood=likelihood):
+            optimizer.zero_grad()
+            nll = likelihood.negative_log_likelihood(module(X), y)
+            nll = nll.sum() if s is None else s @ nll
+            loss = nll + 0.5 * case.delta * sum((p**2).sum() for p in module.parameters())
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+        ends.append((optimizer.losses, torch.cat([p.flatten() for p in module.parameters()])))
+    # Five steps multiply the rounding of the first by the condition of the curvature.
+    np.testing.assert_allclose(ends[0][0], ends[1][0], rtol=1e-9)
+    torch.testing.assert_close(ends[0][1], ends[1][1], rtol=1e-6, atol=1e-8)
+
+
+def test_known_targets_where_the_noise_precision_is_singular():
+    X = data(CASES[0])[0]
+    y = (X[:, 0] > 0.3).long() + (X[:, 1] > 0).long()
+    ends = []
+    for targets in (None, y):
+        torch.manual_seed(1)
+        module = MLP(2, (5,), 3)
+        optimizer = GaussNewton(
+            module.parameters(), module=module, likelihood=Categorical(), max_iter=6,
+            targets=targets,
+        )  # fmt: skip
+
+        def closure(module=module, optimizer=optimizer):
+            optimizer.zero_grad()
+            nll = Categorical().negative_log_likelihood(module(X), y).sum()
+            loss = nll + 0.5 * sum((p**2).sum() for p in module.parameters())
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+        ends.append(optimizer.losses)
+    np.testing.assert_allclose(ends[0], ends[1], rtol=1e-9)

@@ -1,5 +1,5 @@
 """The network as a linear map (MATH 6)."""
 
-from .linearization import Linearization
+from .linearization import Linearization, Recording
 
-__all__ = ["Linearization"]
+__all__ = ["Linearization", "Recording"]

@@ -26,7 +26,7 @@ from .layers import has_rule
 from .plan import Plan, explicit_rows, factors_from_calls, make_plan, slots_of
 from .tape import Cotangents, Twin, backward, evaluated
 
-__all__ = ["Linearization"]
+__all__ = ["Linearization", "Recording"]
 
 # Rows of a forward pass without a graph: enough for full speed.
 _ROWS = 4096
@@ -178,6 +178,23 @@ class Linearization:
         """f(X) and :meth:`rows` from one forward pass."""
         X, plan = self._prepared(X)
         return self._rows(X, plan, cotangents)
+
+    def recording(self, X: Tensor) -> Recording | None:
+        """One forward pass, whose rows are made if they are asked for.
+
+        Parameters
+        ----------
+        X : Tensor of shape (n_samples, ...)
+
+        Returns
+        -------
+        Recording, or None
+            None where the rows of all of X do not fit the memory limit twice.
+        """
+        X, plan = self._prepared(X)
+        if chunk_length(2 * self._row_bytes(plan, plan.n_outputs), self.memory_limit) < len(X):
+            return None
+        return Recording(self, X, plan)
 
     def iter_rows(
         self, X: Tensor, cotangents: Cotangents = None, dtype: torch.dtype = torch.float64
@@ -376,37 +393,24 @@ class Linearization:
     def _iter(self, X: Tensor, cotangents: Cotangents) -> Iterator[tuple[slice, Tensor, Tensor]]:
         X, plan = self._prepared(X)
         R = cotangents.shape[2] if isinstance(cotangents, Tensor) else plan.n_outputs
-        per_row = plan.pass_bytes(R) + 24 * R * self.n_params
-        length = chunk_length(per_row, self.memory_limit)
+        length = chunk_length(self._row_bytes(plan, R), self.memory_limit)
         for part in batches(len(X), length):
             f, rows = self._rows(X[part], plan, _part_of(cotangents, part))
             yield part, f, rows
 
+    def _row_bytes(self, plan: Plan, n_rows: int) -> float:
+        """Bytes that an example takes while its ``n_rows`` rows are formed."""
+        return plan.pass_bytes(n_rows) + 24 * n_rows * self.n_params
+
     def _rows(self, X: Tensor, plan: Plan, cotangents: Cotangents) -> tuple[Tensor, Tensor]:
-        f, factors, R = self._factors_and_width(X, plan, cotangents)
-        whole = sum(covered(factor) for factor in factors) == self.n_params
-        out = (f.new_empty if whole else f.new_zeros)(len(X), R, self.n_params)
-        for factor in factors:
-            write_rows(factor, out)
-        return f, out
+        recording = Recording(self, X, plan)
+        return recording.outputs, recording.rows(cotangents)
 
-    def _factors(self, X: Tensor, plan: Plan, cotangents: Cotangents) -> tuple[Tensor, list]:
-        return self._factors_and_width(X, plan, cotangents)[:2]
-
-    def _factors_and_width(
+    def _factors(
         self, X: Tensor, plan: Plan, cotangents: Cotangents
-    ) -> tuple[Tensor, list[Factor], int]:
-        twin = self._twin
-        f, calls = twin.record(lambda: twin.net(X))
-        calls = [call for call in calls if plan.serves[call.layer]]
-        C = evaluated(cotangents, f.detach())
-        gs = backward(f, calls, C)
-        factors = factors_from_calls(calls, gs, twin.layers, plan.slots)
-        if plan.explicit:
-            factors.append(explicit_rows(twin, plan, X, C))
-        if not factors:  # no weight reaches the outputs: rows of zeros
-            factors = [Rows(f.new_zeros(C.shape[2], len(X), 0), ())]
-        return f.detach(), factors, C.shape[2]
+    ) -> tuple[Tensor, list[Factor]]:
+        recording = Recording(self, X, plan)
+        return recording.outputs, recording.factors(cotangents)
 
     def _scale(self, scale: Sequence[float] | None) -> list[float] | None:
         if scale is None:
@@ -449,6 +453,56 @@ class Linearization:
             slots = slots_of(self.parameter_names, self.parameter_sizes)
             self._plans[key] = make_plan(self._twin, slots, X)
         return X, self._plans[key]
+
+
+class Recording:
+    """One forward pass of a linearisation, kept for its rows.
+
+    Valid until the module's weights change. Made by :meth:`Linearization.recording`.
+
+    Parameters
+    ----------
+    linearization : Linearization
+    X : Tensor of shape (n_samples, ...)
+        In the working precision.
+    plan : Plan
+        For data of this kind.
+
+    Attributes
+    ----------
+    outputs : Tensor of shape (n_samples, n_outputs)
+        f(X), without a graph.
+    """
+
+    def __init__(self, linearization: Linearization, X: Tensor, plan: Plan) -> None:
+        self._of, self._twin, self._plan, self._X = linearization, linearization._twin, plan, X
+        self._f, calls = self._twin.record(lambda: self._twin.net(X))
+        self._calls = [call for call in calls if plan.serves[call.layer]]
+        self.outputs = self._f.detach()
+
+    def factors(self, cotangents: Cotangents = None) -> list[Factor]:
+        """The rows Cᵀ J as factors; the graph is used up."""
+        C = evaluated(cotangents, self.outputs)
+        gs = backward(self._f, self._calls, C)
+        factors = factors_from_calls(self._calls, gs, self._twin.layers, self._plan.slots)
+        if self._plan.explicit:
+            factors.append(explicit_rows(self._twin, self._plan, self._X, C))
+        if not factors:  # no weight reaches the outputs: rows of zeros
+            factors = [Rows(self.outputs.new_zeros(C.shape[2], len(self._X), 0), ())]
+        return factors
+
+    def rows(self, cotangents: Cotangents = None) -> Tensor:
+        """Cᵀ J, of shape (n_samples, n_rows, n_params); the graph is used up."""
+        factors = self.factors(cotangents)
+        first = factors[0]
+        R = (first.values if isinstance(first, Rows) else first.g).shape[0]
+        P = self._of.n_params
+        whole = sum(covered(factor) for factor in factors) == P
+        make = self.outputs.new_empty if whole else self.outputs.new_zeros
+        out = make(len(self._X), R, P)
+        for factor in factors:
+            write_rows(factor, out)
+        return out
 
 
 def _part_of(cotangents: Cotangents, part: slice) -> Cotangents:

@@ -18,10 +18,18 @@ from torch import Tensor
 from .._memory import limit_in_bytes, require_memory
 from ..linearize import Linearization
 
-__all__ = ["Curvature", "FunctionSpaceCurvature", "WeightSpaceCurvature", "curvature_at"]
+__all__ = [
+    "FEW",
+    "Curvature",
+    "FunctionSpaceCurvature",
+    "WeightSpaceCurvature",
+    "check_size",
+    "curvature_at",
+    "curvature_of",
+]
 
 # With at most this many weights a row, products with explicit rows beat passes over the network.
-_FEW = 4
+FEW = 4
 
 
 @dataclass(frozen=True)
@@ -100,18 +108,10 @@ def curvature_at(
         If the smaller of the two matrices does not fit twice.
     """
     n_rows, P = L.shape[0] * L.shape[2], linearization.n_params
-    size = min(n_rows, P)
-    largest = int((limit_in_bytes(memory_limit) / 16) ** 0.5)
-    require_memory(
-        16 * size**2,
-        memory_limit,
-        f"A Gauss-Newton step (P={P} weights, NK={n_rows} rows)",
-        f"Within it fits min(P, NK) <= {largest}: use solver='adam' with minibatches, a smaller "
-        "network, or raise memory_limit.",
-    )
+    check_size(n_rows, P, memory_limit)
     if n_rows >= P:
         return WeightSpaceCurvature(linearization.ggn(X, cotangents=L))
-    if _FEW * n_rows >= P and 8 * n_rows * P <= limit_in_bytes(memory_limit) / 4:
+    if FEW * n_rows >= P and 8 * n_rows * P <= limit_in_bytes(memory_limit) / 4:
         Phi = linearization.rows(X, L).flatten(0, 1).double()
         return FunctionSpaceCurvature(linearization.gram(X, cotangents=L), Phi.mv, Phi.mT.mv)
     L = L.double()
@@ -119,4 +119,30 @@ def curvature_at(
         gram=linearization.gram(X, cotangents=L),
         apply=lambda v: (L.mT @ linearization.jvp(X, v).double()[..., None]).flatten(),
         apply_transposed=lambda t: linearization.vjp(X, (L @ t.reshape(*L.shape[:2], 1))[..., 0]),
+    )
+
+
+def curvature_of(rows: Tensor) -> Curvature:
+    """The same from the rows Φ, of shape (n_rows, n_params), in the smaller space."""
+    if rows.shape[0] >= rows.shape[1]:
+        return WeightSpaceCurvature(rows.mT @ rows)
+    return FunctionSpaceCurvature(rows @ rows.mT, rows.mv, rows.mT.mv)
+
+
+def check_size(n_rows: int, n_params: int, memory_limit: float | None) -> None:
+    """Refuse a step whose matrix and factor do not fit.
+
+    Raises
+    ------
+    MemoryError
+        Saying what would fit.
+    """
+    size = min(n_rows, n_params)
+    largest = int((limit_in_bytes(memory_limit) / 16) ** 0.5)
+    require_memory(
+        16 * size**2,
+        memory_limit,
+        f"A Gauss-Newton step (P={n_params} weights, NK={n_rows} rows)",
+        f"Within it fits min(P, NK) <= {largest}: use solver='adam' with minibatches, a smaller "
+        "network, or raise memory_limit.",
     )

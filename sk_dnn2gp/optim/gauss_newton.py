@@ -1,25 +1,23 @@
 """Full-batch Gauss-Newton with Levenberg-Marquardt damping (MATH 5's OGGN, never going uphill).
 
 At weights w with gradient g = ∇loss and curvature A = δ + ΦᵀΦ, a trial step solves
-(A + μ I) x = -g. It is taken only if the loss falls; μ follows the ratio of the actual to the
-predicted decrease (Marquardt's rule: a fifth above 3/4, doubled below 1/4, and growing fast
-while steps fail).
+(A + μ I) x = -g. It is taken only if the loss falls; μ follows the ratio ρ of the actual to the
+predicted decrease by Nielsen's rule (1999, IMM-REP-1999-05): times max(1/3, 1 - (2ρ - 1)³), and
+growing fast while steps fail.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from functools import partial
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from ..likelihoods import Likelihood
 from ..linearize import Linearization
-from ._curvature import curvature_at
+from ._surface import ClosureSurface, Point, RecordedSurface, flat
 
 __all__ = ["GaussNewton"]
 
@@ -62,6 +60,10 @@ class GaussNewton(torch.optim.Optimizer):
         Secant pairs that correct the Gauss-Newton matrix near the minimum; 0 for none.
     memory_limit : float, optional
         MiB for the matrices of a step; None is scikit-learn's ``working_memory``.
+    targets : Tensor, optional
+        y of the whole data, in the order in which the closure hands X to the module. With them the
+        closure is called once in a call of ``step``, and the optimiser evaluates the same loss
+        itself: loss, gradient and curvature of a point then share one forward pass, in eval mode.
 
     Attributes
     ----------
@@ -113,13 +115,14 @@ class GaussNewton(torch.optim.Optimizer):
         damping: float = 1e-2,
         history_size: int = 8,
         memory_limit: float | None = None,
+        targets: Tensor | None = None,
     ) -> None:
         for name, value in (("lr", lr), ("prior_precision", prior_precision)):
             if not value > 0:
                 raise ValueError(f"{name} must be positive, got {value!r}.")
         super().__init__(params, {"lr": lr, "prior_precision": prior_precision})
         self.likelihood = likelihood
-        self.sample_weight = sample_weight
+        self.sample_weight, self.targets = sample_weight, targets
         self.loss_scale = loss_scale
         self.max_iter, self.tol, self.memory_limit = max_iter, tol, memory_limit
         self.linearization = Linearization(module, memory_limit=memory_limit)
@@ -163,11 +166,22 @@ class GaussNewton(torch.optim.Optimizer):
         """
         if closure is None:
             raise ValueError("GaussNewton.step needs a closure that returns the loss.")
-        evaluate = _Evaluator(closure, self._module, self._params, self.loss_scale)
-        point = evaluate()
-        if not math.isfinite(point.loss):
-            raise FloatingPointError(f"The loss is {point.loss} before the first step.")
-        first, self.losses = point, [point.loss]
+        by_closure = ClosureSurface(
+            closure,
+            self.linearization,
+            self._module,
+            self._params,
+            self.loss_scale,
+            self._factor,
+            self.memory_limit,
+        )
+        first = by_closure()
+        if not math.isfinite(first.loss):
+            raise FloatingPointError(f"The loss is {first.loss} before the first step.")
+        recorded = self._recorded(by_closure.X)
+        evaluate: Callable[[], Point] = by_closure if recorded is None else recorded
+        point: Point = first if recorded is None else recorded()
+        self.losses = [point.loss]
         self.converged = self._is_converged(point)
         for _ in range(self.max_iter):
             if self.converged:
@@ -182,15 +196,29 @@ class GaussNewton(torch.optim.Optimizer):
             self.converged = self._is_converged(point)
         return first.raw
 
-    def _is_converged(self, point: _Point) -> bool:
+    def _recorded(self, X: Tensor) -> RecordedSurface | None:
+        """The faster way, where the targets are known and the rows fit."""
+        if self.targets is None:
+            return None
+        surface = RecordedSurface(
+            self.linearization,
+            X,
+            self.targets,
+            self.likelihood,
+            self.param_groups[0]["prior_precision"],
+            self.sample_weight,
+            self._params,
+        )
+        return surface if surface.fits else None
+
+    def _is_converged(self, point: Point) -> bool:
         self.gradient_norm = float(point.gradient.norm())
         return self.gradient_norm <= self.tol * (1.0 + abs(point.loss))
 
-    def _descend(self, evaluate: _Evaluator, point: _Point) -> _Point | None:
+    def _descend(self, evaluate: Callable[[], Point], point: Point) -> Point | None:
         """Try steps of growing damping until one lowers the loss; None when none does."""
         group = self.param_groups[0]
-        L = self._factor(point.outputs)
-        curvature = curvature_at(self.linearization, evaluate.X, L, self.memory_limit)
+        curvature = point.curvature()
         if math.isnan(self._damping):
             self._damping = self._relative_damping * curvature.scale
         ceiling = 1e12 * (curvature.scale + group["prior_precision"])
@@ -207,7 +235,7 @@ class GaussNewton(torch.optim.Optimizer):
                 gain = _decrease(point, trial, group["lr"] * x, predicted) / predicted
                 if gain > 0 and bool(torch.isfinite(trial.gradient).all()):
                     self._memory.remember(-group["lr"] * x, trial.gradient - point.gradient)
-                    self._damping *= 0.2 if gain > 0.75 else 2.0 if gain < 0.25 else 1.0
+                    self._damping *= max(1 / 3, 1.0 - (2.0 * min(gain, 2.0) - 1.0) ** 3)
                     self._growth = 2.0
                     return trial
                 # In function space the next solve applies J: at the start, not at the failed trial.
@@ -218,7 +246,7 @@ class GaussNewton(torch.optim.Optimizer):
         self._damping, self._growth = math.nan, 2.0
         return None
 
-    def _predicted_decrease(self, point: _Point, x: Tensor) -> float:
+    def _predicted_decrease(self, point: Point, x: Tensor) -> float:
         """What the quadratic model promises for the step -x."""
         predicted = 0.5 * float(point.gradient @ x)
         if not self._memory.pairs:
@@ -233,56 +261,14 @@ class GaussNewton(torch.optim.Optimizer):
         return L * self.sample_weight.sqrt().to(L)[:, None, None]
 
     def _get_weights(self) -> Tensor:
-        return torch.cat([p.flatten() for p in self._params]).double()
+        return flat(self._params)
 
     def _set_weights(self, w: Tensor) -> None:
         for p, values in zip(self._params, w.split(self._sizes), strict=True):
             p.copy_(values.view_as(p))
 
 
-@dataclass(frozen=True)
-class _Point:
-    """The closure's own loss; f, and the whole loss with its gradient (n_params,) in float64."""
-
-    raw: Tensor
-    outputs: Tensor
-    loss: float
-    gradient: Tensor
-
-
-class _Evaluator:
-    """The closure as a function of the weights; it remembers X that the module was given."""
-
-    def __init__(
-        self,
-        closure: Callable[[], Tensor],
-        module: nn.Module,
-        params: list[Tensor],
-        loss_scale: float,
-    ) -> None:
-        self.closure, self.module = closure, module
-        self.params, self.loss_scale = params, loss_scale
-        self.X: Tensor = torch.empty(0)
-        self.outputs: Tensor | None = None
-
-    def __call__(self) -> _Point:
-        handle = self.module.register_forward_hook(self._remember)
-        try:
-            with torch.enable_grad():
-                raw = self.closure()
-        finally:
-            handle.remove()
-        if self.outputs is None:
-            raise ValueError("The closure must call the module given to GaussNewton.")
-        gradient = torch.cat([cast(Tensor, p.grad).flatten() for p in self.params]).double()
-        loss = float(raw.detach().double()) * self.loss_scale
-        return _Point(raw, self.outputs, loss, gradient * self.loss_scale)
-
-    def _remember(self, _: nn.Module, args: tuple, f: Tensor) -> None:
-        self.X, self.outputs = args[0], f.detach()
-
-
-def _decrease(point: _Point, trial: _Point, x: Tensor, predicted: float) -> float:
+def _decrease(point: Point, trial: Point, x: Tensor, predicted: float) -> float:
     """How far the loss fell along the step -x."""
     if predicted >= _ROUNDING * abs(point.loss):
         return point.loss - trial.loss
