@@ -8,9 +8,9 @@ can be said with:
     Tokens     T looked-up rows of a table        row = Σ_t g_t e_tᵀ
     Rows       the rows themselves
 
-Shapes: n examples, R rows each; the row axis leads, so that inner loops run over examples:
-g (R, n, O), (R, n, H, T, O) or (R, n, T, O); a (n, I) or (n, H, T, I); values (R, n, p). A Gram
-tile is (R, n, R2, n2). A slot is the place of a parameter in the flat weight vector.
+Shapes: n examples, R rows each, example by example: g (n, R, O), (n, R, H, T, O) or (n, R, T, O);
+a (n, I) or (n, H, T, I); values (n, R, p). A Gram tile is (n, R, n2, R2). A slot is the place of a
+parameter in the flat weight vector.
 """
 
 from __future__ import annotations
@@ -38,8 +38,9 @@ __all__ = [
     "fold",
     "held_numbers",
     "merge",
+    "n_rows_of",
+    "part_of",
     "prefers_rows",
-    "tiles",
     "write_rows",
 ]
 
@@ -60,7 +61,7 @@ class Slot:
 
 @dataclass(frozen=True)
 class Dense:
-    """A dense layer on one vector per example: a (n, I), g (R, n, O)."""
+    """A dense layer on one vector per example: a (n, I), g (n, R, O)."""
 
     a: Tensor
     g: Tensor
@@ -70,7 +71,7 @@ class Dense:
 
 @dataclass(frozen=True)
 class Patches:
-    """Weights met at T positions: a (n, H, T, I), g (R, n, H, T, O); the weight is (H, O, I)."""
+    """Weights met at T positions: a (n, H, T, I), g (n, R, H, T, O); the weight is (H, O, I)."""
 
     a: Tensor
     g: Tensor
@@ -79,7 +80,7 @@ class Patches:
 
 @dataclass(frozen=True)
 class Tokens:
-    """A table of ``n_tokens`` rows, looked up: a (n, T) integers, g (R, n, T, O)."""
+    """A table of ``n_tokens`` rows, looked up: a (n, T) integers, g (n, R, T, O)."""
 
     a: Tensor
     g: Tensor
@@ -89,7 +90,7 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Rows:
-    """Explicit rows: values (R, n, p), whose columns are those of ``slots`` in turn."""
+    """Explicit rows: values (n, R, p), whose columns are those of ``slots`` in turn."""
 
     values: Tensor
     slots: tuple[Slot, ...]
@@ -114,13 +115,13 @@ def explicit(factor: Factor) -> list[Rows]:
     if isinstance(factor, Dense):
         parts = [] if factor.bias is None else [_rows(g, factor.bias)]
         if factor.weight is not None:
-            parts.append(_rows((g[..., None] * a[:, None]).flatten(2), factor.weight))
+            parts.append(_rows((g[..., None] * a[:, None, None]).flatten(2), factor.weight))
         return parts
     if isinstance(factor, Patches):
         return [_rows(_patch_rows(a, g), factor.weight)]
-    R, n, T, O = g.shape
-    table = g.new_zeros(R, n, factor.n_tokens, O)
-    table.scatter_add_(2, a[None, :, :, None].expand_as(g), g)
+    n, R, _, O = g.shape
+    table = g.new_zeros(n, R, factor.n_tokens, O)
+    table.scatter_add_(2, a[:, None, :, None].expand_as(g), g)
     return [_rows(table.flatten(2), factor.weight)]
 
 
@@ -130,30 +131,29 @@ def _rows(values: Tensor, slot: Slot) -> Rows:
 
 
 def _patch_rows(a: Tensor, g: Tensor) -> Tensor:
-    """Σ_t g_t a_tᵀ as (R, n, H O I): one product per example and group for all its rows."""
-    R, n, H, T, O = g.shape
-    stacked = g.permute(1, 2, 0, 4, 3).reshape(n, H, R * O, T)
-    return (stacked @ a).view(n, H, R, O, -1).permute(2, 0, 1, 3, 4).flatten(2)
+    """Σ_t g_t a_tᵀ as (n, R, H O I): one product per example and group for all its rows."""
+    n, R, H, T, O = g.shape
+    stacked = g.permute(0, 2, 1, 4, 3).reshape(n, H, R * O, T)
+    return (stacked @ a).view(n, H, R, O, -1).transpose(1, 2).flatten(2)
 
 
 def held_numbers(factor: Factor, n_rows: int) -> tuple[int, int]:
     """Numbers kept per example and per row for a large Gram matrix of ``n_rows`` an example."""
     if isinstance(factor, Rows):
         return 0, factor.values.shape[2]
-    many = replace(factor, g=factor.g[:1].expand(n_rows, *factor.g.shape[1:]))
+    n = len(factor.a)
+    many = replace(factor, g=factor.g[:, :1].expand(n, n_rows, *factor.g.shape[2:]))
     if isinstance(factor, Patches) and prefers_rows(many, 1000):
         return 0, covered(factor)
-    n = len(factor.a)
-    return factor.a.numel() // n, factor.g[0].numel() // n
+    return factor.a.numel() // n, factor.g[:, 0].numel() // n
 
 
 def fold(factor: Factor) -> Factor:
     """The factor whose one-row Gram matrix is the trace over rows of this one's."""
     if isinstance(factor, Rows):
-        return Rows(
-            factor.values.transpose(0, 1).flatten(1)[None], factor.slots * len(factor.values)
-        )
-    return replace(factor, g=factor.g.movedim(0, -2).flatten(-2)[None])
+        values = factor.values
+        return Rows(values.flatten(1)[:, None], factor.slots * values.shape[1])
+    return replace(factor, g=factor.g.movedim(1, -2).flatten(-2)[:, None])
 
 
 def merge(factors: Sequence[Factor], as_rows: Sequence[bool]) -> list[Factor]:
@@ -172,7 +172,7 @@ def prefers_rows(factor: Factor, n: int) -> bool:
     """Whether a Gram matrix over ``n`` examples costs fewer operations through explicit rows."""
     if isinstance(factor, Rows):
         return True
-    R, pairs = factor.g.shape[0], n * n
+    R, pairs = factor.g.shape[1], n * n
     O = factor.g.shape[-1]
     if isinstance(factor, Dense):
         I = factor.a.shape[1] if factor.weight is not None else 0
@@ -185,18 +185,20 @@ def prefers_rows(factor: Factor, n: int) -> bool:
     return pairs * R * R * n_weights + n * R * T * n_weights <= by_factors
 
 
-def tiles(factor: Factor, length: int) -> list[Factor]:
-    """The factor cut into chunks of at most ``length`` examples, contiguous."""
+def part_of(factor: Factor, part: slice) -> Factor:
+    """The factor of some of the examples, without a copy."""
     if isinstance(factor, Rows):
-        return [Rows(v.contiguous(), factor.slots) for v in factor.values.split(length, dim=1)]
-    a, g = factor.a.split(length), factor.g.split(length, dim=1)
-    return [
-        replace(factor, a=a_.contiguous(), g=g_.contiguous()) for a_, g_ in zip(a, g, strict=True)
-    ]
+        return Rows(factor.values[part], factor.slots)
+    return replace(factor, a=factor.a[part], g=factor.g[part])
+
+
+def n_rows_of(factor: Factor) -> int:
+    """R, the rows of an example."""
+    return (factor.values if isinstance(factor, Rows) else factor.g).shape[1]
 
 
 def add_gram(left: Factor, right: Any, tile: Tensor, scale: Sequence[float] | None = None) -> None:
-    """Add left diag(scale) rightᵀ to ``tile`` (R, n, R2, n2); both factors are of one kind."""
+    """Add left diag(scale) rightᵀ to ``tile`` (n, R, n2, R2); both factors are of one kind."""
     if isinstance(left, Rows):
         values = left.values.flatten(0, 1)
         if scale is not None:
@@ -204,17 +206,15 @@ def add_gram(left: Factor, right: Any, tile: Tensor, scale: Sequence[float] | No
         flat = tile.flatten(2).flatten(0, 1)
         flat.addmm_(values, right.values.flatten(0, 1).mT)
     elif isinstance(left, Dense):
-        tile.addcmul_(_products(left.g, right.g), _dense_inputs(left, right, scale)[:, None])
+        A = _dense_inputs(left, right, scale)
+        if right.g.shape[1] > 1:  # long inner loops
+            A = A.repeat_interleave(right.g.shape[1], dim=1)
+        G = (left.g.flatten(0, 1) @ right.g.flatten(0, 1).mT).view(*left.g.shape[:2], -1)
+        tile.flatten(2).addcmul_(G, A[:, None])
     else:
         s = 1.0 if scale is None else scale[left.weight.index]
         for h in range(left.a.shape[1] if isinstance(left, Patches) else 1):
             tile.add_(_position_pairs(left, right, h), alpha=s)
-
-
-def _products(g: Tensor, g2: Tensor) -> Tensor:
-    """g·g' for all rows of all examples: (R, n, R2, n2)."""
-    flat = g.flatten(0, 1) @ g2.flatten(0, 1).mT
-    return flat.view(g.shape[0], g.shape[1], g2.shape[0], g2.shape[1])
 
 
 def _dense_inputs(left: Dense, right: Dense, scale: Sequence[float] | None) -> Tensor:
@@ -228,22 +228,22 @@ def _dense_inputs(left: Dense, right: Dense, scale: Sequence[float] | None) -> T
 
 
 def _inputs_of(factor: Patches | Tokens, h: int) -> tuple[Tensor, Tensor]:
-    """Inputs (n, T, I) or tokens (n, T), and g (R, n, T, O), of channel group h."""
+    """Inputs (n, T, I) or tokens (n, T), and g (n, R, T, O), of channel group h."""
     if isinstance(factor, Patches):
         return factor.a[:, h], factor.g[:, :, h]
     return factor.a, factor.g
 
 
 def _position_pairs(left: Patches | Tokens, right: Patches | Tokens, h: int) -> Tensor:
-    """Σ over pairs of positions of (a·a')(g·g'), (R, n, R2, n2)."""
+    """Σ over pairs of positions of (a·a')(g·g'), (n, R, n2, R2)."""
     (a, g), (a2, g2) = _inputs_of(left, h), _inputs_of(right, h)
-    R, n, T, _ = g.shape
-    R2, n2, T2, _ = g2.shape
+    n, R, T, _ = g.shape
+    n2, R2, T2, _ = g2.shape
     if isinstance(left, Patches):
-        A = (a.flatten(0, 1) @ a2.flatten(0, 1).mT).view(n, T, 1, n2, T2)
+        A = (a.flatten(0, 1) @ a2.flatten(0, 1).mT).view(n, 1, T, n2, 1, T2)
     else:
-        A = (a[:, :, None, None, None] == a2).to(g.dtype)
-    G = (g.flatten(0, 2) @ g2.flatten(0, 2).mT).view(R, n, T, R2, n2, T2)
+        A = (a[:, None, :, None, None, None] == a2[:, None]).to(g.dtype)
+    G = (g.flatten(0, 2) @ g2.flatten(0, 2).mT).view(n, R, T, n2, R2, T2)
     return G.mul_(A).sum((2, 5))
 
 
@@ -263,14 +263,12 @@ def write_rows(factor: Factor, out: Tensor) -> None:
         start = 0
         for slot in part.slots:
             size = slot.stop - slot.start
-            out[:, :, slot.start : slot.stop] = part.values[..., start : start + size].transpose(
-                0, 1
-            )
+            out[:, :, slot.start : slot.stop] = part.values[..., start : start + size]
             start += size
 
 
 def _write_dense(factor: Dense, out: Tensor) -> None:
-    g = factor.g.transpose(0, 1)
+    g = factor.g
     if factor.bias is not None:
         out[:, :, factor.bias.start : factor.bias.stop] = g
     if factor.weight is not None:
@@ -285,7 +283,7 @@ def _write_dense(factor: Dense, out: Tensor) -> None:
 def add_squares(factor: Factor, total: Tensor) -> None:
     """Add the sum over rows of their elementwise squares to ``total`` (P,)."""
     if isinstance(factor, Dense):
-        squares = factor.g.double().square().sum(0)
+        squares = factor.g.double().square().sum(1)
         if factor.bias is not None:
             total[factor.bias.start : factor.bias.stop] += squares.sum(0)
         if factor.weight is not None:
@@ -303,7 +301,7 @@ def add_squares(factor: Factor, total: Tensor) -> None:
 def diagonal_blocks(factor: Factor, scale: Sequence[float] | None) -> Tensor:
     """Rows times rows of the same example, of shape (n, R, R), float64."""
     if isinstance(factor, Rows):
-        values = factor.values.double().transpose(0, 1)
+        values = factor.values.double()
         scaled = values if scale is None else values * _column_scale(factor, scale, values)
         return scaled @ values.mT
     g = factor.g.double()
@@ -312,19 +310,18 @@ def diagonal_blocks(factor: Factor, scale: Sequence[float] | None) -> Tensor:
             0.0 if slot is None else 1.0 if scale is None else float(scale[slot.index])
             for slot in (factor.weight, factor.bias)
         )
-        g = g.transpose(0, 1)
         return (s_w * factor.a.double().square().sum(1) + s_b)[:, None, None] * (g @ g.mT)
     if isinstance(factor, Patches):
         return diagonal_blocks(explicit(factor)[0], scale)
     same = (factor.a[:, :, None] == factor.a[:, None]).double()
     s = 1.0 if scale is None else float(scale[factor.weight.index])
-    return s * torch.einsum("rnto,ntu,qnuo->nrq", g, same, g)
+    return s * torch.einsum("nrto,ntu,nquo->nrq", g, same, g)
 
 
 def apply(factor: Factor, v: Tensor) -> Tensor:
     """Rows times v (P, Q), of shape (n, R, Q), in the dtype of v."""
     if isinstance(factor, Dense):
-        g = factor.g.transpose(0, 1).to(v)
+        g = factor.g.to(v)
         total = v.new_zeros(*g.shape[:2], v.shape[1])
         if factor.weight is not None:
             V = v[factor.weight.start : factor.weight.stop].view(g.shape[2], -1, v.shape[1])
@@ -334,10 +331,10 @@ def apply(factor: Factor, v: Tensor) -> Tensor:
         return total
     if isinstance(factor, Tokens):
         V = v[factor.weight.start : factor.weight.stop].view(factor.n_tokens, -1, v.shape[1])
-        return torch.einsum("rnto,ntoq->nrq", factor.g.to(v), V[factor.a])
-    R, n = factor.values.shape[:2] if isinstance(factor, Rows) else factor.g.shape[:2]
+        return torch.einsum("nrto,ntoq->nrq", factor.g.to(v), V[factor.a])
+    n, R = factor.values.shape[:2] if isinstance(factor, Rows) else factor.g.shape[:2]
     total = v.new_zeros(n, R, v.shape[1])
     for part in explicit(factor):
         columns = torch.cat([v[slot.start : slot.stop] for slot in part.slots])
-        total = total + (part.values.to(v) @ columns).transpose(0, 1)
+        total = total + part.values.to(v) @ columns
     return total

@@ -16,14 +16,15 @@ import torch
 from torch import Tensor
 
 from .._memory import batches, limit_in_bytes
-from .factors import Factor, add_gram, fold, merge, prefers_rows, tiles
+from .factors import Factor, add_gram, fold, merge, n_rows_of, part_of, prefers_rows
 
 __all__ = ["Side", "add_products", "gram_matrix", "mirrored"]
 
 # Columns of ΦᵀΦ that one product makes.
 _COLUMNS = 256
-# Rows of a tile: large enough for the speed of matrix products, small enough for caches.
-_TILE = 1024
+# Columns and rows of a tile: large enough for the speed of matrix products, small enough for
+# caches; and the fewer the rows, the nearer a symmetric matrix comes to half the work.
+_TILE, _STRIP = 1024, 160
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,24 @@ class _Tile:
     part: slice
     n_rows: int
     factors: list[Factor]
+
+    def narrowed(self, start: int, stop: int) -> _Tile:
+        """The tile of its examples ``start:stop``, without a copy."""
+        where = slice(self.part.start + start, self.part.start + stop)
+        members = [part_of(factor, slice(start, stop)) for factor in self.factors]
+        return _Tile(where, self.n_rows, members)
+
+    def cut(self, n_rows: int) -> Iterator[_Tile]:
+        """Tiles of equal length of at most ``n_rows`` rows (and positions), or of one example."""
+        n = self.part.stop - self.part.start
+        positions = max([1, *(_pairs_side(factor) for factor in self.factors)])
+        length = max(1, n_rows // (self.n_rows * positions))
+        if n <= length:
+            yield self
+            return
+        length = -(-n // -(-n // length))
+        for piece in batches(n, length):
+            yield self.narrowed(piece.start, piece.stop)
 
 
 def gram_matrix(
@@ -122,19 +141,8 @@ class _Layout:
         return merge(factors, self.as_rows[0])
 
     def _cut(self, part: slice, factors: list[Factor]) -> Iterator[_Tile]:
-        first = factors[0]
-        R = (first.values if hasattr(first, "values") else first.g).shape[0]
-        positions = max([1, *(_pairs_side(f) for f in factors)])
-        n = part.stop - part.start
-        length = max(1, _TILE // (R * positions))
-        if n <= length:
-            yield _Tile(part, R, factors)
-            return
-        length = -(-n // -(-n // length))
-        cut = [tiles(factor, length) for factor in factors]
-        for piece, members in zip(batches(n, length), zip(*cut, strict=True), strict=True):
-            where = slice(part.start + piece.start, part.start + piece.stop)
-            yield _Tile(where, R, list(members))
+        whole = _Tile(part, n_rows_of(factors[0]), factors)
+        yield from whole.cut(_TILE)
 
 
 def _pairs_side(factor: Factor) -> int:
@@ -163,25 +171,42 @@ class _Writer:
                 self._write_pair(row, column, mirror or symmetric)
 
     def _write_pair(self, row: _Tile, column: _Tile, mirror: bool) -> None:
-        tile = _contract(row, column, self.scale)
-        R, n, R2, n2 = tile.shape
+        """Strip by strip; of a tile with itself, what is on and above the diagonal."""
+        diagonal = mirror and row is column
+        for strip in row.cut(_STRIP):
+            rest = column
+            if diagonal and strip is not row:
+                rest = column.narrowed(
+                    strip.part.start - row.part.start, column.part.stop - column.part.start
+                )
+            tile = _contract(strip, rest, self.scale)
+            if diagonal:
+                _symmetrise(tile)
+            self._write(strip, rest, tile, mirror)
+
+    def _write(self, row: _Tile, column: _Tile, tile: Tensor, mirror: bool) -> None:
         if self._result is None:
             self._result = torch.empty(
-                self.shape[0], R, self.shape[1], R2, dtype=torch.float64, device=tile.device
-            )
-        if mirror and row is column:
-            flat = tile.view(R * n, R2 * n2)
-            tile = flat.add(flat.mT).mul_(0.5).view(tile.shape)
-        self._result[row.part, :, column.part] = tile.permute(1, 0, 3, 2)
-        if mirror and row is not column:
-            self._result[column.part, :, row.part] = tile.permute(3, 2, 1, 0)
+                self.shape[0], tile.shape[1], self.shape[1], tile.shape[3],
+                dtype=torch.float64, device=tile.device,
+            )  # fmt: skip
+        self._result[row.part, :, column.part] = tile
+        if mirror and row.part != column.part:
+            self._result[column.part, :, row.part] = tile.permute(2, 3, 0, 1)
+
+
+def _symmetrise(tile: Tensor) -> None:
+    """Make the leading square of a tile exactly symmetric: rounding does not."""
+    n, R = tile.shape[:2]
+    square = tile[:, :, :n].reshape(n * R, n * R)
+    tile[:, :, :n] = square.add(square.mT).mul_(0.5).view(n, R, n, R)
 
 
 def _contract(row: _Tile, column: _Tile, scale: Sequence[float] | None) -> Tensor:
     first = row.factors[0]
     like = first.values if hasattr(first, "values") else first.g
     n, n2 = (t.part.stop - t.part.start for t in (row, column))
-    tile = like.new_zeros(row.n_rows, n, column.n_rows, n2)
+    tile = like.new_zeros(n, row.n_rows, n2, column.n_rows)
     for left, right in zip(row.factors, column.factors, strict=True):
         add_gram(left, right, tile, scale)
     return tile

@@ -1,7 +1,7 @@
 """One small rule per layer type: from a layer's input and output derivative to factors (MATH 6).
 
 A rule turns the input x (n, ...) of one call of a layer and the derivatives of its output
-g (R, n, ...) into factors (see ``factors``) of its weight and its bias. A layer type without a
+g (n, R, ...) into factors (see ``factors``) of its weight and its bias. A layer type without a
 rule, and a subclass of one with a rule (it may compute anything), takes the explicit way.
 """
 
@@ -41,7 +41,7 @@ def factors_of(
     layer : torch.nn.Module
     x : Tensor of shape (n, ...)
         The layer's input.
-    g : Tensor of shape (R, n, ...)
+    g : Tensor of shape (n, R, ...)
         Derivatives of R scalars of each example with respect to the layer's output.
     weight, bias : Slot or None
 
@@ -67,7 +67,7 @@ def _linear(x: Tensor, g: Tensor, weight: Slot | None, bias: Slot | None) -> lis
 
 
 def _positions(a: Tensor, g: Tensor, weight: Slot | None, bias: Slot | None) -> list[Factor]:
-    """Factors from a (n, H, T, I) and g (R, n, H, T, O)."""
+    """Factors from a (n, H, T, I) and g (n, R, H, T, O)."""
     if a.shape[1] == a.shape[2] == 1:
         return [Dense(a[:, 0, 0], g[:, :, 0, 0], weight, bias)]
     found: list[Factor] = [] if weight is None else [Patches(a, g, weight)]
@@ -108,7 +108,7 @@ def _embedding(layer: nn.Embedding, x: Tensor, g: Tensor, weight: Slot | None) -
     tokens = x.reshape(len(x), -1)
     g = g.reshape(*g.shape[:2], -1, g.shape[-1])
     if layer.padding_idx is not None:  # its row is constant: torch gives it no gradient
-        g = g * (tokens != layer.padding_idx)[None, :, :, None]
+        g = g * (tokens != layer.padding_idx)[:, None, :, None]
     return [Tokens(tokens, g, weight, layer.num_embeddings)]
 
 
@@ -118,7 +118,7 @@ def _scale_and_shift(
     axes = _summed_axes(layer, x)
     found: list[Factor] = []
     if weight is not None:
-        product = g * _normalised(layer, x)
+        product = g * _normalised(layer, x)[:, None]
         found.append(Rows(_sum(product, axes), (weight,)))
     if bias is not None:
         found.append(Rows(_sum(g, axes), (bias,)))
@@ -130,7 +130,7 @@ def _sum(g: Tensor, axes: list[int]) -> Tensor:
 
 
 def _summed_axes(layer: Any, x: Tensor) -> list[int]:
-    """Axes of g (R, n, ...) that share one scale: all but the layer's own."""
+    """Axes of g (n, R, ...) that share one scale: all but the layer's own."""
     if isinstance(layer, nn.LayerNorm):
         return list(range(2, 1 + x.ndim - len(layer.normalized_shape)))
     return list(range(3, 1 + x.ndim))

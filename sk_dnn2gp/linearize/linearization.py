@@ -488,14 +488,14 @@ class Recording:
         if self._plan.explicit:
             factors.append(explicit_rows(self._twin, self._plan, self._X, C))
         if not factors:  # no weight reaches the outputs: rows of zeros
-            factors = [Rows(self.outputs.new_zeros(C.shape[2], len(self._X), 0), ())]
+            factors = [Rows(self.outputs.new_zeros(len(self._X), C.shape[2], 0), ())]
         return factors
 
     def rows(self, cotangents: Cotangents = None) -> Tensor:
         """Cᵀ J, of shape (n_samples, n_rows, n_params); the graph is used up."""
         factors = self.factors(cotangents)
         first = factors[0]
-        R = (first.values if isinstance(first, Rows) else first.g).shape[0]
+        R = (first.values if isinstance(first, Rows) else first.g).shape[1]
         P = self._of.n_params
         whole = sum(covered(factor) for factor in factors) == P
         make = self.outputs.new_empty if whole else self.outputs.new_zeros

@@ -304,7 +304,7 @@ def _vectorised_rows(net: nn.Module, leaves: dict[str, Tensor], X: Tensor, C: Te
         return torch.cat([rows[n].flatten(1) for n in leaves], dim=1)
 
     with _plain_attention():
-        return vmap(one)(X, C).transpose(0, 1).detach()
+        return vmap(one)(X, C).detach()
 
 
 @contextmanager
@@ -325,7 +325,7 @@ def _looped_rows(net: nn.Module, leaves: dict[str, Tensor], X: Tensor, C: Tensor
     leaves = {n: p.requires_grad_() for n, p in leaves.items()}
     n_weights = sum(p.numel() for p in leaves.values())
     R = C.shape[2]
-    out = C.new_zeros(R, len(X), n_weights)
+    out = C.new_zeros(len(X), R, n_weights)
     with torch.enable_grad():
         for i in range(len(X)):
             f = functional_call(net, leaves, (X[i : i + 1],))
@@ -334,7 +334,7 @@ def _looped_rows(net: nn.Module, leaves: dict[str, Tensor], X: Tensor, C: Tensor
                     f, list(leaves.values()), C[i : i + 1, :, r], retain_graph=r + 1 < R,
                     allow_unused=True, materialize_grads=True,
                 )  # fmt: skip
-                torch.cat([g.flatten() for g in gs], out=out[r, i])
+                torch.cat([g.flatten() for g in gs], out=out[i, r])
     return out
 
 

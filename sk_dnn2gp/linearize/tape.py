@@ -4,7 +4,7 @@ The module is copied once in structure only: parameters and buffers are shared b
 weights changed in place are seen, while hooks and eval mode stay on the copy. A forward pass
 records (layer, input, edge of the output in the graph) for every call of a layer with a rule.
 
-Shapes: X (n, ...), f (n, K), cotangents C (n, K, R), recorded derivatives g (R, n, ...).
+Shapes: X (n, ...), f (n, K), cotangents C (n, K, R), recorded derivatives g (n, R, ...).
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def evaluated(cotangents: Cotangents, f: Tensor) -> Tensor:
 def backward(
     f: Tensor, calls: Sequence[Call], C: Tensor, keep_graph: bool = False
 ) -> list[Tensor | None]:
-    """Derivatives of the R scalars c_rᵀf of each example: one (R, n, ...) for each call."""
+    """Derivatives of the R scalars c_rᵀf of each example: one (n, R, ...) for each call."""
     edges = [call.edge for call in calls]
     R = C.shape[2]
     if not edges or not f.requires_grad:
@@ -139,9 +139,5 @@ def backward(
         for r in range(R)
     ]
     if R == 1:
-        return [None if g is None else g[None] for g in per_row[0]]
-    # An example's rows lie together: products over positions then take them all at once.
-    return [
-        None if gs[0] is None else torch.stack(gs, dim=1).transpose(0, 1)
-        for gs in zip(*per_row, strict=True)
-    ]
+        return [None if g is None else g[:, None] for g in per_row[0]]
+    return [None if gs[0] is None else torch.stack(gs, dim=1) for gs in zip(*per_row, strict=True)]

@@ -210,7 +210,7 @@ class Watcher:
         if seen.squares is not None:
             return seen.squares
         # The closure's loss is a mean: its derivatives are 1/n of each example's own.
-        gs = [None if g is None else g.detach()[None] for g in seen.derivatives]
+        gs = [None if g is None else g.detach()[:, None] for g in seen.derivatives]
         return self._sum_of_squares(seen.calls, gs).mul_(len(observation.f) ** 2)
 
     def _sum_of_squares(self, calls: list[Call], gs: Sequence[Tensor | None]) -> Tensor:
@@ -272,7 +272,7 @@ def _order(linearization: Linearization, names: Sequence[str]) -> Tensor:
 def _add_squares(factor: Factor, total: Tensor) -> None:
     """Add the sum over rows of their elementwise squares to ``total``, in its precision."""
     if isinstance(factor, Dense):
-        squares = factor.g.square().sum(0)
+        squares = factor.g.square().sum(1)
         if factor.bias is not None:
             total[factor.bias.start : factor.bias.stop] += squares.sum(0)
         if factor.weight is not None:
