@@ -37,6 +37,7 @@ __all__ = [
     "explicit",
     "fold",
     "held_numbers",
+    "joined",
     "merge",
     "n_rows_of",
     "part_of",
@@ -190,6 +191,17 @@ def part_of(factor: Factor, part: slice) -> Factor:
     if isinstance(factor, Rows):
         return Rows(factor.values[part], factor.slots)
     return replace(factor, a=factor.a[part], g=factor.g[part])
+
+
+def joined(pieces: Sequence[Any]) -> Factor:
+    """One factor of the examples of several alike."""
+    first = pieces[0]
+    if len(pieces) == 1:
+        return first
+    if isinstance(first, Rows):
+        return Rows(torch.cat([piece.values for piece in pieces]), first.slots)
+    a, g = torch.cat([piece.a for piece in pieces]), torch.cat([piece.g for piece in pieces])
+    return replace(first, a=a, g=g)
 
 
 def n_rows_of(factor: Factor) -> int:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .._memory import batches, limit_in_bytes
-from .factors import Factor, add_gram, fold, merge, n_rows_of, part_of, prefers_rows
+from .factors import Factor, add_gram, fold, joined, merge, n_rows_of, part_of, prefers_rows
 
 __all__ = ["Side", "add_products", "gram_matrix", "mirrored"]
 
@@ -25,6 +25,9 @@ _COLUMNS = 256
 # Columns and rows of a tile: large enough for the speed of matrix products, small enough for
 # caches; and the fewer the rows, the nearer a symmetric matrix comes to half the work.
 _TILE, _STRIP = 1024, 160
+# Bytes of one pass through the network that caches and allocator handle well, unless that makes
+# less than a few examples: each pass has its cost.
+_CACHE, _FEW = 2**26, 16
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,16 @@ class _Layout:
         length = max(1, int(self.limit / 4 / (side.pass_bytes + 1)))
         for chunk in batches(block.stop - block.start, length):
             part = slice(block.start + chunk.start, block.start + chunk.stop)
-            yield from self._cut(part, self._prepared(side, part))
+            yield from self._cut(part, self._in_cache(side, part))
+
+    def _in_cache(self, side: Side, part: slice) -> list[Factor]:
+        """Factors of a chunk, made by so few examples at a time that a pass stays in caches."""
+        length = max(_FEW, int(_CACHE / (side.pass_bytes + 1)))
+        pieces = [
+            self._prepared(side, slice(part.start + piece.start, part.start + piece.stop))
+            for piece in batches(part.stop - part.start, length)
+        ]
+        return [joined(members) for members in zip(*pieces, strict=True)]
 
     def _prepared(self, side: Side, part: slice) -> list[Factor]:
         factors = side.factors(part)

@@ -483,7 +483,7 @@ class Recording:
     def factors(self, cotangents: Cotangents = None) -> list[Factor]:
         """The rows Cᵀ J as factors; the graph is used up."""
         C = evaluated(cotangents, self.outputs)
-        gs = backward(self._f, self._calls, C)
+        gs = backward(self._f, self._calls, C, by_example=self._plan.by_example)
         factors = factors_from_calls(self._calls, gs, self._twin.layers, self._plan.slots)
         if self._plan.explicit:
             factors.append(explicit_rows(self._twin, self._plan, self._X, C))

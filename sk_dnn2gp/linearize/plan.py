@@ -21,6 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .factors import Factor, Rows, Slot, explicit, held_numbers
 from .layers import combine, factors_of
+from .reverse import NotByExample
 from .tape import Call, Twin, backward
 
 __all__ = ["Plan", "explicit_rows", "factors_from_calls", "make_plan"]
@@ -37,6 +38,7 @@ class Plan:
     explicit: tuple[str, ...]
     explicit_slots: tuple[Slot, ...]
     vectorised: bool = True
+    by_example: bool = False
     n_outputs: int = 0
     graph_bytes: float = 0.0
     pass_row_bytes: float = 0.0
@@ -97,6 +99,7 @@ def _count_memory(plan: Plan, f: Tensor, calls: list[Call], layers: list[nn.Modu
     size, n, K = f.element_size(), len(f), f.shape[1]
     plan.n_outputs = K
     calls = [call for call in calls if plan.serves[call.layer]]
+    plan.by_example = _walks_by_example(f, calls)
     gs = backward(f, calls, torch.ones_like(f)[..., None])
     plan.pass_row_bytes = sum(g.numel() for g in gs if g is not None) * size / n
     factors = factors_from_calls(calls, gs, layers, plan.slots)
@@ -107,6 +110,25 @@ def _count_memory(plan: Plan, f: Tensor, calls: list[Call], layers: list[nn.Modu
     plan.row_bytes = size * (n_explicit + sum(of_row for _, of_row in held))
     if plan.explicit:  # the vectorised pass holds every row's graph at once
         plan.pass_row_bytes += plan.graph_bytes
+
+
+def _walks_by_example(f: Tensor, calls: list[Call]) -> bool:
+    """Whether all rows can go backward at once, and it agrees with autograd."""
+    if not calls or not f.requires_grad:
+        return False
+    C = torch.linspace(0.5, 1.5, 2 * f.numel()).to(f).view(*f.shape, 2)
+    true = backward(f, calls, C, keep_graph=True)
+    try:
+        found = backward(f, calls, C, by_example=True)
+    except (NotByExample, AttributeError, RuntimeError, TypeError):
+        return False
+    largest = max((float(g.abs().max()) for g in true if g is not None), default=0.0)
+    return all(
+        (t is None and g is None)
+        or (t is not None and g is not None and t.shape == g.shape)
+        and _agree(t, g.flatten(), largest)
+        for t, g in zip(true, found, strict=True)
+    )
 
 
 class _Meter:

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from .reverse import reverse
+
 __all__ = ["Call", "Cotangents", "Twin", "backward", "evaluated"]
 
 Cotangents = Tensor | Callable[[Tensor], Tensor] | None
@@ -125,13 +127,23 @@ def evaluated(cotangents: Cotangents, f: Tensor) -> Tensor:
 
 
 def backward(
-    f: Tensor, calls: Sequence[Call], C: Tensor, keep_graph: bool = False
+    f: Tensor,
+    calls: Sequence[Call],
+    C: Tensor,
+    keep_graph: bool = False,
+    by_example: bool = False,
 ) -> list[Tensor | None]:
-    """Derivatives of the R scalars c_rᵀf of each example: one (n, R, ...) for each call."""
+    """Derivatives of the R scalars c_rᵀf of each example: one (n, R, ...) for each call.
+
+    With ``by_example`` all rows go backward at once, which the graph must allow (``reverse``).
+    """
     edges = [call.edge for call in calls]
     R = C.shape[2]
     if not edges or not f.requires_grad:
         return [None] * len(edges)
+    if by_example and R > 1:
+        with torch.no_grad():
+            return reverse(f, edges, C)
     per_row = [
         torch.autograd.grad(
             f, edges, C[:, :, r], retain_graph=keep_graph or r + 1 < R, allow_unused=True
