@@ -217,7 +217,7 @@ def _softplus(node: Any) -> Tensor:
 
 def _leaky_relu(node: Any) -> Tensor:
     z = node._saved_self
-    return torch.where(z > 0, 1.0, float(node._saved_negative_slope)).to(z.dtype)
+    return aten.leaky_relu_backward(torch.ones_like(z), z, node._saved_negative_slope, False)
 
 
 def _view(node: Any, g: Tensor) -> tuple:
