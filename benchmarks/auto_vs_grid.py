@@ -2,7 +2,7 @@
 
 On the paper's toy sets, diabetes and Red Wine (left out, and said so, without ``SK_DNN2GP_DATA``).
 
-    python benchmarks/auto_vs_grid.py [--points 10] [--toy-sets 3] [--only toy,diabetes,wine]
+    python benchmarks/auto_vs_grid.py [--points 10] [--toy-sets 10] [--only toy,diabetes,wine]
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def main() -> None:
     """Print a line for each data set; store all."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--points", type=int, default=10)
-    parser.add_argument("--toy-sets", type=int, default=3)
+    parser.add_argument("--toy-sets", type=int, default=10)
     parser.add_argument("--only", default="toy,diabetes,wine")
     args = parser.parse_args()
     wanted = tuple(args.only.split(","))

@@ -18,7 +18,7 @@ from torch import Tensor
 from .._memory import batches, limit_in_bytes
 from .factors import Factor, add_gram, fold, joined, merge, n_rows_of, part_of, prefers_rows
 
-__all__ = ["Side", "add_products", "gram_matrix", "mirrored"]
+__all__ = ["Side", "add_products", "gram_matrix", "mirrored", "symmetric_product"]
 
 # Columns of ΦᵀΦ that one product makes.
 _COLUMNS = 256
@@ -229,6 +229,13 @@ def add_products(rows: Tensor, total: Tensor) -> None:
     P = total.shape[0]
     for part in batches(P, _COLUMNS if P >= 2 * _COLUMNS else P):
         total[part.start : part.stop, part.start :].addmm_(rows[:, part].mT, rows[:, part.start :])
+
+
+def symmetric_product(rows: Tensor) -> Tensor:
+    """rowsᵀ rows for rows (n, P): symmetric work done once."""
+    total = rows.new_zeros(rows.shape[1], rows.shape[1])
+    add_products(rows, total)
+    return mirrored(total)
 
 
 def mirrored(total: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .._memory import limit_in_bytes, require_memory
-from ..linearize import Linearization
+from ..linearize import Linearization, symmetric_product
 
 __all__ = [
     "FEW",
@@ -125,8 +125,8 @@ def curvature_at(
 def curvature_of(rows: Tensor) -> Curvature:
     """The same from the rows Φ, of shape (n_rows, n_params), in the smaller space."""
     if rows.shape[0] >= rows.shape[1]:
-        return WeightSpaceCurvature(rows.mT @ rows)
-    return FunctionSpaceCurvature(rows @ rows.mT, rows.mv, rows.mT.mv)
+        return WeightSpaceCurvature(symmetric_product(rows))
+    return FunctionSpaceCurvature(symmetric_product(rows.mT), rows.mv, rows.mT.mv)
 
 
 def check_size(n_rows: int, n_params: int, memory_limit: float | None) -> None:
