@@ -232,7 +232,23 @@ def add_products(rows: Tensor, total: Tensor) -> None:
 
 
 def symmetric_product(rows: Tensor) -> Tensor:
-    """rowsᵀ rows for rows (n, P): symmetric work done once."""
+    """rowsᵀ rows, its symmetric work done once.
+
+    Parameters
+    ----------
+    rows : Tensor of shape (n_rows, n_columns)
+
+    Returns
+    -------
+    Tensor of shape (n_columns, n_columns)
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sk_dnn2gp.linearize import symmetric_product
+    >>> symmetric_product(torch.tensor([[1.0, 2.0]])).tolist()
+    [[1.0, 2.0], [2.0, 4.0]]
+    """
     total = rows.new_zeros(rows.shape[1], rows.shape[1])
     add_products(rows, total)
     return mirrored(total)
