@@ -232,7 +232,7 @@ def add_products(rows: Tensor, total: Tensor) -> None:
 
 
 def symmetric_product(rows: Tensor) -> Tensor:
-    """rowsᵀ rows, its symmetric work done once.
+    """rowsᵀ rows, the symmetric work of a large one done once.
 
     Parameters
     ----------
@@ -249,6 +249,8 @@ def symmetric_product(rows: Tensor) -> Tensor:
     >>> symmetric_product(torch.tensor([[1.0, 2.0]])).tolist()
     [[1.0, 2.0], [2.0, 4.0]]
     """
+    if rows.shape[1] < 2 * _COLUMNS:
+        return rows.mT @ rows
     total = rows.new_zeros(rows.shape[1], rows.shape[1])
     add_products(rows, total)
     return mirrored(total)

@@ -198,4 +198,4 @@ class RecordedPoint:
 
 def flat(tensors: Sequence[Tensor]) -> Tensor:
     """One float64 vector of all entries."""
-    return torch.cat([t.detach().flatten() for t in tensors]).double()
+    return torch.cat([t.detach().reshape(-1) for t in tensors]).double()

@@ -249,7 +249,7 @@ class GaussNewton(torch.optim.Optimizer):
     def _predicted_decrease(self, point: Point, x: Tensor) -> float:
         """What the quadratic model promises for the step -x."""
         predicted = 0.5 * float(point.gradient @ x)
-        if not self._memory.pairs:
+        if len(self._memory) == 0:
             # gᵀx - ½xᵀAx with (A + μ)x = g
             predicted += 0.5 * self._damping * float(x @ x)
         return predicted
@@ -264,8 +264,9 @@ class GaussNewton(torch.optim.Optimizer):
         return flat(self._params)
 
     def _set_weights(self, w: Tensor) -> None:
-        for p, values in zip(self._params, w.split(self._sizes), strict=True):
-            p.copy_(values.view_as(p))
+        parts = w.split(self._sizes)
+        shaped = [t.view_as(p) for t, p in zip(parts, self._params, strict=True)]
+        torch._foreach_copy_(self._params, shaped)
 
 
 def _decrease(point: Point, trial: Point, x: Tensor, predicted: float) -> float:
@@ -280,10 +281,13 @@ def _decrease(point: Point, trial: Point, x: Tensor, predicted: float) -> float:
 class SecantMemory:
     """The last steps and the changes of the gradient along them.
 
-    The two-loop recursion of L-BFGS (Nocedal & Wright 2006, algorithm 7.4) started from the damped
-    Gauss-Newton inverse in place of a multiple of the identity: the secant pairs hold what the
+    The recursion of L-BFGS (Nocedal & Wright 2006, algorithm 7.4) started from the damped
+    Gauss-Newton inverse H in place of a multiple of the identity: the secant pairs hold what the
     Gauss-Newton matrix leaves out (the second derivatives of f times the residuals), which makes
-    the last digits of a fit with large residuals come in a few steps.
+    the last digits of a fit with large residuals come in a few steps. With steps s_i and changes
+    y_i as the rows of S and Y, and R the upper triangle of S Yᵀ, its two loops are the systems
+
+        R a = S g      x = H(g - Yᵀ a)      Rᵀ c = diag(R) a - Y x      result x + Sᵀ c
 
     Parameters
     ----------
@@ -293,28 +297,32 @@ class SecantMemory:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self.pairs: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.forget()
+
+    def __len__(self) -> int:
+        return len(self.S)
 
     def remember(self, s: Tensor, y: Tensor) -> None:
         """Keep a step s and the gradient's change y, if the loss is convex along the step."""
-        sy = s @ y
-        if self.size and float(sy) > 1e-10 * float(s.norm() * y.norm()):
-            self.pairs = [*self.pairs[1 - self.size :], (s, y, 1.0 / sy)] if self.size > 1 else []
+        if not self.size or not float(s @ y) > 1e-10 * float(s.norm() * y.norm()):
+            return
+        first = len(self) == 0
+        self.S = s[None] if first else torch.cat([self.S[1 - self.size :], s[None]])
+        self.Y = y[None] if first else torch.cat([self.Y[1 - self.size :], y[None]])
+        self.R = (self.S @ self.Y.mT).triu()
 
     def forget(self) -> None:
         """Drop all pairs."""
-        self.pairs = []
+        self.S = self.Y = self.R = torch.empty(0, 0, dtype=torch.float64)
 
     def solve(self, g: Tensor, inverse: Callable[[Tensor], Tensor | None]) -> Tensor | None:
         """Approximate (∇²loss)⁻¹ g from ``inverse`` and the pairs; None where that fails."""
-        q, coefficients = g, []
-        for s, y, rho in reversed(self.pairs):
-            a = rho * (s @ q)
-            coefficients.append(a)
-            q = q - a * y
-        x = inverse(q)
+        if len(self) == 0:
+            return inverse(g)
+        a = torch.linalg.solve_triangular(self.R, (self.S @ g)[:, None], upper=True)[:, 0]
+        x = inverse(g - a @ self.Y)
         if x is None:
             return None
-        for (s, y, rho), a in zip(self.pairs, reversed(coefficients), strict=True):
-            x = x + (a - rho * (y @ x)) * s
-        return x
+        right = self.R.diagonal() * a - self.Y @ x
+        c = torch.linalg.solve_triangular(self.R.mT, right[:, None], upper=False)[:, 0]
+        return x + c @ self.S
