@@ -35,7 +35,10 @@ def seeded(seed: int, device: str | torch.device = "cpu") -> Iterator[None]:
     numpy_state = np.random.get_state()  # noqa: NPY002
     try:
         with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(seed)
+            # torch.manual_seed would also queue a seed for every GPU, with a stack trace each.
+            torch.default_generator.manual_seed(seed)
+            if devices:
+                torch.cuda.manual_seed(seed)
             np.random.seed(seed % 2**32)  # noqa: NPY002
             yield
     finally:

@@ -37,6 +37,7 @@ class WeightSpaceCurvature:
     """ΦᵀΦ, of shape (n_params, n_params)."""
 
     ggn: Tensor
+    is_explicit = True
 
     @property
     def scale(self) -> float:
@@ -55,11 +56,15 @@ class WeightSpaceCurvature:
 
 @dataclass(frozen=True)
 class FunctionSpaceCurvature:
-    """ΦΦᵀ, of shape (n_rows, n_rows), with the two products that lead in and out of it."""
+    """ΦΦᵀ, of shape (n_rows, n_rows), with the two products that lead in and out of it.
+
+    They are passes over the network at its present weights unless they are explicit rows.
+    """
 
     gram: Tensor
     apply: Callable[[Tensor], Tensor]
     apply_transposed: Callable[[Tensor], Tensor]
+    is_explicit: bool = False
 
     @property
     def scale(self) -> float:
@@ -113,7 +118,7 @@ def curvature_at(
         return WeightSpaceCurvature(linearization.ggn(X, cotangents=L))
     if FEW * n_rows >= P and 8 * n_rows * P <= limit_in_bytes(memory_limit) / 4:
         Phi = linearization.rows(X, L).flatten(0, 1).double()
-        return FunctionSpaceCurvature(linearization.gram(X, cotangents=L), Phi.mv, Phi.mT.mv)
+        return FunctionSpaceCurvature(linearization.gram(X, cotangents=L), Phi.mv, Phi.mT.mv, True)
     L = L.double()
     return FunctionSpaceCurvature(
         gram=linearization.gram(X, cotangents=L),
@@ -126,7 +131,7 @@ def curvature_of(rows: Tensor) -> Curvature:
     """The same from the rows Φ, of shape (n_rows, n_params), in the smaller space."""
     if rows.shape[0] >= rows.shape[1]:
         return WeightSpaceCurvature(symmetric_product(rows))
-    return FunctionSpaceCurvature(symmetric_product(rows.mT), rows.mv, rows.mT.mv)
+    return FunctionSpaceCurvature(symmetric_product(rows.mT), rows.mv, rows.mT.mv, True)
 
 
 def check_size(n_rows: int, n_params: int, memory_limit: float | None) -> None:

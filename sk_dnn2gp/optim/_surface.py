@@ -28,6 +28,7 @@ class Point(Protocol):
     """What a step needs of the loss at the module's present weights."""
 
     loss: float
+    weights: Tensor
 
     @property
     def gradient(self) -> Tensor:
@@ -102,6 +103,7 @@ class ClosurePoint:
     ) -> None:
         self.raw, self.gradient = raw, gradient
         self.loss = float(raw.detach().double()) * surface.loss_scale
+        self.weights = flat(surface.params)
         self._surface, self._outputs = surface, outputs
 
     def curvature(self) -> Curvature:
@@ -167,9 +169,9 @@ class RecordedPoint:
     def __init__(self, surface: RecordedSurface, recording: Recording) -> None:
         self._surface, self._recording = surface, recording
         self._outputs = recording.outputs.double()
-        self._weights = flat(surface.params)
+        self.weights = flat(surface.params)
         nll = surface.likelihood.negative_log_likelihood(self._outputs, surface.y)
-        penalty = 0.5 * surface.prior_precision * float(self._weights @ self._weights)
+        penalty = 0.5 * surface.prior_precision * float(self.weights @ self.weights)
         self.loss = float(surface.weigh(nll).sum()) + penalty
 
     @cached_property
@@ -189,7 +191,7 @@ class RecordedPoint:
         else:
             r = surface.weigh(likelihood.residual(self._outputs, surface.y))
             of_data = surface.linearization.vjp(surface.X, r)
-        return of_data + surface.prior_precision * self._weights
+        return of_data + surface.prior_precision * self.weights
 
     def curvature(self) -> Curvature:
         """ΦᵀΦ or ΦΦᵀ, from the rows that the gradient was made of."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..likelihoods import Likelihood
 from ..linearize import Linearization
-from ._surface import ClosureSurface, Point, RecordedSurface, flat
+from ._surface import ClosureSurface, Point, RecordedSurface
 
 __all__ = ["GaussNewton"]
 
@@ -222,7 +222,7 @@ class GaussNewton(torch.optim.Optimizer):
         if math.isnan(self._damping):
             self._damping = self._relative_damping * curvature.scale
         ceiling = 1e12 * (curvature.scale + group["prior_precision"])
-        start = self._get_weights()
+        start = point.weights
         while self._damping <= ceiling:
             diagonal = group["prior_precision"] + self._damping
             x = self._memory.solve(point.gradient, partial(curvature.solve, diagonal=diagonal))
@@ -238,11 +238,12 @@ class GaussNewton(torch.optim.Optimizer):
                     self._damping *= max(1 / 3, 1.0 - (2.0 * min(gain, 2.0) - 1.0) ** 3)
                     self._growth = 2.0
                     return trial
-                # In function space the next solve applies J: at the start, not at the failed trial.
-                self._set_weights(start)
+                if not curvature.is_explicit:  # its next product with J is at the module's weights
+                    self._set_weights(start)
             self._memory.forget()
             self._damping = max(self._damping * self._growth, 1e-12 * curvature.scale)
             self._growth *= 2.0
+        self._set_weights(start)
         self._damping, self._growth = math.nan, 2.0
         return None
 
@@ -259,9 +260,6 @@ class GaussNewton(torch.optim.Optimizer):
         if self.sample_weight is None:
             return L
         return L * self.sample_weight.sqrt().to(L)[:, None, None]
-
-    def _get_weights(self) -> Tensor:
-        return flat(self._params)
 
     def _set_weights(self, w: Tensor) -> None:
         parts = w.split(self._sizes)
@@ -297,6 +295,9 @@ class SecantMemory:
 
     def __init__(self, size: int) -> None:
         self.size = size
+        self.S: Tensor
+        self.Y: Tensor
+        self.R: Tensor
         self.forget()
 
     def __len__(self) -> int:
