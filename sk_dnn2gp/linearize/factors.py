@@ -209,24 +209,42 @@ def n_rows_of(factor: Factor) -> int:
     return (factor.values if isinstance(factor, Rows) else factor.g).shape[1]
 
 
-def add_gram(left: Factor, right: Any, tile: Tensor, scale: Sequence[float] | None = None) -> None:
-    """Add left diag(scale) rightᵀ to ``tile`` (n, R, n2, R2); both factors are of one kind."""
+def add_gram(
+    left: Any, right: Any, tile: Tensor | None, scale: Sequence[float] | None = None
+) -> Tensor:
+    """Add left diag(scale) rightᵀ to ``tile`` (n, R, n2, R2), or begin it where it is None.
+
+    Both factors are of one kind; the tile is returned.
+    """
     if isinstance(left, Rows):
-        values = left.values.flatten(0, 1)
-        if scale is not None:
-            values = values * _column_scale(left, scale, values)
-        flat = tile.flatten(2).flatten(0, 1)
-        flat.addmm_(values, right.values.flatten(0, 1).mT)
-    elif isinstance(left, Dense):
-        A = _dense_inputs(left, right, scale)
-        if right.g.shape[1] > 1:  # long inner loops
-            A = A.repeat_interleave(right.g.shape[1], dim=1)
+        return _add_rows(left, right, tile, scale)
+    if isinstance(left, Dense):
+        A, (n2, R2) = _dense_inputs(left, right, scale), right.g.shape[:2]
+        if R2 > 1:  # long inner loops
+            A = A[..., None].expand(-1, -1, R2).flatten(1)
         G = (left.g.flatten(0, 1) @ right.g.flatten(0, 1).mT).view(*left.g.shape[:2], -1)
+        if tile is None:
+            return G.mul_(A[:, None]).unflatten(2, (n2, R2))
         tile.flatten(2).addcmul_(G, A[:, None])
-    else:
-        s = 1.0 if scale is None else scale[left.weight.index]
-        for h in range(left.a.shape[1] if isinstance(left, Patches) else 1):
-            tile.add_(_position_pairs(left, right, h), alpha=s)
+        return tile
+    s = 1.0 if scale is None else scale[left.weight.index]
+    for h in range(left.a.shape[1] if isinstance(left, Patches) else 1):
+        pairs = _position_pairs(left, right, h)
+        tile = pairs.mul_(s) if tile is None else tile.add_(pairs, alpha=s)
+    assert tile is not None
+    return tile
+
+
+def _add_rows(
+    left: Rows, right: Rows, tile: Tensor | None, scale: Sequence[float] | None
+) -> Tensor:
+    values, columns = left.values.flatten(0, 1), right.values.flatten(0, 1).mT
+    if scale is not None:
+        values = values * _column_scale(left, scale, values)
+    if tile is None:
+        return (values @ columns).view(*left.values.shape[:2], *right.values.shape[:2])
+    tile.flatten(2).flatten(0, 1).addmm_(values, columns)
+    return tile
 
 
 def _dense_inputs(left: Dense, right: Dense, scale: Sequence[float] | None) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .._memory import batches, limit_in_bytes
-from .factors import Factor, add_gram, fold, joined, merge, n_rows_of, part_of, prefers_rows
+from .factors import Dense, Factor, add_gram, fold, joined, merge, n_rows_of, part_of, prefers_rows
 
 __all__ = ["Side", "add_products", "gram_matrix", "mirrored", "symmetric_product"]
 
@@ -96,6 +96,10 @@ def gram_matrix(
     plan = _Layout(limit, trace, [None])
     sides = [left] if right is None else [left, right]
     held = sum(side.n * side.held_bytes for side in sides)
+    if max(side.n * side.n_rows for side in sides) <= _STRIP:
+        whole = sum(side.n * side.pass_bytes for side in sides)
+        if held + 2 * whole <= min(limit, _CACHE):
+            return _one_tile(left, right, plan, scale)
     writer = _Writer(left, right, scale)
     if held <= limit / 2:
         rows = list(plan.tiles(left, slice(0, left.n)))
@@ -104,6 +108,18 @@ def gram_matrix(
         return writer.result
     _recomputed(left, right, plan, writer)
     return writer.result
+
+
+def _one_tile(
+    left: Side, right: Side | None, layout: _Layout, scale: Sequence[float] | None
+) -> Tensor:
+    """A small matrix: one tile, and few operations, which are what it costs."""
+    rows = layout.prepared(left, slice(0, left.n))
+    columns = rows if right is None else layout.prepared(right, slice(0, right.n))
+    tile = _contract(rows, columns, scale)
+    n, R, n2, R2 = tile.shape
+    K = tile.view(n * R, n2 * R2).double()
+    return K if right is not None else torch.add(K, K.mT).mul_(0.5)
 
 
 def _recomputed(left: Side, right: Side | None, layout: _Layout, writer: _Writer) -> None:
@@ -139,17 +155,20 @@ class _Layout:
         """Factors of a chunk, made by so few examples at a time that a pass stays in caches."""
         length = max(_FEW, int(_CACHE / (side.pass_bytes + 1)))
         pieces = [
-            self._prepared(side, slice(part.start + piece.start, part.start + piece.stop))
+            self.prepared(side, slice(part.start + piece.start, part.start + piece.stop))
             for piece in batches(part.stop - part.start, length)
         ]
         return [joined(members) for members in zip(*pieces, strict=True)]
 
-    def _prepared(self, side: Side, part: slice) -> list[Factor]:
+    def prepared(self, side: Side, part: slice) -> list[Factor]:
         factors = side.factors(part)
         if self.trace:
             factors = [fold(factor) for factor in factors]
         if self.as_rows[0] is None:
-            self.as_rows[0] = [prefers_rows(factor, side.n) for factor in factors]
+            small = side.n * side.n_rows <= _STRIP  # forming rows costs more than it saves
+            self.as_rows[0] = [
+                prefers_rows(f, side.n) and not (small and isinstance(f, Dense)) for f in factors
+            ]
         return merge(factors, self.as_rows[0])
 
     def _cut(self, part: slice, factors: list[Factor]) -> Iterator[_Tile]:
@@ -191,7 +210,7 @@ class _Writer:
                 rest = column.narrowed(
                     strip.part.start - row.part.start, column.part.stop - column.part.start
                 )
-            tile = _contract(strip, rest, self.scale)
+            tile = _contract(strip.factors, rest.factors, self.scale)
             if diagonal:
                 _symmetrise(tile)
             self._write(strip, rest, tile, mirror)
@@ -214,13 +233,12 @@ def _symmetrise(tile: Tensor) -> None:
     tile[:, :, :n] = square.add(square.mT).mul_(0.5).view(n, R, n, R)
 
 
-def _contract(row: _Tile, column: _Tile, scale: Sequence[float] | None) -> Tensor:
-    first = row.factors[0]
-    like = first.values if hasattr(first, "values") else first.g
-    n, n2 = (t.part.stop - t.part.start for t in (row, column))
-    tile = like.new_zeros(n, row.n_rows, n2, column.n_rows)
-    for left, right in zip(row.factors, column.factors, strict=True):
-        add_gram(left, right, tile, scale)
+def _contract(rows: list[Factor], columns: list[Factor], scale: Sequence[float] | None) -> Tensor:
+    """The tile (n, R, n2, R2) of all factors."""
+    tile: Tensor | None = None
+    for left, right in zip(rows, columns, strict=True):
+        tile = add_gram(left, right, tile, scale)
+    assert tile is not None
     return tile
 
 

@@ -24,7 +24,7 @@ from .factors import Factor, Rows, add_squares, apply, covered, diagonal_blocks,
 from .gram import Side, add_products, gram_matrix, mirrored
 from .layers import has_rule
 from .plan import Plan, explicit_rows, factors_from_calls, make_plan, slots_of
-from .tape import Cotangents, Twin, backward, evaluated
+from .tape import Cotangents, Twin, backward, evaluated, run_chain
 
 __all__ = ["Linearization", "Recording"]
 
@@ -476,17 +476,24 @@ class Recording:
 
     def __init__(self, linearization: Linearization, X: Tensor, plan: Plan) -> None:
         self._of, self._twin, self._plan, self._X = linearization, linearization._twin, plan, X
-        self._f, calls = self._twin.record(lambda: self._twin.net(X))
-        self._calls = [call for call in calls if plan.serves[call.layer]]
+        if plan.chain is not None:
+            self._f, self._kept, self._calls = run_chain(plan.chain, self._twin.layers, X)
+        else:
+            self._f, calls = self._twin.record(lambda: self._twin.net(X))
+            self._calls = [call for call in calls if plan.serves[call.layer]]
         self.outputs = self._f.detach()
 
     def factors(self, cotangents: Cotangents = None) -> list[Factor]:
         """The rows Cᵀ J as factors; the graph is used up."""
         C = evaluated(cotangents, self.outputs)
-        gs = backward(self._f, self._calls, C, by_example=self._plan.by_example)
-        factors = factors_from_calls(self._calls, gs, self._twin.layers, self._plan.slots)
-        if self._plan.explicit:
-            factors.append(explicit_rows(self._twin, self._plan, self._X, C))
+        plan = self._plan
+        if plan.chain is not None:
+            gs: list = plan.chain.backward(C, self._kept)
+        else:
+            gs = backward(self._f, self._calls, C, by_example=plan.by_example)
+        factors = factors_from_calls(self._calls, gs, self._twin.layers, plan.slots)
+        if plan.explicit:
+            factors.append(explicit_rows(self._twin, plan, self._X, C))
         if not factors:  # no weight reaches the outputs: rows of zeros
             factors = [Rows(self.outputs.new_zeros(len(self._X), C.shape[2], 0), ())]
         return factors

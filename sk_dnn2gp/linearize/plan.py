@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from .chain import Chain
 from .factors import Factor, Rows, Slot, explicit, held_numbers
 from .layers import combine, factors_of
 from .reverse import NotByExample
@@ -39,6 +40,7 @@ class Plan:
     explicit_slots: tuple[Slot, ...]
     vectorised: bool = True
     by_example: bool = False
+    chain: Chain | None = None
     n_outputs: int = 0
     graph_bytes: float = 0.0
     pass_row_bytes: float = 0.0
@@ -90,6 +92,8 @@ def make_plan(twin: Twin, slots: dict[str, Slot], X: Tensor) -> Plan:
     plan.graph_bytes = meter.total / len(sample)
     if plan.explicit:
         plan.vectorised = _can_vectorise(twin, plan, sample)
+    if twin.chain is not None and sample.ndim == 2 and not plan.explicit:
+        plan.chain = twin.chain if _chain_agrees(twin.chain, sample, f, calls) else None
     _count_memory(plan, f, calls, layers)
     return plan
 
@@ -112,6 +116,25 @@ def _count_memory(plan: Plan, f: Tensor, calls: list[Call], layers: list[nn.Modu
         plan.pass_row_bytes += plan.graph_bytes
 
 
+def _chain_agrees(chain: Chain, X: Tensor, f: Tensor, calls: list[Call]) -> bool:
+    """Whether the chain gives the derivatives that autograd gives."""
+    if not f.requires_grad:
+        return False
+    C = torch.linspace(0.5, 1.5, 2 * f.numel()).to(f).view(*f.shape, 2)
+    true = backward(f, calls, C, keep_graph=True)
+    return _all_agree(true, chain.backward(C, chain.forward(X)[1]))
+
+
+def _all_agree(true: Sequence[Tensor | None], found: Sequence[Tensor | None]) -> bool:
+    largest = max((float(g.abs().max()) for g in true if g is not None), default=0.0)
+    return len(true) == len(found) and all(
+        (t is None and g is None)
+        or (t is not None and g is not None and t.shape == g.shape)
+        and _agree(t, g.flatten(), largest)
+        for t, g in zip(true, found, strict=True)
+    )
+
+
 def _walks_by_example(f: Tensor, calls: list[Call]) -> bool:
     """Whether all rows can go backward at once, and it agrees with autograd."""
     if not calls or not f.requires_grad:
@@ -122,13 +145,7 @@ def _walks_by_example(f: Tensor, calls: list[Call]) -> bool:
         found = backward(f, calls, C, by_example=True)
     except (NotByExample, AttributeError, RuntimeError, TypeError):
         return False
-    largest = max((float(g.abs().max()) for g in true if g is not None), default=0.0)
-    return all(
-        (t is None and g is None)
-        or (t is not None and g is not None and t.shape == g.shape)
-        and _agree(t, g.flatten(), largest)
-        for t, g in zip(true, found, strict=True)
-    )
+    return _all_agree(true, found)
 
 
 class _Meter:

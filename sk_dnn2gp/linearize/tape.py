@@ -17,11 +17,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import get_gradient_edge
 
+from .chain import Chain, chain_of
 from .reverse import reverse
 
-__all__ = ["Call", "Cotangents", "Twin", "backward", "evaluated"]
+__all__ = ["Call", "Cotangents", "Twin", "backward", "evaluated", "run_chain"]
 
 Cotangents = Tensor | Callable[[Tensor], Tensor] | None
 
@@ -32,7 +33,7 @@ class Call:
 
     layer: int
     x: Tensor
-    edge: GradientEdge
+    edge: Any
 
 
 class Twin:
@@ -61,6 +62,7 @@ class Twin:
                 "cannot be deep-copied out of its attributes."
             ) from error
         self.layers: list[nn.Module] = []
+        self.chain = chain_of(self.net)
         self._local = threading.local()
 
     def is_current(self) -> bool:
@@ -95,6 +97,16 @@ class Twin:
                 return run(), calls
         finally:
             self._local.calls = None
+
+
+def run_chain(chain: Chain, layers: Sequence[nn.Module], X: Tensor) -> tuple[Tensor, list, list]:
+    """f(X), what :meth:`Chain.backward` needs, and the calls of the chain's dense layers."""
+    f, kept = chain.forward(X)
+    if not chain.numbers:
+        places = {id(layer): number for number, layer in enumerate(layers)}
+        chain.numbers = [places[id(layer)] for layer, slope in chain.steps if slope is None]
+    inputs = chain.inputs(kept)
+    return f, kept, [Call(i, a, None) for i, a in zip(chain.numbers, inputs, strict=True)]
 
 
 def _tensors_with_owners(module: nn.Module) -> list[tuple[dict, str, Tensor]]:

@@ -1,0 +1,121 @@
+"""Dense layers and activations in a row, run by hand: no graph, no hooks, all rows at once.
+
+The commonest network of all, and the one whose small cases are ruled by what a graph costs. The
+forward pass keeps each layer's input a and each activation's slope; the backward pass is
+g <- (g W) ∘ slope.
+
+Shapes: X (n, D), a (n, I), slopes (n, O), C (n, K, R), g (n, R, O).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["Chain", "chain_of"]
+
+aten = torch.ops.aten
+
+# An activation: its slope, from the layer, its input z and its output h.
+_Slope = Callable[[Any, Tensor, Tensor], Tensor]
+_SLOPES: dict[type, _Slope] = {
+    nn.Tanh: lambda layer, z, h: 1 - h * h,
+    nn.ReLU: lambda layer, z, h: (h > 0).to(h.dtype),
+    nn.Sigmoid: lambda layer, z, h: h * (1 - h),
+    nn.GELU: lambda layer, z, h: aten.gelu_backward(
+        torch.ones_like(z), z, approximate=layer.approximate
+    ),
+    nn.SiLU: lambda layer, z, h: aten.silu_backward(torch.ones_like(z), z),
+    nn.Softplus: lambda layer, z, h: aten.softplus_backward(
+        torch.ones_like(z), z, layer.beta, layer.threshold
+    ),
+    nn.LeakyReLU: lambda layer, z, h: aten.leaky_relu_backward(
+        torch.ones_like(z), z, layer.negative_slope, False
+    ),
+}
+_NOTHING_IN_EVAL_MODE = (nn.Identity, nn.Dropout)
+
+
+@dataclass
+class Chain:
+    """Layers in the order of their calls; ``numbers`` are those of the dense ones on the tape."""
+
+    steps: list[tuple[Any, _Slope | None]]
+    numbers: list[int] = field(default_factory=list)
+
+    def inputs(self, kept: list[Tensor]) -> list[Tensor]:
+        """The inputs of the dense layers among what the steps left."""
+        return [a for (_, slope), a in zip(self.steps, kept, strict=True) if slope is None]
+
+    def forward(self, X: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """f(X), and what each step leaves for the way back: inputs and slopes."""
+        kept = []
+        with torch.no_grad():
+            for layer, slope in self.steps:
+                if slope is None:
+                    kept.append(X)
+                    X = F.linear(X, layer.weight, layer.bias)
+                else:
+                    h = layer.forward(X.clone() if getattr(layer, "inplace", False) else X)
+                    kept.append(slope(layer, X, h))
+                    X = h
+        return X, kept
+
+    def backward(self, C: Tensor, kept: list[Tensor]) -> list[Tensor]:
+        """Derivatives (n, R, O) at the outputs of the dense layers, in the order of their calls."""
+        found: list[Tensor] = []
+        n, _, R = C.shape
+        g = C.mT
+        with torch.no_grad():
+            for place in range(len(self.steps) - 1, -1, -1):
+                layer, slope = self.steps[place]
+                if slope is not None:
+                    g = g * kept[place][:, None]
+                    continue
+                found.append(g if g.shape[0] == n else g.expand(n, -1, -1))
+                if place == 0:
+                    break
+                if g.stride(0) == 0:  # the same for all examples so far
+                    g = (g[0] @ layer.weight)[None]
+                else:
+                    g = (g.flatten(0, 1) @ layer.weight).view(g.shape[0], R, -1)
+        return found[::-1]
+
+
+def chain_of(net: nn.Module) -> Chain | None:
+    """The network as a chain, or None where it is another one, or has hooks."""
+    steps = _steps(net)
+    if not steps or not any(slope is None for _, slope in steps):
+        return None
+    return Chain(steps)
+
+
+def _steps(net: nn.Module) -> list[tuple[Any, _Slope | None]] | None:
+    if _is_hooked(net) or "forward" in vars(net):
+        return None
+    if type(net) is nn.Linear:
+        return [(net, None)]
+    if type(net) in _SLOPES:
+        return [(net, _SLOPES[type(net)])]
+    if type(net) in _NOTHING_IN_EVAL_MODE:
+        return []
+    if not isinstance(net, nn.Sequential) or type(net).forward is not nn.Sequential.forward:
+        return None
+    if type(net).__call__ is not nn.Module.__call__:
+        return None
+    parts = [_steps(child) for child in net]
+    return None if any(p is None for p in parts) else [step for p in parts for step in p or []]
+
+
+def _is_hooked(net: nn.Module) -> bool:
+    return bool(
+        net._forward_hooks
+        or net._forward_pre_hooks
+        or net._backward_hooks
+        or net._backward_pre_hooks
+    )

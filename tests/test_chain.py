@@ -1,0 +1,107 @@
+"""Dense layers in a row, run by hand, against the dense Jacobian; and what is no such chain."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from sk_dnn2gp.linearize import Linearization
+from sk_dnn2gp.linearize.chain import _SLOPES, chain_of
+
+from .test_linearize import check_all
+
+FEW = settings(
+    max_examples=25,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+
+
+def plan_of(lin: Linearization):
+    (plan,) = lin._plans.values()
+    return plan
+
+
+@FEW
+@given(data=st.data())
+def test_chains(data):
+    draw = data.draw
+    torch.manual_seed(draw(st.integers(0, 2**31)))
+    widths = draw(st.lists(st.integers(1, 6), min_size=2, max_size=4))
+    layers: list[nn.Module] = []
+    for a, b in zip(widths[:-1], widths[1:], strict=True):
+        layers.append(nn.Linear(a, b, bias=draw(st.booleans())))
+        layers += [
+            draw(st.sampled_from(list(_SLOPES)))() for _ in range(draw(st.integers(0, 2)))
+        ]
+        layers += [nn.Dropout(0.5)] if draw(st.booleans()) else []
+    nested = nn.Sequential(nn.Identity(), nn.Sequential(*layers[:1]), *layers[1:]).double()
+    dtype = draw(st.sampled_from([torch.float64, torch.float32]))
+    X = torch.randn(draw(st.integers(1, 5)), widths[0], dtype=dtype)
+    plan = plan_of(check_all(nested.to(dtype), X))
+    assert plan.chain is not None and not plan.explicit
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.SiLU, nn.LeakyReLU])
+def test_activations_in_place_leave_what_is_kept(activation):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 4), activation(inplace=True), nn.Linear(4, 2)).double()
+    X = torch.randn(5, 3, dtype=torch.float64)
+    assert plan_of(check_all(net, X)).chain is not None
+
+
+def test_layers_called_twice_and_frozen_parameters():
+    torch.manual_seed(1)
+    twice = nn.Linear(3, 3)
+    net = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), twice, nn.ReLU(), twice).double()
+    net[0].weight.requires_grad_(False)
+    X = torch.randn(4, 3, dtype=torch.float64)
+    assert plan_of(check_all(net, X)).chain is not None
+    last = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    check_all(last, X, parameters="last_layer")
+
+
+class Doubled(nn.Sequential):
+    def forward(self, x):
+        return 2.0 * super().forward(x)
+
+
+def hooked() -> nn.Module:
+    net = nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 2))
+    net[1].register_forward_hook(lambda layer, args, h: 3.0 * h)
+    return net
+
+
+def patched() -> nn.Module:
+    net = nn.Sequential(nn.Linear(3, 2), nn.Tanh())
+    net[1].forward = lambda z: z * z
+    return net
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Doubled(nn.Linear(3, 2)),
+        lambda: nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2)),
+        lambda: nn.utils.parametrizations.weight_norm(nn.Linear(3, 2)),
+        hooked,
+        patched,
+    ],
+)
+def test_what_is_no_chain_is_right_all_the_same(make):
+    torch.manual_seed(2)
+    net = make().double()
+    assert chain_of(net) is None
+    check_all(net, torch.randn(4, 3, dtype=torch.float64))
+
+
+def test_sequences_of_vectors_take_the_graph():
+    torch.manual_seed(3)
+    net = nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Flatten()).double()
+    assert chain_of(net) is None
+    lin = check_all(net, torch.randn(4, 5, 3, dtype=torch.float64))
+    assert plan_of(lin).chain is None
