@@ -1,10 +1,12 @@
 """Trained deep networks as Gaussian processes, at home in scikit-learn."""
 
+from ._classifier import DNN2GPClassifier
 from ._regressor import DNN2GPRegressor
 from ._version import __version__
 from .kernels import InfiniteNTKKernel, NNGPKernel, NTKFeatures, NTKKernel
 
 __all__ = [
+    "DNN2GPClassifier",
     "DNN2GPRegressor",
     "InfiniteNTKKernel",
     "NNGPKernel",

@@ -133,7 +133,7 @@ class BaseDNN2GP(BaseEstimator):
         return self._as_inputs(X)
 
     def _as_inputs(self, X: NDArray) -> Tensor:
-        return _input_tensor(X).to(self.device)
+        return input_tensor(X).to(self.device)
 
     # ------------------------------------------------------------------ the walk of a fit
 
@@ -141,14 +141,14 @@ class BaseDNN2GP(BaseEstimator):
         self, X: NDArray, y: Tensor, weight: NDArray, likelihood: Likelihood, n_outputs: int
     ) -> None:
         """Train, linearise, take the posterior; set every fitted attribute."""
-        tuning = self._tuning()
+        tuning = self._tuning(self._posterior_rows(len(X)))
         prior = 1.0 if self.prior_precision == "auto" else float(self.prior_precision)
         previous = getattr(self, "net_", None) if self.warm_start else None
         if previous is not None and tuning.prior_precision:
             prior = self.prior_precision_
         fitted = fit_network(
             NetworkSource(self.net, self.hidden_layer_sizes, self.activation, n_outputs),
-            TrainingData(_input_tensor(X), y, torch.tensor(weight)),
+            TrainingData(input_tensor(X), y, torch.tensor(weight)),
             Objective(likelihood, prior, len(X)),
             tuning,
             self._settings(),
@@ -158,8 +158,19 @@ class BaseDNN2GP(BaseEstimator):
         )
         self._set_fitted(fitted, weight)
 
-    def _tuning(self) -> Tuning:
+    def _posterior_rows(self, n_samples: int) -> Tensor | None:
+        """Rows that the posterior is conditioned on, drawn at random; None for all of them."""
+        wanted = getattr(self, "posterior_samples", None)
+        self.posterior_indices_ = None
+        if wanted is None or wanted >= n_samples:
+            return None
+        chosen = np.random.RandomState(draw_seed(self.random_state)).permutation(n_samples)
+        self.posterior_indices_ = np.sort(chosen[:wanted])
+        return torch.tensor(self.posterior_indices_)
+
+    def _tuning(self, rows: Tensor | None) -> Tuning:
         return Tuning(
+            rows=rows,
             prior_precision=self.prior_precision == "auto",
             noise_std=getattr(self, "noise_std", None) == "auto",
             structure=self.posterior,
@@ -176,14 +187,16 @@ class BaseDNN2GP(BaseEstimator):
         self.prior_precision_ = fitted.objective.prior_precision
         self._likelihood = fitted.objective.likelihood
         self.linear_model_, self.posterior_ = model, fitted.posterior
-        self._fit_sample_weight = weight
+        rows = self.posterior_indices_
+        self._fit_sample_weight = weight if rows is None else weight[rows]
         self.effective_dimension_ = fitted.posterior.effective_dimension
-        self.gradient_norm_ = float(model.gradient.norm())
-        self.newton_decrement_ = fitted.posterior.newton_decrement
+        self.gradient_norm_ = float(fitted.gradient.norm())
+        step = fitted.posterior.solve(fitted.gradient)
+        self.newton_decrement_ = max(0.0, float(fitted.gradient @ step))
         self.loss_curve_, self.n_iter_ = fitted.loss_curve, fitted.n_iter
         self.log_marginal_likelihood_value_ = log_marginal_likelihood(
             fitted.posterior
-        ) + self._evidence_offset(weight)
+        ) + self._evidence_offset(self._fit_sample_weight)
         self._spectrum: EvidenceSpectrum | None = None
 
     # ------------------------------------------------------------------ the Gaussian process
@@ -280,7 +293,7 @@ class BaseDNN2GP(BaseEstimator):
         weight = _check_sample_weight(sample_weight, X, dtype=np.float64)
         model = LinearModel.from_laplace(
             self.linear_model_.linearization,
-            _input_tensor(X).to(self.linear_model_.X),
+            input_tensor(X).to(self.linear_model_.X),
             self._encoded(y),
             self._likelihood,
             self.prior_precision_,
@@ -314,7 +327,7 @@ class BaseDNN2GP(BaseEstimator):
         return tags
 
 
-def _input_tensor(X: NDArray) -> Tensor:
+def input_tensor(X: NDArray) -> Tensor:
     """Copy to a tensor: float64, or int64 for whole numbers (token indices)."""
     whole = np.issubdtype(X.dtype, np.integer)
     return torch.tensor(np.ascontiguousarray(X, dtype=np.int64 if whole else np.float64))

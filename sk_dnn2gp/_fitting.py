@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from numpy.linalg import LinAlgError
 from sklearn.exceptions import ConvergenceWarning
 from skorch import NeuralNet
-from torch import nn
+from torch import Tensor, nn
 
 from ._random import seeded
 from ._source import NetworkSource, check_outputs, check_trainable, module_dtype
@@ -21,6 +21,7 @@ from .tuning import (
     EvidenceUpdates,
     Tuning,
     evaluated,
+    linear_model,
     maximise_at_fixed_weights,
     posterior_at,
     starting_point,
@@ -49,6 +50,8 @@ class FittedNetwork:
     objective : Objective
         With the δ and the likelihood of the end.
     posterior : Posterior
+    gradient : Tensor of shape (n_params,)
+        ∇loss over all examples, with respect to the posterior's weights.
     loss_curve : list of float
     n_iter : int
     """
@@ -57,6 +60,7 @@ class FittedNetwork:
     net: NeuralNet | None
     objective: Objective
     posterior: Posterior
+    gradient: Tensor
     loss_curve: list[float]
     n_iter: int
 
@@ -142,7 +146,7 @@ def _searched(
     else:
         best = max(candidates, key=lambda c: c.evidence)
     warn_at_bounds(best.objective, tuning)
-    return _finished(best)
+    return _finished(best, own, tuning)
 
 
 def _automatic_restarts(source: NetworkSource, data: TrainingData) -> int:
@@ -195,12 +199,12 @@ def _frozen(
     check_outputs(module, own.X, source.n_outputs)
     if tuning.is_needed:
         maximise_at_fixed_weights(module, own, objective, tuning)
-    return FittedNetwork(
-        module, None, objective, posterior_at(module, own, objective, tuning), [], 0
-    )
+    posterior = posterior_at(module, own, objective, tuning)
+    gradient = _gradient(posterior, own, objective, tuning)
+    return FittedNetwork(module, None, objective, posterior, gradient, [], 0)
 
 
-def _finished(best: Candidate) -> FittedNetwork:
+def _finished(best: Candidate, data: TrainingData, tuning: Tuning) -> FittedNetwork:
     """Take the winner out of the search.
 
     Raises
@@ -219,7 +223,17 @@ def _finished(best: Candidate) -> FittedNetwork:
     n_iter = int(getattr(optimizer, "n_iter", len(net.history)))
     for p in module.parameters():
         p.grad = None
-    return FittedNetwork(module, net, best.objective, best.posterior, best.losses, n_iter)
+    gradient = _gradient(best.posterior, data, best.objective, tuning)
+    return FittedNetwork(module, net, best.objective, best.posterior, gradient, best.losses, n_iter)
+
+
+def _gradient(
+    posterior: Posterior, data: TrainingData, objective: Objective, tuning: Tuning
+) -> Tensor:
+    """∇loss over all the data, whatever part of it the posterior is of."""
+    if tuning.rows is None:
+        return posterior.model.gradient
+    return linear_model(posterior.model.linearization, data, objective).gradient
 
 
 def _warn_of_training(candidate: Candidate) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .exceptions import ApproximationWarning
 from .networks import MLP
 
-__all__ = ["NetworkSource", "check_outputs", "check_trainable", "module_dtype"]
+__all__ = ["NetworkSource", "check_logits", "check_outputs", "check_trainable", "module_dtype"]
 
 
 class NetworkSource:
@@ -202,6 +202,41 @@ def check_outputs(module: nn.Module, X: Tensor, n_outputs: int) -> None:
             f"net must return a tensor of shape (n_samples, {n_outputs}), here {wanted}, "
             f"but returned {found}. Give its last layer {n_outputs} output(s), one row per example."
         )
+
+
+def check_logits(source: NetworkSource, X: Tensor) -> int:
+    """Number of outputs of a classifier's network, which must be logits.
+
+    Raises
+    ------
+    ValueError
+        If they are probabilities: rows that sum to one, or the values of a last Sigmoid.
+    """
+    with torch.random.fork_rng(devices=[]):
+        module = source.frozen_module() if source.is_frozen else source.start(X, 0)[0]
+    module = module.cpu().eval()
+    try:
+        with torch.no_grad():
+            f = module(X.to(module_dtype(module)) if X.is_floating_point() else X)
+    except (RuntimeError, TypeError, IndexError) as error:
+        raise ValueError(
+            f"net does not take X of shape {tuple(X.shape)} and dtype {X.dtype}: {error}"
+        ) from error
+    if not isinstance(f, Tensor) or f.ndim != 2:
+        found = tuple(f.shape) if isinstance(f, Tensor) else type(f).__name__
+        raise ValueError(
+            f"net must return a tensor of logits of shape (n_samples, n_outputs), got {found}."
+        )
+    fractions = bool(((f >= 0) & (f <= 1)).all())
+    sums_to_one = f.shape[1] > 1 and bool(((f.sum(1) - 1).abs() < 1e-4).all())
+    ends_in_sigmoid = isinstance([*module.modules()][-1], nn.Sigmoid)
+    if fractions and (sums_to_one or ends_in_sigmoid):
+        raise ValueError(
+            "net returns probabilities, and logits are needed: remove the softmax or sigmoid at "
+            "its end (a module for skorch's NeuralNetClassifier has one). The likelihood applies "
+            "it, in a form that loses no digits."
+        )
+    return f.shape[1]
 
 
 def module_dtype(module: nn.Module) -> torch.dtype:

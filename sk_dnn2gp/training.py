@@ -59,6 +59,12 @@ class TrainingData(torch.utils.data.Dataset):
         """Move to a device."""
         return type(self)(*(t.to(device) for t in self._parts()))
 
+    def take(self, rows: Tensor | None) -> TrainingData:
+        """The chosen examples; all of them for None."""
+        if rows is None:
+            return self
+        return type(self)(*(t[rows.to(t.device)] for t in self._parts()))
+
     def _parts(self) -> tuple[Tensor, Tensor, Tensor]:
         return self.X, self.y, self.sample_weight
 

@@ -1,8 +1,9 @@
 """δ and σ chosen by the evidence while a network trains (MATH 8).
 
 At the minimum w*(δ, σ) of the loss the evidence E = -loss - ½ log|B| changes with log δ by
-½(γ - δ‖w‖²) *and* by c = d/dε[-½ log|B(w* - ε δ A⁻¹w*)|], the part that comes from w* moving; with
-log σ² by ½(‖y-f‖²/σ² - NK + γ) and the same c. So with γ' = γ + 2c in the place of γ, MacKay's
+½(γ - δ‖w‖²) *and* by c = d/dε[-½ log|B(w* - ε δ A⁻¹w*)|], the part that comes from w* moving (A,
+the Gauss-Newton matrix, stands for the Hessian here); with log σ² by ½(‖y-f‖²/σ² - NK + γ) and the
+same c. So with γ' = γ + 2c in the place of γ, MacKay's
 
     δ = γ'/‖w‖²        σ² = ‖y-f‖²/(NK - γ')
 
@@ -17,6 +18,7 @@ Gauss-Newton training runs three stages, each going on where the last one ended:
 2. ``polish``: a short simplex search in (log δ, log σ) over the evidence at the minimum of the
    loss, every minimum reached from the best one's weights.
 3. ``settle``: training to the solver's tolerance at the chosen (δ, σ).
+4. ``refine``: the corrected updates solved as equations from the best one, to more digits.
 
 The best start takes stages 2 and 3, one start in eight does, and every further one whose evidence
 was above that of the best settled so far: on the way down the evidence can be higher than at the
@@ -28,18 +30,18 @@ For other optimisers the updates are a callback every few epochs
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.linalg import LinAlgError
-from scipy.optimize import minimize
+from scipy.optimize import minimize, root
 from sklearn.exceptions import ConvergenceWarning
 from skorch import NeuralNet
 from skorch.callbacks import Callback
@@ -57,7 +59,15 @@ from .linearize import Linearization
 from .posterior import Posterior, make_posterior
 from .training import Objective, TrainingData, train
 
-__all__ = ["Candidate", "EvidenceUpdates", "Tuning", "posterior_at", "starting_point", "tune"]
+__all__ = [
+    "Candidate",
+    "EvidenceUpdates",
+    "Tuning",
+    "linear_model",
+    "posterior_at",
+    "starting_point",
+    "tune",
+]
 
 # Finite, wide bounds: the best δ grows with width (0.5 at 50, 220 at 20,000), and σ is in units of
 # the standardised targets.
@@ -84,6 +94,8 @@ _PATIENCE = 4
 # Fall of the loss in the last step, in nats, below which it counts as settled. An evidence on the
 # way down to an overfitted minimum can be far above the one at its end.
 _DRIFT = 0.03
+# Evidence, in nats, that the last digits of δ and σ may cost.
+_FLAT = 1e-2
 # Relative step of the difference that gives c, and first steps of the simplex in (log δ, log σ).
 _DIFFERENCE = 1e-2
 _SIMPLEX = np.array([0.3, 0.1])
@@ -111,6 +123,8 @@ class Tuning:
         Epochs between updates, for other optimisers.
     memory_limit : float, optional
         MiB for temporary work.
+    rows : Tensor of int, optional
+        Examples that the posterior, and with it the evidence, is of; None for all.
     """
 
     prior_precision: bool = True
@@ -122,6 +136,7 @@ class Tuning:
     n_polish: int = 12
     interval: int = 20
     memory_limit: float | None = None
+    rows: Tensor | None = None
 
     @property
     def is_needed(self) -> bool:
@@ -237,7 +252,42 @@ def tune(candidates: list[Candidate], data: TrainingData, tuning: Tuning) -> Can
             "No start led to a finite evidence: the model is too badly conditioned. Standardise X, "
             "or set prior_precision and noise_std to numbers."
         )
+    refine(best, data, tuning)
     return best
+
+
+def refine(candidate: Candidate, data: TrainingData, tuning: Tuning) -> None:
+    """Stage 4: solve MacKay's corrected equations for (δ, σ) from the simplex's two digits.
+
+    The evidence is flat at its top: there the equations tell far more digits than its values do.
+    """
+    candidate.best = None
+    candidate.remember()
+    start = get_hyperparameters(candidate.objective, tuning)
+    before = candidate.evidence
+
+    def imbalance(theta: np.ndarray) -> np.ndarray:
+        candidate.restore()
+        near = np.clip(theta, start - _TRUST, start + _TRUST)
+        set_hyperparameters(candidate.objective, np.exp(near), tuning)
+        advance(candidate, data, candidate.net.optimizer_.max_iter)
+        posterior = evaluated(candidate, data, tuning)
+        if posterior is None:
+            raise LinAlgError("no posterior at this point")
+        gamma = total_dimension(candidate, posterior, data, tuning, central=True)
+        update(candidate.objective, posterior, data, tuning, gamma)
+        return get_hyperparameters(candidate.objective, tuning) - theta
+
+    options = {"xtol": 1e-6, "maxfev": 12, "eps": 1e-4, "factor": 0.1}
+    with contextlib.suppress(LinAlgError):
+        theta = root(imbalance, start, method="hybr", options=options).x
+        if np.abs(theta - start).max() < _TRUST:
+            candidate.restore()
+            set_hyperparameters(candidate.objective, np.exp(theta), tuning)
+            settle(candidate, data, tuning)
+    if candidate.evidence < before - _FLAT:
+        candidate.restore()
+        settle(candidate, data, tuning)
 
 
 def settle(candidate: Candidate, data: TrainingData, tuning: Tuning) -> None:
@@ -275,7 +325,16 @@ def posterior_at(
             dtype=torch.float64,
             memory_limit=tuning.memory_limit,
         )
-    model = LinearModel.from_laplace(
+    model = linear_model(linearization, data.take(tuning.rows), objective)
+    structure = "diag" if tuning.structure == "diag" else "full"
+    return make_posterior(model, structure, tuning.memory_limit)
+
+
+def linear_model(
+    linearization: Linearization, data: TrainingData, objective: Objective
+) -> LinearModel:
+    """Theorem 1's linear model of the data at the network's present weights."""
+    return LinearModel.from_laplace(
         linearization,
         data.X,
         data.y,
@@ -283,8 +342,6 @@ def posterior_at(
         objective.prior_precision,
         data.sample_weight,
     )
-    structure = "diag" if tuning.structure == "diag" else "full"
-    return make_posterior(model, structure, tuning.memory_limit)
 
 
 def update(
@@ -328,16 +385,30 @@ def _limited(new: float, old: float, bounds: tuple[float, float]) -> float:
 
 
 def total_dimension(
-    candidate: Candidate, posterior: Posterior, data: TrainingData, tuning: Tuning
+    candidate: Candidate,
+    posterior: Posterior,
+    data: TrainingData,
+    tuning: Tuning,
+    central: bool = False,
 ) -> float:
-    """γ' = γ + 2c: the effective dimension, corrected for how log|B| moves with w*."""
+    """γ' = γ + 2c: the effective dimension, corrected for how log|B| moves with w*.
+
+    c is a one-sided difference, or a central one where the last digits count.
+    """
     model, gamma = posterior.model, posterior.effective_dimension
     step = model.prior_precision * posterior.solve(model.weights)
     named = dict(candidate.net.module_.named_parameters())
     parameters = [named[name] for name in model.linearization.parameter_names]
-    with moved(parameters, -_DIFFERENCE * step):
-        there = candidate.posterior_at(data, tuning)
-    slope = -0.5 * (there.log_determinant - posterior.log_determinant) / _DIFFERENCE
+
+    def log_determinant(distance: float) -> float:
+        with moved(parameters, distance * step):
+            return candidate.posterior_at(data, tuning).log_determinant
+
+    if central:
+        there, here, width = log_determinant(-_DIFFERENCE), log_determinant(_DIFFERENCE), 2.0
+    else:
+        there, here, width = log_determinant(-_DIFFERENCE), posterior.log_determinant, 1.0
+    slope = -0.5 * (there - here) / (width * _DIFFERENCE)
     # A difference can be far off where training has not settled: γ' stays a dimension.
     most = max(0.95 * n_observations(model, data), gamma)
     return min(max(gamma + 2.0 * slope, 0.1 * gamma), most)
@@ -348,7 +419,7 @@ def n_observations(model: LinearModel, data: TrainingData) -> float:
     return float(data.sample_weight.sum()) * model.whitened_residual.shape[1]
 
 
-@contextmanager
+@contextlib.contextmanager
 def moved(parameters: list[nn.Parameter], step: Tensor) -> Iterator[None]:
     """Add ``step`` (n_params,) to the parameters inside the block; restore them after it."""
     before = [p.detach().clone() for p in parameters]

@@ -3,13 +3,13 @@
 import pytest
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from sk_dnn2gp import DNN2GPRegressor
+from sk_dnn2gp import DNN2GPClassifier, DNN2GPRegressor
 
 SMALL = {"hidden_layer_sizes": (5,), "n_restarts": 1}
 
 
 @pytest.mark.filterwarnings("ignore")  # the checks fit odd data on purpose
-@parametrize_with_checks([DNN2GPRegressor(**SMALL)])
+@parametrize_with_checks([DNN2GPRegressor(**SMALL), DNN2GPClassifier(**SMALL)])
 def test_small_estimators(estimator, check):
     check(estimator)
 
@@ -20,6 +20,8 @@ def test_small_estimators(estimator, check):
     [
         DNN2GPRegressor(**SMALL, posterior="diag", prior_precision=1.0, noise_std=0.3),
         DNN2GPRegressor(**SMALL, posterior="last_layer", prior_precision=1.0, noise_std=0.3),
+        DNN2GPClassifier(**SMALL, posterior="diag", prior_precision=1.0, link="mc"),
+        DNN2GPClassifier(**SMALL, posterior="last_layer", prior_precision=1.0, link="map"),
     ]
 )
 def test_other_posteriors(estimator, check):

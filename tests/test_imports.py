@@ -34,6 +34,7 @@ ORDER = (
     "_fitting",
     "_base",
     "_regressor",
+    "_classifier",
 )
 
 

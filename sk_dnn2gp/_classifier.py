@@ -1,0 +1,522 @@
+"""DNN2GPClassifier: a softmax or logistic network as a Gaussian process (MATH 1 to 4, 8)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import ClassifierMixin, _fit_context
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.utils import Bunch, compute_sample_weight
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
+
+from ._base import BaseDNN2GP, input_tensor
+from ._random import draw_seed, torch_generator
+from ._source import NetworkSource, check_logits
+from .likelihoods import Bernoulli, Categorical, Likelihood
+
+__all__ = ["DNN2GPClassifier"]
+
+# Draws of the latent function behind a probability by link="mc": its error is below 0.016.
+_MC_DRAWS = 1000
+_LINKS = ("probit", "mc", "map")
+
+
+class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
+    """Classification by a neural network that is a Gaussian process at its trained weights.
+
+    The network's outputs are logits: one for two classes (Bernoulli), K for K classes
+    (categorical). It is trained to the maximum of the posterior (sum of log losses + δ/2 ‖w‖²).
+    There, the Laplace approximation with the generalised Gauss-Newton matrix is the posterior of a
+    Gaussian process over the logits with the neural tangent kernel J Jᵀ/δ (Khan et al. 2019,
+    theorem 1; MATH 3). It gives probabilities that know how much the data say, their split into
+    noise and ignorance (MATH 4), and a marginal likelihood that chooses δ inside ``fit``.
+
+    Parameters
+    ----------
+    net : None, torch Module (class or instance), skorch NeuralNet or FrozenEstimator, default=None
+        The network, giving logits: no softmax or sigmoid at its end. None builds an MLP. A module
+        is trained with ``solver``; an instance is copied, never changed. A skorch net is cloned and
+        trained with its own optimiser, batch size, callbacks and device, under this likelihood and
+        prior. A fitted net inside :class:`~sklearn.frozen.FrozenEstimator` is used as trained. With
+        two classes a network of one output is a logistic one, of two outputs a softmax one.
+    hidden_layer_sizes : sequence of int, default=(50,)
+        Width of each hidden layer, for ``net=None``.
+    activation : {"tanh", "relu", "sigmoid", "logistic", "erf", "gelu", "identity"}, default="tanh"
+        Activation of the hidden layers, for ``net=None``.
+    prior_precision : float or "auto", default="auto"
+        δ > 0; "auto" chooses it by the evidence.
+    inference : {"laplace"}, default="laplace"
+        How the posterior is found.
+    posterior : {"full", "diag", "last_layer"}, default="full"
+        "full" is exact, by the smaller of weight space and function space. The others are
+        approximations: the diagonal of the precision; the last layer's weights only.
+    posterior_samples : int or None, default=None
+        Condition the Gaussian process on this many examples only, drawn at random, as the paper
+        does for large data: an approximation, which widens the posterior. The network is trained on
+        all. None takes all.
+    link : {"probit", "mc", "map"}, default="probit"
+        How probabilities come from the logits' distribution N(f, V) (MATH 4): softmax(f/√(1 + π/8
+        diag V)); the mean of the softmax over 1,000 draws; softmax(f), the network's own.
+    class_weight : dict, "balanced" or None, default=None
+        Weights of the classes, by label; they multiply ``sample_weight``.
+    solver : {"gauss-newton", "adam", "lbfgs", "sgd"} or Optimizer class, default="gauss-newton"
+        How a network without a skorch net of its own is trained. "gauss-newton" sees the whole data
+        in each step, and is the one that reaches a true minimum; "adam" is for large networks.
+    max_iter : int, default=500
+        Gauss-Newton steps, or epochs of the other solvers.
+    learning_rate : float, default=0.01
+        Of the solvers other than "gauss-newton" and "lbfgs".
+    learning_rate_schedule : {"constant", "cosine", "plateau"}, default="constant"
+        Schedule of the learning rate.
+    batch_size : int or "auto", default="auto"
+        Rows in a minibatch; "auto" is min(200, n_samples) for "adam" and "sgd", all rows otherwise.
+    tol : float, default=1e-8
+        Gauss-Newton stops at ‖∇loss‖ ≤ tol (1 + |loss|); the others when the loss has not fallen by
+        this part in ``n_iter_no_change`` epochs.
+    n_iter_no_change : int, default=10
+        Epochs of patience of the other solvers.
+    n_restarts : int or "auto", default="auto"
+        Starts from different weights; the best evidence wins. "auto" is 6 where the evidence
+        chooses δ with "gauss-newton" (24 where n_samples times n_outputs times weights is at most
+        10,000; most are dropped early), and 1 otherwise.
+    warm_start : bool, default=False
+        Go on from the last fit's weights and δ.
+    memory_limit : float, default=None
+        MiB for matrices and temporary work; None is scikit-learn's ``working_memory``.
+    device : str or torch.device, default="cpu"
+        Where the network is trained and evaluated.
+    random_state : int, RandomState or None, default=None
+        Initial weights, minibatches and draws. An int makes everything reproducible.
+    verbose : int, default=0
+        Level of messages.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+        The labels, sorted.
+    module_ : torch.nn.Module
+        The trained network, in eval mode.
+    net_ : skorch.NeuralNet or None
+        The skorch net that trained it; None for a frozen net.
+    prior_precision_ : float
+        δ used, given or chosen.
+    linear_model_ : LinearModel
+        Theorem 1's linear model, of the examples that the posterior is conditioned on.
+    posterior_ : Posterior
+        Its posterior.
+    posterior_indices_ : ndarray of int, or None
+        Rows that the posterior is conditioned on; None for all.
+    kernel_ : NTKKernel
+        J Jᵀ/δ as a scikit-learn kernel.
+    log_marginal_likelihood_value_ : float
+        Laplace evidence of the training labels (of the rows of ``posterior_indices_``).
+    effective_dimension_ : float
+        γ: how many weights the data determine.
+    n_iter_ : int
+        Steps (Gauss-Newton) or epochs of the network that was kept.
+    gradient_norm_ : float
+        ‖∇loss‖ at the trained weights: 0 at a true minimum.
+    newton_decrement_ : float
+        ∇lossᵀ A⁻¹ ∇loss: how far theorem 1's linear model is from being centred at the network.
+    loss_curve_ : list of float
+        loss(w) per epoch.
+    n_features_in_ : int
+    feature_names_in_ : ndarray of str
+
+    See Also
+    --------
+    sklearn.gaussian_process.GaussianProcessClassifier : With a kernel fixed in advance.
+
+    References
+    ----------
+    Khan, Immer, Abedi, Korzepa, "Approximate Inference Turns Deep Networks into Gaussian
+    Processes", NeurIPS 2019, arXiv 1906.01930. Immer, Korzepa, Bauer, "Improving predictions of
+    Bayesian neural nets via local linearization", 2021, arXiv 2008.08400.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sk_dnn2gp import DNN2GPClassifier
+    >>> X = np.linspace(-2, 2, 40)[:, None]
+    >>> y = np.where(X[:, 0] > 0, "right", "left")
+    >>> model = DNN2GPClassifier(
+    ...     hidden_layer_sizes=(5,), prior_precision=1.0, random_state=0
+    ... ).fit(X, y)
+    >>> model.predict([[1.5]]).tolist()
+    ['right']
+    >>> near, far = model.predict_uncertainty([[-1.0], [0.1]]).total[:, 1]
+    >>> bool(far > near)  # most uncertain at the boundary
+    True
+    """
+
+    _parameter_constraints: dict = {
+        **BaseDNN2GP._parameter_constraints,
+        "posterior_samples": [None, Interval(Integral, 2, None, closed="left")],
+        "link": [StrOptions(set(_LINKS))],
+        "class_weight": [dict, StrOptions({"balanced"}), None],
+    }
+
+    def __init__(
+        self,
+        net: Any = None,
+        *,
+        hidden_layer_sizes: Any = (50,),
+        activation: str = "tanh",
+        prior_precision: float | str = "auto",
+        inference: str = "laplace",
+        posterior: str = "full",
+        posterior_samples: int | None = None,
+        link: str = "probit",
+        class_weight: Mapping | str | None = None,
+        solver: Any = "gauss-newton",
+        max_iter: int = 500,
+        learning_rate: float = 1e-2,
+        learning_rate_schedule: str = "constant",
+        batch_size: int | str = "auto",
+        tol: float = 1e-8,
+        n_iter_no_change: int = 10,
+        n_restarts: int | str = "auto",
+        warm_start: bool = False,
+        memory_limit: float | None = None,
+        device: Any = "cpu",
+        random_state: Any = None,
+        verbose: int = 0,
+    ) -> None:
+        self.net = net
+        self.hidden_layer_sizes = hidden_layer_sizes
+        self.activation = activation
+        self.prior_precision = prior_precision
+        self.inference = inference
+        self.posterior = posterior
+        self.posterior_samples = posterior_samples
+        self.link = link
+        self.class_weight = class_weight
+        self.solver = solver
+        self.max_iter = max_iter
+        self.learning_rate = learning_rate
+        self.learning_rate_schedule = learning_rate_schedule
+        self.batch_size = batch_size
+        self.tol = tol
+        self.n_iter_no_change = n_iter_no_change
+        self.n_restarts = n_restarts
+        self.warm_start = warm_start
+        self.memory_limit = memory_limit
+        self.device = device
+        self.random_state = random_state
+        self.verbose = verbose
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(
+        self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None
+    ) -> DNN2GPClassifier:
+        """Train the network and make it a Gaussian process.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features) or (n_samples, ...)
+            Inputs; more than two dimensions where ``net`` takes them, as (n_samples, channels,
+            height, width).
+        y : array-like of shape (n_samples,)
+            Labels, of any type that scikit-learn takes.
+        sample_weight : array-like of shape (n_samples,), default=None
+            How many times each example counts; zero leaves it out.
+
+        Returns
+        -------
+        self : DNN2GPClassifier
+
+        Raises
+        ------
+        ConvergenceError
+            If training diverged.
+        MemoryError
+            If a matrix does not fit the memory limit.
+        ValueError
+            If an argument or the data cannot be used: fewer than two classes, a network whose
+            outputs are probabilities, or of the wrong number.
+        """
+        X, y, weight = self._checked_training_set(X, y, sample_weight, y_numeric=False)
+        check_classification_targets(y)
+        self.classes_ = np.unique(y)
+        if len(self.classes_) < 2:
+            raise ValueError(
+                f"y has one class only, {self.classes_[0]!r}: a classifier needs at least 2 "
+                "classes (counted where sample_weight is positive)."
+            )
+        if self.class_weight is not None:
+            weight = weight * compute_sample_weight(self.class_weight, y)
+        n_outputs = self._count_outputs(X)
+        self._likelihood = self._likelihood_of(n_outputs)
+        self._draw_seed = draw_seed(self.random_state)
+        self._fit_network(X, self._encoded(y), weight, self._likelihood, n_outputs)
+        return self
+
+    def predict(self, X: ArrayLike) -> NDArray:
+        """Most probable class under ``predict_proba``.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features) or (n_samples, ...)
+
+        Returns
+        -------
+        ndarray of shape (n_samples,)
+        """
+        check_is_fitted(self)
+        return self.classes_[self.predict_proba(X).argmax(axis=1)]
+
+    def predict_proba(self, X: ArrayLike, link: str | None = None) -> NDArray:
+        """Probabilities of the classes, by ``link`` (MATH 4).
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features) or (n_samples, ...)
+        link : {"probit", "mc", "map"}, default=None
+            None takes the estimator's own.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_classes)
+
+        Raises
+        ------
+        ValueError
+            If ``link`` is unknown.
+        """
+        return self._log_proba(X, link).exp().numpy()
+
+    def predict_log_proba(self, X: ArrayLike, link: str | None = None) -> NDArray:
+        """Logarithms of :meth:`predict_proba`, finite where a probability underflows.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features) or (n_samples, ...)
+        link : {"probit", "mc", "map"}, default=None
+            None takes the estimator's own.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_classes)
+        """
+        return self._log_proba(X, link).numpy()
+
+    def decision_function(self, X: ArrayLike) -> NDArray:
+        """Scores whose softmax (sigmoid, for two classes) is :meth:`predict_proba`.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features) or (n_samples, ...)
+
+        Returns
+        -------
+        ndarray of shape (n_samples,) for two classes, (n_samples, n_classes) otherwise
+            Two classes: log p₁/p₀. More: log p_k, up to a constant per row.
+        """
+        log_p = self._log_proba(X, None)
+        if len(self.classes_) == 2:
+            return (log_p[:, 1] - log_p[:, 0]).numpy()
+        return log_p.numpy()
+
+    def predict_std(self, X: ArrayLike, target: str = "p") -> NDArray:
+        """Standard deviation of the classes' probabilities, or of the latent logits.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features) or (n_samples, ...)
+        target : {"p", "y", "latent"}, default="p"
+            "p": of the probabilities, √diag(Λ V Λ); "y": of the labels as 0 or 1 per class, noise
+            included; "latent": of the logits, √diag V.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_classes), or (n_samples, n_outputs) for "latent"
+
+        Raises
+        ------
+        ValueError
+            If ``target`` is unknown.
+        """
+        if target not in ("p", "y", "latent"):
+            raise ValueError(f"target must be 'p', 'y' or 'latent', got {target!r}.")
+        if target == "latent":
+            V = self._latent_covariance(self._checked_inputs(X))
+            return V.diagonal(dim1=-2, dim2=-1).sqrt().numpy()
+        parts = self.predict_uncertainty(X)
+        return np.sqrt(parts.epistemic if target == "p" else parts.total)
+
+    def predict_uncertainty(self, X: ArrayLike, full: bool = False) -> Bunch:
+        """Variance of the labels, as 0 or 1 per class, split into noise and ignorance (MATH 4).
+
+        Var[y] = Λ_* + Λ_* V_* Λ_*, with Λ_* = diag p - p pᵀ at the network's own p = softmax(f).
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features) or (n_samples, ...)
+        full : bool, default=False
+            Return the covariances between the classes, not the variances alone.
+
+        Returns
+        -------
+        Bunch
+            ``aleatoric``, ``epistemic`` and ``total``, each of shape (n_samples, n_classes), or
+            (n_samples, n_classes, n_classes) if ``full``.
+        """
+        inputs = self._checked_inputs(X)
+        f, V = self._outputs(inputs), self._latent_covariance(inputs)
+        aleatoric = self._of_classes(self._likelihood.aleatoric(f))
+        epistemic = self._of_classes(self._likelihood.epistemic(f, V))
+        if not full:
+            aleatoric, epistemic = (t.diagonal(dim1=-2, dim2=-1) for t in (aleatoric, epistemic))
+        return Bunch(
+            aleatoric=aleatoric.numpy().copy(),
+            epistemic=epistemic.numpy().copy(),
+            total=(aleatoric + epistemic).numpy(),
+        )
+
+    def sample_latent(self, X: ArrayLike, n_samples: int = 1, random_state: Any = 0) -> NDArray:
+        """Draw joint samples of the logits from the Gaussian process.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_rows, n_features) or (n_rows, ...)
+        n_samples : int, default=1
+        random_state : int, RandomState or None, default=0
+
+        Returns
+        -------
+        ndarray of shape (n_rows, n_outputs, n_samples)
+        """
+        inputs = self._checked_inputs(X)
+        generator = torch_generator(random_state)
+        draws = self.posterior_.sample(inputs, n_samples, generator).cpu() + self._outputs(inputs)
+        return np.moveaxis(draws.numpy(), 0, -1)
+
+    def to_gaussian_process(self) -> GaussianProcessRegressor:
+        """Return a fitted scikit-learn process over the logit (theorem 1, model C).
+
+        A regression: its kernel is J Jᵀ/δ, its targets the transformed targets ỹ, its noise Λ⁻¹ per
+        example. Its mean is J_* w*, its variances are this estimator's of the logit.
+
+        Returns
+        -------
+        GaussianProcessRegressor
+
+        Raises
+        ------
+        ValueError
+            If the network has several logits, the posterior is not the full one, or Λ vanishes.
+        """
+        check_is_fitted(self)
+        if not isinstance(self._likelihood, Bernoulli):
+            raise ValueError(
+                f"The network has {self.linear_model_.noise_factor.shape[1]} logits whose noise "
+                "precision Λ = diag p - p pᵀ is singular and whose processes are correlated; "
+                "scikit-learn's GaussianProcessRegressor takes outputs as independent, with "
+                "finite noise. Only a network with one logit (two classes) can be converted."
+            )
+        if self.posterior != "full":
+            raise ValueError(
+                f"posterior={self.posterior!r} is no Gaussian process with this kernel; use 'full'."
+            )
+        precision = self.linear_model_.noise_factor[:, 0, 0].numpy() ** 2
+        if not (precision > np.finfo(float).tiny).all():
+            raise ValueError(
+                "The network is so certain of some examples that their noise precision p(1-p) is "
+                "zero: their transformed targets are infinite. Raise prior_precision."
+            )
+        X = self.linear_model_.X.numpy()
+        gp = GaussianProcessRegressor(self.kernel_, alpha=1.0 / precision, optimizer=None)
+        return gp.fit(X.reshape(len(X), -1), self.transformed_targets_)
+
+    @property
+    def transformed_targets_(self) -> NDArray:
+        """ỹ = J w* - Λ⁺ r of theorem 1: (n_samples,) for one logit, (n_samples, n_outputs)."""
+        check_is_fitted(self)
+        targets = self.linear_model_.transformed_targets().numpy()
+        return targets[:, 0] if isinstance(self._likelihood, Bernoulli) else targets
+
+    def _count_outputs(self, X: NDArray) -> int:
+        """One logit for two classes, unless the user's own network has two."""
+        n_classes = len(self.classes_)
+        if self.net is None:
+            return 1 if n_classes == 2 else n_classes
+        found = check_logits(NetworkSource(self.net, (), "tanh", n_classes), input_tensor(X[:4]))
+        return 1 if n_classes == 2 and found == 1 else n_classes
+
+    @staticmethod
+    def _likelihood_of(n_outputs: int) -> Likelihood:
+        return Bernoulli() if n_outputs == 1 else Categorical()
+
+    def _encoded(self, y: NDArray) -> Tensor:
+        """Class numbers as the likelihood wants them.
+
+        Raises
+        ------
+        ValueError
+            If y has labels that ``fit`` did not see.
+        """
+        y = np.asarray(y)
+        unseen = np.setdiff1d(y, self.classes_)
+        if len(unseen):
+            raise ValueError(
+                f"y holds labels that fit has not seen: {unseen[:5].tolist()}; the classes are "
+                f"{self.classes_.tolist()[:10]}."
+            )
+        index = torch.tensor(np.searchsorted(self.classes_, y))
+        return index if isinstance(self._likelihood, Categorical) else index[:, None].double()
+
+    def _log_proba(self, X: ArrayLike, link: str | None) -> Tensor:
+        """log p, of shape (n_samples, n_classes)."""
+        link = self.link if link is None else link
+        if link not in _LINKS:
+            raise ValueError(f"link must be one of {_LINKS}, got {link!r}.")
+        inputs = self._checked_inputs(X)
+        f = self._outputs(inputs)
+        if link == "map":
+            return _log_softmax(f)
+        V = self._latent_covariance(inputs)
+        if link == "probit":
+            return _log_softmax(f / (1.0 + torch.pi / 8.0 * V.diagonal(dim1=-2, dim2=-1)).sqrt())
+        return _mean_log_softmax(f, V, torch_generator(self._draw_seed))
+
+    def _of_classes(self, covariance: Tensor) -> Tensor:
+        """K × K covariances over the classes: p₀ = 1 - p₁ where there is one logit."""
+        if not isinstance(self._likelihood, Bernoulli):
+            return covariance
+        signs = torch.tensor([[1.0, -1.0], [-1.0, 1.0]], dtype=covariance.dtype)
+        return covariance * signs
+
+    def _evidence_offset(self, weight: NDArray) -> float:
+        return 0.0
+
+    def _hyperparameters(self) -> list[float]:
+        return [self.prior_precision_]
+
+
+def _log_softmax(f: Tensor) -> Tensor:
+    """log p of all classes; one logit is the difference between two."""
+    if f.shape[-1] == 1:
+        return torch.cat([F.logsigmoid(-f), F.logsigmoid(f)], dim=-1)
+    return torch.log_softmax(f, -1)
+
+
+def _mean_log_softmax(f: Tensor, V: Tensor, generator: torch.Generator) -> Tensor:
+    """log of the mean probabilities over draws of f ~ N(f, V), marginally for each example."""
+    values, vectors = torch.linalg.eigh(V)
+    root = vectors * values.clamp_min(0.0).sqrt()[:, None, :]
+    # The same draws for every example: an example's probabilities do not depend on the others.
+    z = torch.randn(f.shape[1], _MC_DRAWS, dtype=f.dtype, generator=generator)
+    total = []
+    for part in torch.arange(len(f)).split(max(1, 2**20 // z.numel())):
+        draws = f[part, None, :] + (root[part] @ z).mT
+        total.append(torch.logsumexp(_log_softmax(draws), dim=1) - np.log(_MC_DRAWS))
+    return torch.cat(total)
