@@ -249,8 +249,8 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         self.classes_ = np.unique(y)
         if len(self.classes_) < 2:
             raise ValueError(
-                f"y has one class only, {self.classes_[0]!r}: a classifier needs at least 2 "
-                "classes (counted where sample_weight is positive)."
+                f"y has one class only, {self.classes_.tolist()[0]!r}: a classifier needs at "
+                "least 2 classes (counted where sample_weight is positive)."
             )
         if self.class_weight is not None:
             weight = weight * compute_sample_weight(self.class_weight, y)

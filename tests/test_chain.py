@@ -35,9 +35,7 @@ def test_chains(data):
     layers: list[nn.Module] = []
     for a, b in zip(widths[:-1], widths[1:], strict=True):
         layers.append(nn.Linear(a, b, bias=draw(st.booleans())))
-        layers += [
-            draw(st.sampled_from(list(_SLOPES)))() for _ in range(draw(st.integers(0, 2)))
-        ]
+        layers += [draw(st.sampled_from(list(_SLOPES)))() for _ in range(draw(st.integers(0, 2)))]
         layers += [nn.Dropout(0.5)] if draw(st.booleans()) else []
     nested = nn.Sequential(nn.Identity(), nn.Sequential(*layers[:1]), *layers[1:]).double()
     dtype = draw(st.sampled_from([torch.float64, torch.float32]))
