@@ -1,7 +1,8 @@
 """Peak memory of a Gram matrix: at most its own size and ``memory_limit``, as the kernel counts it.
 
 In a process of its own, after a first small call (libraries keep buffers of their own): the high
-water mark of resident memory is set back to what is resident, the matrix is computed, and the two
+water mark of resident memory is set back to what is resident (with nothing free in the
+allocator), the matrix is computed, and the two
 are compared. The figures include what allocators and matrix products hold beside our arrays.
 """
 
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 
 MEASURE = """
-import gc, sys
+import ctypes, gc, sys
 import torch
 from torch import nn
 from sk_dnn2gp.linearize import Linearization
@@ -57,6 +58,7 @@ def main(case, limit):
     for name, work in WORK.items():
         work(lin, X[:3])
         gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
         with open("/proc/self/clear_refs", "w") as clear:
             clear.write("5")
         before = status("VmRSS")

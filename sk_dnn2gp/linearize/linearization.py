@@ -385,7 +385,7 @@ class Linearization:
         """Yield (slice, f, factors) in chunks whose rows of the largest parameter fit."""
         X, plan = self._prepared(X)
         R = cotangents.shape[2] if isinstance(cotangents, Tensor) else plan.n_outputs
-        per_row = plan.pass_bytes(R) + 16 * R * max(self.parameter_sizes)
+        per_row = plan.pass_bytes(R) + 24 * R * max(self.parameter_sizes)
         for part in batches(len(X), chunk_length(per_row, self.memory_limit)):
             f, factors = self._factors(X[part], plan, _part_of(cotangents, part))
             yield part, f, factors
