@@ -2,25 +2,28 @@
 
 Peers: (a) ``vmap(jacrev)`` and one matrix product, in torch; (b) laplace-torch's FunctionalLaplace
 Gram; (c) neural-tangents' empirical kernel with structured derivatives. Every method runs in a
-process of its own, kept alive and warm; rounds alternate between them; minimum and median over
-the rounds are stored, ratios of minima printed. Weights and inputs are the same arrays for all,
-and results are compared.
+process of its own, kept alive and warm; rounds alternate between them, each long enough for short
+cases to be called many times; minimum and median over the rounds are stored, ratios of minima
+printed. Weights and inputs are the same arrays for all, and results are compared. Peak memory is
+the resident memory's high water mark above what was resident before the call (Linux).
 
     python benchmarks/bench_ntk.py --laplace PYTHON --neural-tangents PYTHON
 
 where PYTHON is the interpreter of an environment that holds the peer (jax 0.4.38 for
-neural-tangents). A peer that is not named is left out. The dense ways need N × K × P numbers: a
-case whose Jacobian exceeds ``--max-dense`` GiB is timed for them on fewer samples and scaled by N
-(a lower bound: their product grows with N²), and marked with *.
+neural-tangents). A peer that is not named is left out. With both the whole takes less than five
+minutes on two cores. The dense ways need N × K × P numbers: a case whose Jacobian exceeds
+``--max-dense`` GiB is timed for them on fewer samples and marked with *. Their time for N is then
+bounded from below: the Jacobian's by N / n; the product of ``vmap(jacrev)`` by its operations at
+the measured rate of a large matrix product; laplace-torch as a whole by N / n.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -175,7 +178,10 @@ def vmap_jacrev(case, arrays, dtype, n):
         parts = [j.flatten(2) for j in jacobian(weights, X).values()]
         J = torch.cat(parts, dim=2).flatten(0, 1)
         del parts
-        return (J @ J.mT).numpy()
+        start = time.perf_counter()
+        K = (J @ J.mT).numpy()
+        run.product = time.perf_counter() - start
+        return K
 
     return run
 
@@ -279,20 +285,45 @@ def serve(method: str) -> None:
                 arrays = dict(np.load(request["arrays"]))
                 run = METHODS[method](request["case"], arrays, request["dtype"], request["n"])
                 run()
-                base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-                np.save(request["result"], run())
-                answer = {"peak_mib": base / 1024}
+                first = _timed(run)
+                times = max(1, int(_LONG_ENOUGH / first))
+                with _memory() as used:
+                    result = run()
+                np.save(request["result"], result)
+                del result
+                answer = {"peak_mib": used[0], "seconds": first}
             else:
                 start = time.perf_counter()
-                run()
-                answer = {"seconds": time.perf_counter() - start}
+                for _ in range(times):
+                    run()
+                seconds = (time.perf_counter() - start) / times
+                answer = {"seconds": seconds, "product": getattr(run, "product", 0.0)}
         except Exception as error:
             answer = {"error": f"{type(error).__name__}: {error}"[:300]}
         print("@" + json.dumps(answer), flush=True)
 
 
+@contextlib.contextmanager
+def _memory():
+    """MiB of resident memory at its highest above the present; NaN where that is not known."""
+    used = [float("nan")]
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+        before = _status("VmRSS")
+    except OSError:
+        yield used
+        return
+    yield used
+    used[0] = _status("VmHWM") - before
+
+
+def _status(key: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(key))
+
+
 class Worker:
-    """A method in a process of its own, for one case and precision."""
+    """A method in a process of its own, for one precision."""
 
     def __init__(self, method: str, python: str, threads: int) -> None:
         root = str(Path(__file__).resolve().parents[1])
@@ -326,6 +357,10 @@ def gemm_rate(dtype: str) -> float:
     a = torch.randn(2000, 2000, dtype=getattr(torch, dtype))
     best = min(_timed(lambda: a @ a) for _ in range(5))
     return 2 * 2000**3 / best / 1e9
+
+
+# Seconds that a round lasts at least, by repeating.
+_LONG_ENOUGH = 0.05
 
 
 def _timed(run) -> float:
@@ -367,58 +402,72 @@ def _positions(layers: list[tuple], shape: tuple[int, ...]) -> list[int]:
     return found
 
 
+def problem_size(case: str) -> tuple[int, int]:
+    """Numbers of weights P and outputs K."""
+    layers, shape, _ = CASES[case]
+    arrays = make_arrays(layers, shape, 1)
+    P = sum(a.size for name, a in arrays.items() if name != "X")
+    return P, next(a.size for name, a in reversed(arrays.items()) if name.startswith("b"))
+
+
 def samples_for(method: str, case: str, dtype: str, max_dense: float) -> int:
     """N, or fewer where the dense Jacobian would not fit."""
-    layers, shape, n = CASES[case]
+    n = CASES[case][2]
     if method in ("ours", "neural-tangents"):
         return n
-    arrays = make_arrays(layers, shape, 1)
-    n_params = sum(a.size for name, a in arrays.items() if name != "X")
-    K = next(a.size for name, a in reversed(arrays.items()) if name.startswith("b"))
+    n_params, K = problem_size(case)
     per_sample = n_params * K * np.dtype(dtype).itemsize * (4 if method == "laplace" else 2.5)
     return max(1, min(n, int(max_dense * 2**30 / per_sample)))
 
 
-def run_case(case: str, dtype: str, pythons: dict[str, str], options) -> dict:
+def run_case(case: str, dtype: str, workers: dict[str, Worker], options, rate: float) -> dict:
     """Times and agreement of every method on one case."""
     layers, shape, n = CASES[case]
     found: dict[str, dict] = {}
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "arrays.npz")
         np.savez(path, **make_arrays(layers, shape, n))
-        workers, results = {}, {}
-        for method, python in pythons.items():
+        results = {}
+        for method, worker in workers.items():
             size = samples_for(method, case, dtype, options.max_dense)
             result = str(Path(folder) / f"{method.replace('(', '')}.npy")
-            worker = Worker(method, python, options.threads)
             answer = worker.ask(
                 do="prepare", case=case, dtype=dtype, n=size, arrays=path, result=result
             )
-            found[method] = {"n": size, "times": [], **answer}
-            if "error" in answer:
-                worker.close()
-                continue
-            workers[method], results[method] = worker, np.load(result)
-        for _ in range(options.rounds):
-            for method, worker in workers.items():
-                found[method]["times"].append(worker.ask(do="run")["seconds"])
-        for worker in workers.values():
-            worker.close()
-    _summarise(found, results, n)
+            found[method] = {"n": size, "times": [], "products": [], **answer}
+            if "error" not in answer:
+                results[method] = np.load(result)
+        for turn in range(options.rounds):
+            for method in results:
+                entry = found[method]
+                if turn == 0 or (turn + 1) * max(entry["seconds"], _LONG_ENOUGH) < options.budget:
+                    time.sleep(0.05)  # threads of the method before may still wait actively
+                    answer = workers[method].ask(do="run")
+                    entry["times"].append(answer["seconds"])
+                    entry["products"].append(answer["product"])
+    _summarise(case, found, results, rate)
     return found
 
 
-def _summarise(found: dict[str, dict], results: dict[str, np.ndarray], n: int) -> None:
-    K = results["ours"]
+def _summarise(case: str, found: dict, results: dict[str, np.ndarray], rate: float) -> None:
+    K, n = results["ours"], CASES[case][2]
+    P, n_outputs = problem_size(case)
     for method, entry in found.items():
+        products = entry.pop("products")
         if method not in results:
             continue
-        scale = n / entry["n"]
-        entry["min"] = scale * min(entry["times"])
-        entry["median"] = scale * float(np.median(entry["times"]))
+        least = int(np.argmin(entry["times"]))
+        entry["min"] = entry["times"][least]
+        entry["median"] = float(np.median(entry["times"]))
+        if entry["n"] < n:  # a lower bound of the time for n
+            scale = n / entry["n"]
+            by_rate = 2 * (n * n_outputs) ** 2 * P / (rate * 1e9) if products[least] else 0.0
+            rest = entry["min"] - products[least]
+            entry["min"] = scale * rest + max(scale * products[least], by_rate)
         other = results[method]
         error = np.abs(other - K[: len(other), : len(other)]).max() / np.abs(K).max()
         entry["difference"] = float(error)
+        entry["result_mib"] = other.nbytes / 2**20
 
 
 def main() -> None:
@@ -426,9 +475,10 @@ def main() -> None:
     parser.add_argument("--laplace", help="interpreter of an environment with laplace-torch")
     parser.add_argument("--neural-tangents", help="interpreter of one with neural-tangents")
     parser.add_argument("--without", nargs="*", default=[], help="methods to leave out")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--budget", type=float, default=4.0, help="s for a method's rounds, about")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--max-dense", type=float, default=4.0, help="GiB for a dense way")
+    parser.add_argument("--max-dense", type=float, default=0.5, help="GiB for a dense way")
     parser.add_argument("--dtype", nargs="+", default=["float32", "float64"])
     parser.add_argument("--case", nargs="+", help="parts of names of cases", default=[""])
     parser.add_argument("--output", default=str(Path(__file__).parent / "results" / "ntk.json"))
@@ -451,14 +501,17 @@ def main() -> None:
         rate = gemm_rate(dtype)
         report[f"gemm_gflops_{dtype}"] = rate
         print(f"\n{dtype}: a matrix product runs at {rate:.0f} GFLOP/s; ratios are peer / ours")
+        workers = {m: Worker(m, python, options.threads) for m, python in pythons.items()}
         for case in CASES:
             if not any(part in case for part in options.case):
                 continue
-            found = run_case(case, dtype, pythons, options)
+            found = run_case(case, dtype, workers, options, rate)
             report["cases"][f"{case}, {dtype}"] = found
             _print(case, found)
             Path(options.output).parent.mkdir(parents=True, exist_ok=True)
             Path(options.output).write_text(json.dumps(report, indent=1))
+        for worker in workers.values():
+            worker.close()
 
 
 def _print(case: str, found: dict[str, dict]) -> None:
@@ -466,7 +519,8 @@ def _print(case: str, found: dict[str, dict]) -> None:
     print(
         f"  {case}: {1e3 * base:.2f} ms, {counted['ours'] / 1e9:.3g} GFLOP counted "
         f"({counted['ours'] / base / 1e9:.0f} GFLOP/s; dense way {counted['dense'] / 1e9:.3g}), "
-        f"peak {found['ours']['peak_mib']:.0f} MiB"
+        f"{found['ours']['peak_mib']:.0f} MiB, "
+        f"{found['ours']['result_mib']:.0f} of them the result"
     )
     for method, entry in found.items():
         if method == "ours":

@@ -97,6 +97,33 @@ def test_what_is_no_chain_is_right_all_the_same(make):
     check_all(net, torch.randn(4, 3, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU, nn.Sigmoid])
+@pytest.mark.parametrize("n_outputs", [1, 3])
+@pytest.mark.parametrize("n_layers", [1, 2, 3])
+def test_numpy_and_torch_agree(activation, n_outputs, n_layers, monkeypatch):
+    torch.manual_seed(4)
+    widths = [3, 5, 4][:n_layers] + [n_outputs]
+    layers: list[nn.Module] = []
+    for a, b in zip(widths[:-1], widths[1:], strict=True):
+        layers += [nn.Linear(a, b, bias=b != 4), activation()]
+    net = nn.Sequential(*layers[: -1 if n_outputs == 1 else None]).double()
+    X, X2 = (torch.randn(n, 3, dtype=torch.float64) for n in (9, 4))
+    lin = check_all(net, X)
+    assert plan_of(lin).small.is_small(9, 4) and not plan_of(lin).small.is_small(4000, 4000)
+    scale = torch.rand(len(lin.parameter_names)) + 0.5
+    calls = [
+        lambda: lin.gram(X),
+        lambda: lin.gram(X, X2, parameter_scale=scale),
+        lambda: lin.gram_trace(X, parameter_scale=scale),
+        lambda: lin.gram_trace(X, X2),
+    ]
+    quick = [call() for call in calls]
+    monkeypatch.setattr(plan_of(lin), "small", None)
+    for found, call in zip(quick, calls, strict=True):
+        torch.testing.assert_close(found, call(), rtol=1e-12, atol=1e-14)
+    assert torch.equal(quick[0], quick[0].mT) and torch.equal(quick[2], quick[2].mT)
+
+
 def test_sequences_of_vectors_take_the_graph():
     torch.manual_seed(3)
     net = nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Flatten()).double()

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._memory import batches, chunk_length
+from .._memory import batches, chunk_length, limit_in_bytes
 from .choice import chosen_names, last_layer
 from .factors import Factor, Rows, add_squares, apply, covered, diagonal_blocks, write_rows
 from .gram import Side, add_products, gram_matrix, mirrored
@@ -226,8 +226,13 @@ class Linearization:
         -------
         Tensor of shape (n n_rows, n2 n_rows2), float64
         """
+        scale = self._scale(parameter_scale)
+        if cotangents is None and cotangents2 is None:
+            small = self._small(X, X2, scale, trace=False)
+            if small is not None:
+                return small
         left, right = self._sides(X, X2, cotangents, cotangents2)
-        return gram_matrix(left, right, self._scale(parameter_scale), self.memory_limit)
+        return gram_matrix(left, right, scale, self.memory_limit)
 
     def gram_trace(
         self, X: Tensor, X2: Tensor | None = None, *, parameter_scale: Sequence[float] | None = None
@@ -236,8 +241,11 @@ class Linearization:
 
         The sum over outputs is taken inside the products, so that the NK × NK matrix never is.
         """
-        left, right = self._sides(X, X2, None, None)
         scale = self._scale(parameter_scale)
+        small = self._small(X, X2, scale, trace=True)
+        if small is not None:
+            return small
+        left, right = self._sides(X, X2, None, None)
         return gram_matrix(left, right, scale, self.memory_limit, trace=True)
 
     def gram_output(
@@ -364,6 +372,18 @@ class Linearization:
             )
         return torch.cat([g.flatten() for g in grads]).double()
 
+    def _small(
+        self, X: Tensor, X2: Tensor | None, scale: list[float] | None, trace: bool
+    ) -> Tensor | None:
+        """A small Gram matrix the quickest way, where there is one."""
+        X, plan = self._prepared(X)
+        n, n2 = len(X), len(X if X2 is None else X2)
+        if plan.small is None or not plan.small.is_small(n, n2):
+            return None
+        if 24 * n * n2 * plan.n_outputs**2 > limit_in_bytes(self.memory_limit):
+            return None
+        return plan.small.gram(X, None if X2 is None else self._prepared(X2)[0], scale, trace)
+
     def _sides(
         self, X: Tensor, X2: Tensor | None, c: Cotangents, c2: Cotangents
     ) -> tuple[Side, Side | None]:
@@ -477,7 +497,7 @@ class Recording:
     def __init__(self, linearization: Linearization, X: Tensor, plan: Plan) -> None:
         self._of, self._twin, self._plan, self._X = linearization, linearization._twin, plan, X
         if plan.chain is not None:
-            self._f, self._kept, self._calls = run_chain(plan.chain, self._twin.layers, X)
+            self._f, self._kept, self._calls = run_chain(plan.chain, X)
         else:
             self._f, calls = self._twin.record(lambda: self._twin.net(X))
             self._calls = [call for call in calls if plan.serves[call.layer]]

@@ -23,6 +23,7 @@ from .chain import Chain
 from .factors import Factor, Rows, Slot, explicit, held_numbers
 from .layers import combine, factors_of
 from .reverse import NotByExample
+from .small import SmallChain, small_chain
 from .tape import Call, Twin, backward
 
 __all__ = ["Plan", "explicit_rows", "factors_from_calls", "make_plan"]
@@ -41,6 +42,7 @@ class Plan:
     vectorised: bool = True
     by_example: bool = False
     chain: Chain | None = None
+    small: SmallChain | None = None
     n_outputs: int = 0
     graph_bytes: float = 0.0
     pass_row_bytes: float = 0.0
@@ -94,6 +96,9 @@ def make_plan(twin: Twin, slots: dict[str, Slot], X: Tensor) -> Plan:
         plan.vectorised = _can_vectorise(twin, plan, sample)
     if twin.chain is not None and sample.ndim == 2 and not plan.explicit:
         plan.chain = twin.chain if _chain_agrees(twin.chain, sample, f, calls) else None
+        if plan.chain is not None:
+            plan.chain.numbers = [call.layer for call in calls]
+            plan.small = small_chain(plan.chain, plan.slots)
     _count_memory(plan, f, calls, layers)
     return plan
 

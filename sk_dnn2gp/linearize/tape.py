@@ -99,12 +99,9 @@ class Twin:
             self._local.calls = None
 
 
-def run_chain(chain: Chain, layers: Sequence[nn.Module], X: Tensor) -> tuple[Tensor, list, list]:
+def run_chain(chain: Chain, X: Tensor) -> tuple[Tensor, list, list]:
     """f(X), what :meth:`Chain.backward` needs, and the calls of the chain's dense layers."""
     f, kept = chain.forward(X)
-    if not chain.numbers:
-        places = {id(layer): number for number, layer in enumerate(layers)}
-        chain.numbers = [places[id(layer)] for layer, slope in chain.steps if slope is None]
     inputs = chain.inputs(kept)
     return f, kept, [Call(i, a, None) for i, a in zip(chain.numbers, inputs, strict=True)]
 
