@@ -199,6 +199,66 @@ def test_shared_tied_and_bare_parameters(width, twice, gain, seed):
         assert explicit_names(lin) == ({"gain"} if gain else set())
 
 
+class Encoder(nn.Module):
+    def __init__(self, heads, size, norm_first, activation):
+        super().__init__()
+        self.body = nn.TransformerEncoderLayer(
+            heads * size, heads, 3, activation=activation, norm_first=norm_first, batch_first=True
+        )
+        self.out = nn.Linear(heads * size, 2)
+
+    def forward(self, x):
+        return self.out(self.body(x).mean(1))
+
+
+@settings(FEW, max_examples=10)
+@given(
+    heads=st.integers(1, 3),
+    size=st.integers(1, 3),
+    length=st.integers(1, 4),
+    norm_first=st.booleans(),
+    activation=st.sampled_from(["relu", "gelu"]),
+    dtype=st.sampled_from([torch.float64, torch.float32]),
+    seed=st.integers(0, 2**31),
+)
+def test_attention(heads, size, length, norm_first, activation, dtype, seed):
+    torch.manual_seed(seed)
+    net = Encoder(heads, size, norm_first, activation).to(dtype)
+    lin = check_all(net, torch.randn(3, length, heads * size, dtype=dtype), seed)
+    assert "body.self_attn.in_proj_weight" in explicit_names(lin)
+
+
+class Block(nn.Module):
+    def __init__(self, channels, kernel, groups, activation):
+        super().__init__()
+        make = lambda: nn.Conv2d(channels, channels, kernel, padding="same", groups=groups)  # noqa: E731
+        self.first, self.second, self.activation = make(), make(), activation()
+
+    def forward(self, x):
+        return self.activation(x + self.second(self.activation(self.first(x))))
+
+
+@FEW
+@given(
+    channels=st.sampled_from([2, 4]),
+    kernel=st.sampled_from([1, 3]),
+    groups=st.sampled_from([1, 2]),
+    depth=st.integers(1, 2),
+    activation=st.sampled_from([nn.Tanh, nn.ReLU, nn.GELU]),
+    pool=st.sampled_from([nn.AvgPool2d(2), nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(1)]),
+    dtype=st.sampled_from([torch.float64, torch.float32]),
+    seed=st.integers(0, 2**31),
+)
+def test_residual_networks(channels, kernel, groups, depth, activation, pool, dtype, seed):
+    torch.manual_seed(seed)
+    blocks = [Block(channels, kernel, groups, activation) for _ in range(depth)]
+    net = nn.Sequential(nn.Conv2d(1, channels, 3), *blocks, pool, nn.Flatten())
+    X = torch.randn(3, 1, 6, 6)
+    net.append(nn.Linear(net(X).shape[1], 2))
+    lin = check_all(net.to(dtype), X.to(dtype), seed)
+    assert explicit_names(lin) == set()
+
+
 def norms() -> nn.Module:
     net = nn.Sequential(
         nn.Conv2d(2, 4, 3),

@@ -11,7 +11,9 @@ import pytest
 import torch
 from joblib import parallel_config
 from sklearn.base import clone
+from sklearn.cluster import KMeans
 from sklearn.datasets import load_diabetes
+from sklearn.decomposition import PCA, KernelPCA
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessClassifier, GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import CompoundKernel, WhiteKernel
@@ -87,7 +89,7 @@ def test_joblib_shares_the_work(symmetric):
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 def test_ten_restarts_compute_one_gram():
     X, y = load_diabetes(return_X_y=True)
-    X, y = X[:150] / X.std(0), y[:150]
+    X = X / X.std(0)
     kernel = NTKKernel(network(10)) + WhiteKernel()
     gp = GaussianProcessRegressor(kernel, normalize_y=True, n_restarts_optimizer=10, random_state=0)
     gp.fit(X, y)
@@ -95,6 +97,44 @@ def test_ten_restarts_compute_one_gram():
     assert kernel.k1._slot.n_computed == 1
     kernel(X[:20])
     assert kernel.k1._slot.n_computed == 2
+
+
+@pytest.mark.slow
+def test_processes_share_the_work():
+    net, (X, Y) = network(n_outputs=2), arrays(23)
+    with parallel_config("loky"):
+        kernel = NTKKernel(net, n_jobs=2)
+        K, K_ = kernel(X), kernel(X, Y)
+    np.testing.assert_allclose(K, NTKKernel(net)(X), rtol=1e-12)
+    np.testing.assert_allclose(K_, NTKKernel(net)(X, Y), rtol=1e-12)
+    np.testing.assert_array_equal(K, K.T)
+
+
+def test_compound_kernels_stack():
+    net, (X, _) = network(n_outputs=2), arrays()
+    parts = [NTKKernel(net, output=0), NTKKernel(net, output=1, prior_precision=3.0)]
+    stacked = CompoundKernel(parts)
+    K, gradient = stacked(X, eval_gradient=True)
+    np.testing.assert_array_equal(K, np.dstack([part(X) for part in parts]))
+    np.testing.assert_array_equal(stacked.theta, np.log([1.0, 3.0]))
+    assert gradient.shape == (len(X), len(X), 1, 2)
+    np.testing.assert_allclose(gradient[:, :, 0], -K)
+
+
+def test_the_kernel_follows_training():
+    """Before, during and after training it is the same call."""
+    net, (X, _) = network(), arrays()
+    kernel, x = NTKKernel(net), torch.tensor(X)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
+    seen = []
+    for _ in range(3):
+        J = dense_jacobian(net, x)[:, 0].numpy()
+        seen.append(kernel(X))
+        np.testing.assert_allclose(seen[-1], J @ J.T, rtol=1e-10, atol=1e-12)
+        optimizer.zero_grad()
+        (net(x.to(next(net.parameters()).dtype)) - 1.0).square().sum().backward()
+        optimizer.step()
+    assert not np.allclose(seen[0], seen[1]) and not np.allclose(seen[1], seen[2])
 
 
 def test_cache_sees_new_weights_and_new_data():
@@ -187,6 +227,22 @@ def test_features_give_the_kernel():
     found, expected = ridge.predict(one), gp.fit(X, X[:, 0]).predict(X)
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-8)
     assert LinearRegression().fit(one, X[:, 0]).score(one, X[:, 0]) > 0.99
+
+
+def test_features_for_clusters_and_maps():
+    """Principal components and cluster inertias of the features are those of the kernel."""
+    net, (X, _) = network(n_outputs=2), arrays(20)
+    Z, K = NTKFeatures(net).fit_transform(X), NTKKernel(net)(X)
+    by_features = PCA(3, svd_solver="full").fit_transform(Z)
+    by_kernel = KernelPCA(3, kernel="precomputed", eigen_solver="dense").fit_transform(K)
+    atol = 1e-8 * np.abs(by_kernel).max()
+    np.testing.assert_allclose(np.abs(by_features), np.abs(by_kernel), atol=atol)
+    clusters = KMeans(3, n_init=1, random_state=0).fit(Z)
+    labels = clusters.labels_
+    inertia = np.trace(K) - sum(
+        K[np.ix_(labels == c, labels == c)].sum() / (labels == c).sum() for c in range(3)
+    )
+    np.testing.assert_allclose(clusters.inertia_, inertia, rtol=1e-9)
 
 
 @pytest.mark.parametrize("output", ["sum", 0])
