@@ -4,6 +4,12 @@ from ._classifier import DNN2GPClassifier
 from ._regressor import DNN2GPRegressor
 from ._version import __version__
 from .kernels import InfiniteNTKKernel, NNGPKernel, NTKFeatures, NTKKernel
+from .model_selection import (
+    TrainingSetSplit,
+    evidence_path,
+    marginal_likelihood_scorer,
+    optimize_hyperparameters,
+)
 
 __all__ = [
     "DNN2GPClassifier",
@@ -12,5 +18,9 @@ __all__ = [
     "NNGPKernel",
     "NTKFeatures",
     "NTKKernel",
+    "TrainingSetSplit",
     "__version__",
+    "evidence_path",
+    "marginal_likelihood_scorer",
+    "optimize_hyperparameters",
 ]
