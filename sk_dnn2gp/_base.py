@@ -9,6 +9,7 @@ network into a linear map; ``dual`` makes theorem 1's linear model; ``posterior`
 from __future__ import annotations
 
 import inspect
+import math
 import warnings
 from numbers import Integral, Real
 from typing import Any
@@ -168,12 +169,18 @@ class BaseDNN2GP(BaseEstimator):
         self.posterior_indices_ = np.sort(chosen[:wanted])
         return torch.tensor(self.posterior_indices_)
 
+    @property
+    def _structure(self) -> str:
+        """The posterior's structure: the classifier's independent outputs are one of their own."""
+        independent = getattr(self, "outputs", "joint") == "independent"
+        return "independent" if independent else self.posterior
+
     def _tuning(self, rows: Tensor | None) -> Tuning:
         return Tuning(
             rows=rows,
             prior_precision=self.prior_precision == "auto",
             noise_std=getattr(self, "noise_std", None) == "auto",
-            structure=self.posterior,
+            structure=self._structure,
             memory_limit=self.memory_limit,
         )
 
@@ -191,8 +198,10 @@ class BaseDNN2GP(BaseEstimator):
         self._fit_sample_weight = weight if rows is None else weight[rows]
         self.effective_dimension_ = fitted.posterior.effective_dimension
         self.gradient_norm_ = float(fitted.gradient.norm())
-        step = fitted.posterior.solve(fitted.gradient)
-        self.newton_decrement_ = max(0.0, float(fitted.gradient @ step))
+        self.newton_decrement_ = math.nan
+        if self._structure != "independent":  # which has no common A
+            step = fitted.posterior.solve(fitted.gradient)
+            self.newton_decrement_ = max(0.0, float(fitted.gradient @ step))
         self.loss_curve_, self.n_iter_ = fitted.loss_curve, fitted.n_iter
         self.log_marginal_likelihood_value_ = log_marginal_likelihood(
             fitted.posterior
@@ -244,9 +253,15 @@ class BaseDNN2GP(BaseEstimator):
         Raises
         ------
         ValueError
-            If theta has the wrong length, or one of X and y is missing.
+            If theta has the wrong length, one of X and y is missing, or ``kind="dual"`` is asked of
+            independent outputs.
         """
         check_is_fitted(self)
+        if kind == "dual" and self._structure == "independent":
+            raise ValueError(
+                "kind='dual' is not defined for outputs='independent', which have no common "
+                "posterior of the weights. Use kind='laplace' or outputs='joint'."
+            )
         if (X is None) != (y is None):
             raise ValueError("X and y must be given together, or both left out.")
         if X is None:
@@ -274,7 +289,7 @@ class BaseDNN2GP(BaseEstimator):
             model,
             getattr(self._likelihood, "noise_std", None),
             float(weight.sum()) * model.whitened_residual.shape[1],
-            diagonal=self.posterior == "diag",
+            structure=self._structure,
         )
 
     def _spectrum_of(
@@ -328,9 +343,10 @@ class BaseDNN2GP(BaseEstimator):
 
 
 def input_tensor(X: NDArray) -> Tensor:
-    """Copy to a tensor: float64, or int64 for whole numbers (token indices)."""
+    """Copy to a tensor: float32 as it is, float64, or int64 for whole numbers (token indices)."""
     whole = np.issubdtype(X.dtype, np.integer)
-    return torch.tensor(np.ascontiguousarray(X, dtype=np.int64 if whole else np.float64))
+    dtype = np.int64 if whole else np.float32 if X.dtype == np.float32 else np.float64
+    return torch.tensor(np.ascontiguousarray(X, dtype=dtype))
 
 
 def _warn_of_scales(X: NDArray) -> None:

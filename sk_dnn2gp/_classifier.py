@@ -63,6 +63,10 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         Condition the Gaussian process on this many examples only, drawn at random, as the paper
         does for large data: an approximation, which widens the posterior. The network is trained on
         all. None takes all.
+    outputs : {"joint", "independent"}, default="joint"
+        "independent" is an approximation: one Gaussian process per class, the correlations between
+        classes dropped, so that n_classes matrices of n_samples rows are factorised and not one of
+        n_samples · n_classes. Needs ``posterior="full"`` and a number for ``prior_precision``.
     link : {"probit", "mc", "map"}, default="probit"
         How probabilities come from the logits' distribution N(f, V) (MATH 4): softmax(f/√(1 + π/8
         diag V)); the mean of the softmax over 1,000 draws; softmax(f), the network's own.
@@ -126,7 +130,8 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
     gradient_norm_ : float
         ‖∇loss‖ at the trained weights: 0 at a true minimum.
     newton_decrement_ : float
-        ∇lossᵀ A⁻¹ ∇loss: how far theorem 1's linear model is from being centred at the network.
+        ∇lossᵀ A⁻¹ ∇loss: how far theorem 1's linear model is from being centred at the network
+        (nan for independent outputs, which have no common A).
     loss_curve_ : list of float
         loss(w) per epoch.
     n_features_in_ : int
@@ -161,6 +166,7 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
     _parameter_constraints: dict = {
         **BaseDNN2GP._parameter_constraints,
         "posterior_samples": [None, Interval(Integral, 2, None, closed="left")],
+        "outputs": [StrOptions({"joint", "independent"})],
         "link": [StrOptions(set(_LINKS))],
         "class_weight": [dict, StrOptions({"balanced"}), None],
     }
@@ -175,6 +181,7 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         inference: str = "laplace",
         posterior: str = "full",
         posterior_samples: int | None = None,
+        outputs: str = "joint",
         link: str = "probit",
         class_weight: Mapping | str | None = None,
         solver: Any = "gauss-newton",
@@ -198,6 +205,7 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         self.inference = inference
         self.posterior = posterior
         self.posterior_samples = posterior_samples
+        self.outputs = outputs
         self.link = link
         self.class_weight = class_weight
         self.solver = solver
@@ -252,6 +260,7 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
                 f"y has one class only, {self.classes_.tolist()[0]!r}: a classifier needs at "
                 "least 2 classes (counted where sample_weight is positive)."
             )
+        self._check_outputs_option()
         if self.class_weight is not None:
             weight = weight * compute_sample_weight(self.class_weight, y)
         n_outputs = self._count_outputs(X)
@@ -272,10 +281,16 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         ndarray of shape (n_samples,)
         """
         check_is_fitted(self)
-        return self.classes_[self.predict_proba(X).argmax(axis=1)]
+        # Two classes: the probit link keeps the logit's sign, so no variance is needed.
+        needs_variance = len(self.classes_) > 2 or self.link == "mc"
+        log_p = self._log_proba(X, self.link if needs_variance else "map")
+        return self.classes_[log_p.argmax(-1).numpy()]
 
     def predict_proba(self, X: ArrayLike, link: str | None = None) -> NDArray:
         """Probabilities of the classes, by ``link`` (MATH 4).
+
+        For two classes the links are taken of the difference of the logits, so that a network of
+        two outputs agrees with one of a single output.
 
         Parameters
         ----------
@@ -345,8 +360,7 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         ValueError
             If ``target`` is unknown.
         """
-        if target not in ("p", "y", "latent"):
-            raise ValueError(f"target must be 'p', 'y' or 'latent', got {target!r}.")
+        _check_target(target)
         if target == "latent":
             V = self._latent_covariance(self._checked_inputs(X))
             return V.diagonal(dim1=-2, dim2=-1).sqrt().numpy()
@@ -382,23 +396,39 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
             total=(aleatoric + epistemic).numpy(),
         )
 
-    def sample_latent(self, X: ArrayLike, n_samples: int = 1, random_state: Any = 0) -> NDArray:
-        """Draw joint samples of the logits from the Gaussian process.
+    def sample_y(
+        self, X: ArrayLike, n_samples: int = 1, random_state: Any = 0, target: str = "y"
+    ) -> NDArray:
+        """Draw joint samples from the predictive distribution of the Gaussian process.
 
         Parameters
         ----------
         X : array-like of shape (n_rows, n_features) or (n_rows, ...)
         n_samples : int, default=1
         random_state : int, RandomState or None, default=0
+        target : {"y", "p", "latent"}, default="y"
+            Labels, the classes' probabilities, or the logits.
 
         Returns
         -------
-        ndarray of shape (n_rows, n_outputs, n_samples)
+        ndarray of shape (n_rows, n_samples), or (n_rows, n_columns, n_samples) for "p" and "latent"
+
+        Raises
+        ------
+        ValueError
+            If ``target`` is unknown.
         """
+        _check_target(target)
         inputs = self._checked_inputs(X)
         generator = torch_generator(random_state)
-        draws = self.posterior_.sample(inputs, n_samples, generator).cpu() + self._outputs(inputs)
-        return np.moveaxis(draws.numpy(), 0, -1)
+        f = self.posterior_.sample(inputs, n_samples, generator).cpu() + self._outputs(inputs)
+        if target == "latent":
+            return np.moveaxis(f.numpy(), 0, -1)
+        p = _log_softmax(f).exp()
+        if target == "p":
+            return np.moveaxis(p.numpy(), 0, -1)
+        codes = torch.multinomial(p.flatten(0, 1), 1, generator=generator)
+        return self.classes_[codes.reshape(n_samples, -1).numpy().T]
 
     def to_gaussian_process(self) -> GaussianProcessRegressor:
         """Return a fitted scikit-learn process over the logit (theorem 1, model C).
@@ -444,6 +474,16 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         targets = self.linear_model_.transformed_targets().numpy()
         return targets[:, 0] if isinstance(self._likelihood, Bernoulli) else targets
 
+    def _check_outputs_option(self) -> None:
+        if self.outputs == "independent" and (
+            self.posterior != "full" or self.prior_precision == "auto"
+        ):
+            raise ValueError(
+                "outputs='independent' needs posterior='full' and a number for prior_precision; "
+                f"got posterior={self.posterior!r} and prior_precision={self.prior_precision!r}. "
+                "outputs='joint' lets the evidence choose it, on posterior_samples if need be."
+            )
+
     def _count_outputs(self, X: NDArray) -> int:
         """One logit for two classes, unless the user's own network has two."""
         n_classes = len(self.classes_)
@@ -483,7 +523,7 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         f = self._outputs(inputs)
         if link == "map":
             return _log_softmax(f)
-        V = self._latent_covariance(inputs)
+        f, V = _of_difference(f, self._latent_covariance(inputs))
         if link == "probit":
             return _log_softmax(f / (1.0 + torch.pi / 8.0 * V.diagonal(dim1=-2, dim2=-1)).sqrt())
         return _mean_log_softmax(f, V, torch_generator(self._draw_seed))
@@ -500,6 +540,19 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
 
     def _hyperparameters(self) -> list[float]:
         return [self.prior_precision_]
+
+
+def _check_target(target: str) -> None:
+    if target not in ("y", "p", "latent"):
+        raise ValueError(f"target must be 'y', 'p' or 'latent', got {target!r}.")
+
+
+def _of_difference(f: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
+    """For two logits their difference and its variance: one logit and two then agree."""
+    if f.shape[-1] != 2:
+        return f, V
+    sign = f.new_tensor([[-1.0, 1.0]])
+    return f @ sign.mT, sign @ V @ sign.mT
 
 
 def _log_softmax(f: Tensor) -> Tensor:

@@ -20,6 +20,9 @@ from .networks import MLP
 
 __all__ = ["NetworkSource", "check_logits", "check_outputs", "check_trainable", "module_dtype"]
 
+# What autograd calls operations that only rearrange numbers.
+_REARRANGING = ("View", "UnsafeView", "Reshape", "Squeeze", "Unsqueeze", "Slice", "Select", "Alias")
+
 
 class NetworkSource:
     """Where each restart's network comes from: the ``net`` argument, understood once.
@@ -216,7 +219,7 @@ def check_logits(source: NetworkSource, X: Tensor) -> int:
         module = source.frozen_module() if source.is_frozen else source.start(X, 0)[0]
     module = module.cpu().eval()
     try:
-        with torch.no_grad():
+        with torch.enable_grad():  # the graph tells what the last operation was
             f = module(X.to(module_dtype(module)) if X.is_floating_point() else X)
     except (RuntimeError, TypeError, IndexError) as error:
         raise ValueError(
@@ -229,14 +232,21 @@ def check_logits(source: NetworkSource, X: Tensor) -> int:
         )
     fractions = bool(((f >= 0) & (f <= 1)).all())
     sums_to_one = f.shape[1] > 1 and bool(((f.sum(1) - 1).abs() < 1e-4).all())
-    ends_in_sigmoid = isinstance([*module.modules()][-1], nn.Sigmoid)
-    if fractions and (sums_to_one or ends_in_sigmoid):
+    if fractions and (sums_to_one or _last_operation(f).startswith("SigmoidBackward")):
         raise ValueError(
             "net returns probabilities, and logits are needed: remove the softmax or sigmoid at "
             "its end (a module for skorch's NeuralNetClassifier has one). The likelihood applies "
             "it, in a form that loses no digits."
         )
     return f.shape[1]
+
+
+def _last_operation(f: Tensor) -> str:
+    """Autograd's name of the last operation that did more than rearrange numbers."""
+    step = f.grad_fn
+    while step is not None and step.name().startswith(_REARRANGING):
+        step = step.next_functions[0][0]
+    return "" if step is None else step.name()
 
 
 def module_dtype(module: nn.Module) -> torch.dtype:

@@ -20,10 +20,10 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
-from ._linalg import cholesky
+from ._linalg import cholesky, symmetric_eigenvalues
 from ._memory import require_memory
 from .dual import LinearModel
-from .posterior import Posterior
+from .posterior import Posterior, output_gram
 
 __all__ = [
     "EvidenceSpectrum",
@@ -127,7 +127,7 @@ class EvidenceSpectrum:
         model: LinearModel,
         noise_std: float | None = None,
         n_observations: float = 0.0,
-        diagonal: bool = False,
+        structure: str = "full",
     ) -> EvidenceSpectrum:
         """Decompose ΦᵀΦ or ΦΦᵀ, whichever is smaller.
 
@@ -138,15 +138,17 @@ class EvidenceSpectrum:
             σ that ``model`` was made with, for a Gaussian likelihood; None for others.
         n_observations : float
             K Σ s; needed for the Gaussian.
-        diagonal : bool, default=False
-            Take diag(ΦᵀΦ) for ΦᵀΦ, as the diagonal posterior does.
+        structure : {"full", "diag", "independent"}, default="full"
+            "diag" takes diag(ΦᵀΦ) for ΦᵀΦ, "independent" the ΦΦᵀ of every output by itself, as
+            those posteriors do.
 
         Returns
         -------
         EvidenceSpectrum
         """
         variance = 1.0 if noise_std is None else noise_std**2
-        values, gradient, weights = _diagonal(model) if diagonal else _decompose(model)
+        decompose = {"diag": _diagonal, "independent": _independent}.get(structure, _decompose)
+        values, gradient, weights = decompose(model)
         return cls(
             eigenvalues=values * variance,
             gradient_in_range=gradient * variance,
@@ -476,6 +478,13 @@ def _diagonal(model: LinearModel) -> tuple[Tensor, Tensor, Tensor]:
     """diag(ΦᵀΦ), whose eigenvectors are the weights' own axes."""
     values = model.linearization.ggn_diagonal(model.X, cotangents=model.noise_factor)
     return values, model.data_gradient, model.weights
+
+
+def _independent(model: LinearModel) -> tuple[Tensor, Tensor, Tensor]:
+    """Eigenvalues of every output's own ΦΦᵀ; no common weights belong to them: nan."""
+    grams = (output_gram(model, k) for k in range(model.noise_factor.shape[1]))
+    values = torch.cat([symmetric_eigenvalues(gram) for gram in grams])
+    return values, torch.full_like(values, torch.nan), torch.full_like(values, torch.nan)
 
 
 def _check_kind(kind: str) -> None:

@@ -110,7 +110,7 @@ class Tuning:
     prior_precision, noise_std : bool
         Whether δ and σ are free.
     structure : str
-        "full", "diag" or "last_layer": the posterior whose evidence counts.
+        "full", "diag", "last_layer" or "independent": the posterior whose evidence counts.
     n_rounds : int
         Alternations of training and updates.
     steps_per_round : int
@@ -326,7 +326,7 @@ def posterior_at(
             memory_limit=tuning.memory_limit,
         )
     model = linear_model(linearization, data.take(tuning.rows), objective)
-    structure = "diag" if tuning.structure == "diag" else "full"
+    structure = "full" if tuning.structure == "last_layer" else tuning.structure
     return make_posterior(model, structure, tuning.memory_limit)
 
 
@@ -502,7 +502,7 @@ def maximise_at_fixed_weights(
     model = posterior_at(module, data, objective, tuning).model
     sigma = getattr(objective.likelihood, "noise_std", None)
     count = n_observations(model, data)
-    spectrum = EvidenceSpectrum.from_model(model, sigma, count, diagonal=tuning.structure == "diag")
+    spectrum = EvidenceSpectrum.from_model(model, sigma, count, tuning.structure)
     delta, sigma = spectrum.maximise(
         objective.prior_precision,
         sigma,

@@ -81,3 +81,98 @@ class GaussianReference:
         loss += 0.5 * self.delta * (self.w @ self.w)
         log_A = -torch.linalg.slogdet(self.Sigma)[1]
         return float(-loss - 0.5 * (log_A - self.P * math.log(self.delta)))
+
+
+class ClassificationReference:
+    """Theorem 1 for a singular noise precision: explicit Λ, pseudo-inverses where Λ⁻¹ is written.
+
+    ``codes`` are class numbers; a network of one output is a logistic one.
+    """
+
+    def __init__(self, module: nn.Module, X: Tensor, codes: Tensor, delta: float) -> None:
+        self.module, self.delta = module, delta
+        self.J, self.w = jacobian(module, X), weights(module)
+        with torch.no_grad():
+            self.f = module(X)
+        self.N, self.K = self.f.shape
+        self.P = len(self.w)
+        self.blocks, p = self.noise_precision(self.f), self.probabilities(self.f)
+        self.Lambda = torch.block_diag(*self.blocks)
+        if self.K == 1:
+            self.r = p[:, 1] - codes
+        else:
+            self.r = (p - torch.eye(self.K, dtype=torch.float64)[codes]).flatten()
+        self.log_p = torch.log(p[torch.arange(self.N), codes]).sum()
+        self.Sigma = torch.linalg.inv(
+            self.J.T @ self.Lambda @ self.J + delta * torch.eye(self.P, dtype=torch.float64)
+        )
+        # Λ⁺: the null space is known (a shift of all logits), so no rank is guessed.
+        null = torch.full_like(self.blocks, 1.0 / self.K if self.K > 1 else 0.0)
+        self.inverse_noise = torch.block_diag(*(torch.linalg.inv(self.blocks + null) - null))
+        self.targets = self.J @ self.w - self.inverse_noise @ self.r
+
+    @staticmethod
+    def probabilities(f: Tensor) -> Tensor:
+        """p of every class, of shape (n_samples, n_classes)."""
+        if f.shape[1] > 1:
+            return f.exp() / f.exp().sum(1, keepdim=True)
+        p = 1.0 / (1.0 + torch.exp(-f))
+        return torch.cat([1.0 - p, p], 1)
+
+    def noise_precision(self, f: Tensor) -> Tensor:
+        """Λ per example, as it is written in MATH 2."""
+        p = self.probabilities(f)
+        if f.shape[1] == 1:
+            return (p[:, 1] * p[:, 0])[:, None, None]
+        return torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
+
+    def class_precision(self, f: Tensor) -> Tensor:
+        """diag p - p pᵀ over the classes, two of them for one logit."""
+        p = self.probabilities(f)
+        return torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
+
+    def gradient(self) -> Tensor:
+        return self.J.T @ self.r + self.delta * self.w
+
+    def covariance_A(self, X: Tensor) -> Tensor:
+        J = jacobian(self.module, X)
+        return J @ self.Sigma @ J.T
+
+    def covariance_blocks(self, X: Tensor) -> Tensor:
+        V = self.covariance_A(X).reshape(len(X), self.K, len(X), self.K)
+        return torch.stack([V[i, :, i] for i in range(len(X))])
+
+    def mean_B(self) -> Tensor:
+        return self.Sigma @ self.J.T @ self.Lambda @ self.targets
+
+    def process_C(self, X: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and covariance of f(X): (K + Λ⁻¹)⁻¹ as Λ (I + KΛ)⁻¹, which exists always."""
+        J = jacobian(self.module, X)
+        K = self.J @ self.J.T / self.delta
+        eye = torch.eye(len(K), dtype=torch.float64)
+        precision = self.Lambda @ torch.linalg.inv(eye + K @ self.Lambda)
+        cross = J @ self.J.T / self.delta
+        covariance = J @ J.T / self.delta - cross @ precision @ cross.T
+        return cross @ precision @ self.targets, covariance
+
+    def log_evidence_laplace(self) -> float:
+        log_B = -torch.linalg.slogdet(self.Sigma)[1] - self.P * math.log(self.delta)
+        return float(self.log_p - 0.5 * self.delta * (self.w @ self.w) - 0.5 * log_B)
+
+    def log_evidence_dual(self) -> float:
+        """log N(ỹ | 0, K + Λ⁻¹) on the range of Λ: orthonormal coordinates of it, then a density.
+
+        The density of Qᵀỹ, Q an orthonormal basis of Λ's range, with the other directions of f
+        integrated out: noise QᵀΛ⁺Q, and Kᵣ the part of K that the data see.
+        """
+        bases = []
+        for block in self.blocks:
+            values, vectors = torch.linalg.eigh(block)
+            bases.append(vectors if self.K == 1 else vectors[:, 1:])
+        Q = torch.block_diag(*bases)
+        K = Q.T @ self.J @ self.J.T @ Q / self.delta
+        covariance = K + Q.T @ self.inverse_noise @ Q
+        y = Q.T @ self.targets
+        quadratic = y @ torch.linalg.solve(covariance, y)
+        log_det = torch.linalg.slogdet(covariance)[1]
+        return float(-0.5 * (quadratic + log_det + len(y) * math.log(2 * math.pi)))

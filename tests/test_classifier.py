@@ -235,7 +235,7 @@ def test_pickle_clone_and_reproducibility():
 def test_samples_have_the_posterior_moments():
     X, y = binary()
     model = DNN2GPClassifier(**SMALL).fit(X, y)
-    draws = model.sample_latent(X[:3], 20_000)[:, 0]
+    draws = model.sample_y(X[:3], 20_000, target="latent")[:, 0]
     std = model.predict_std(X[:3], "latent")[:, 0]
     # Standard errors: of a standard deviation 1/√(2n) of it; five of them.
     np.testing.assert_allclose(draws.std(1), std, rtol=5 / np.sqrt(40_000))

@@ -10,18 +10,22 @@ Each posterior class offers, for test inputs X of shape (n_samples, ...) and K o
     effective_dimension    γ = P - Σ_p δ_p (A⁻¹)_pp
     newton_decrement       gᵀ A⁻¹ g with g = ∇loss(w*): twice what a Newton step would still gain
 
-``make_posterior`` takes the cheaper of weight space and function space, or the diagonal.
+``make_posterior`` takes the cheaper of weight space and function space, or an approximation: the
+diagonal, or independent outputs.
 """
 
 from ._factory import Posterior, make_posterior
 from .diagonal import DiagonalPosterior
 from .function_space import FunctionSpacePosterior
+from .independent import IndependentPosterior, output_gram
 from .weight_space import WeightSpacePosterior
 
 __all__ = [
     "DiagonalPosterior",
     "FunctionSpacePosterior",
+    "IndependentPosterior",
     "Posterior",
     "WeightSpacePosterior",
     "make_posterior",
+    "output_gram",
 ]

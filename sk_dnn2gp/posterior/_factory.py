@@ -10,6 +10,7 @@ from .._memory import limit_in_bytes, require_memory
 from ..dual import LinearModel
 from .diagonal import DiagonalPosterior
 from .function_space import FunctionSpacePosterior
+from .independent import IndependentPosterior
 from .weight_space import WeightSpacePosterior
 
 __all__ = ["Posterior", "make_posterior"]
@@ -60,9 +61,9 @@ def make_posterior(
     Parameters
     ----------
     model : LinearModel
-    structure : {"full", "diag"}, default="full"
+    structure : {"full", "diag", "independent"}, default="full"
         "full" is exact, in weight space (P×P) where P ≤ NK and in function space (NK×NK)
-        otherwise; "diag" keeps diag(ΦᵀΦ) + δ only.
+        otherwise; "diag" keeps diag(ΦᵀΦ) + δ only; "independent" takes one process per output.
     memory_limit : float, optional
         MiB for the factor and temporary work; None is scikit-learn's ``working_memory``.
 
@@ -79,8 +80,10 @@ def make_posterior(
     """
     if structure == "diag":
         return DiagonalPosterior(model, memory_limit)
+    if structure == "independent":
+        return IndependentPosterior(model, memory_limit)
     if structure != "full":
-        raise ValueError(f"structure must be 'full' or 'diag', got {structure!r}.")
+        raise ValueError(f"structure must be 'full', 'diag' or 'independent', got {structure!r}.")
     size = min(model.n_params, model.n_rows)
     largest = int((limit_in_bytes(memory_limit) / 16) ** 0.5)
     require_memory(
