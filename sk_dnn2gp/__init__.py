@@ -3,7 +3,14 @@
 from ._classifier import DNN2GPClassifier
 from ._regressor import DNN2GPRegressor
 from ._version import __version__
-from .kernels import InfiniteNTKKernel, NNGPKernel, NTKFeatures, NTKKernel
+from .kernels import (
+    ConvNetKernel,
+    InfiniteNTKKernel,
+    NNGPKernel,
+    NTKFeatures,
+    NTKKernel,
+    ResNetKernel,
+)
 from .model_selection import (
     TrainingSetSplit,
     evidence_path,
@@ -12,12 +19,14 @@ from .model_selection import (
 )
 
 __all__ = [
+    "ConvNetKernel",
     "DNN2GPClassifier",
     "DNN2GPRegressor",
     "InfiniteNTKKernel",
     "NNGPKernel",
     "NTKFeatures",
     "NTKKernel",
+    "ResNetKernel",
     "TrainingSetSplit",
     "__version__",
     "evidence_path",
