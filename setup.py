@@ -11,6 +11,7 @@ exec((ROOT / "sk_dnn2gp" / "_version.py").read_text(), VERSION)
 PLOT = ["matplotlib>=3.7"]
 TEST = [
     "pytest>=7.4",
+    "distributed>=2024.1",
     "pytest-cov",
     "hypothesis>=6.90",
     "pandas>=2.0",

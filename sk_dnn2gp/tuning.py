@@ -96,6 +96,8 @@ _PATIENCE = 4
 _DRIFT = 0.03
 # Evidence, in nats, that the last digits of δ and σ may cost.
 _FLAT = 1e-2
+# Evidence, in nats, that a simplex search gains at the most (seen: 2).
+_REACH = 4.0
 # Relative step of the difference that gives c, and first steps of the simplex in (log δ, log σ).
 _DIFFERENCE = 1e-2
 _SIMPLEX = np.array([0.3, 0.1])
@@ -243,7 +245,10 @@ def tune(candidates: list[Candidate], data: TrainingData, tuning: Tuning) -> Can
     for n_done, ((_, evidence), candidate) in enumerate(shown[: tuning.n_polished]):
         if best is not None and n_done >= least and evidence <= best.evidence:
             break
-        polish(candidate, data, tuning)
+        hopeless = -math.inf if best is None else best.evidence - _REACH
+        polish(candidate, data, tuning, hopeless)
+        if candidate.evidence < hopeless:
+            continue
         settle(candidate, data, tuning)
         if best is None or candidate.evidence > best.evidence:
             best = candidate
@@ -455,11 +460,22 @@ def alternate(candidate: Candidate, data: TrainingData, tuning: Tuning) -> None:
             break
 
 
-def polish(candidate: Candidate, data: TrainingData, tuning: Tuning, steps: int = 60) -> None:
-    """Stage 2: simplex search over the evidence at the minimum of the loss."""
+def polish(
+    candidate: Candidate,
+    data: TrainingData,
+    tuning: Tuning,
+    hopeless: float = -math.inf,
+    steps: int = 60,
+) -> None:
+    """Stage 2: simplex search over the evidence at the minimum of the loss.
+
+    Not begun where the evidence of the first minimum is below ``hopeless``.
+    """
     candidate.restore()
     advance(candidate, data, candidate.net.optimizer_.max_iter)
     evaluated(candidate, data, tuning)
+    if candidate.evidence < hopeless:
+        return
     candidate.best = None
     candidate.remember()
     free = [tuning.prior_precision, tuning.noise_std]

@@ -269,7 +269,8 @@ def test_pandas_with_a_column_transformer():
 
 
 def test_dask_backend():
-    distributed = pytest.importorskip("distributed", reason="the Dask backend needs distributed")
+    import distributed  # slow to import, and needed here alone
+
     with (
         distributed.Client(processes=False, n_workers=1, dashboard_address=None),
         parallel_config("dask"),
