@@ -26,6 +26,8 @@ __all__ = ["SmallChain", "small_chain"]
 # Multiplications of a whole matrix below which the calls are what it costs.
 _FEW = 2_000_000
 
+_PLAIN = {("cpu", torch.float32), ("cpu", torch.float64)}
+
 _ACTIVATIONS: dict[type, tuple[Callable[[NDArray], NDArray], Callable[[NDArray], NDArray]]] = {
     nn.Tanh: (np.tanh, lambda h: 1.0 - h * h),
     nn.ReLU: (lambda z: np.maximum(z, 0.0), lambda h: (h > 0.0).astype(np.float64)),
@@ -57,7 +59,7 @@ class SmallChain:
         """The Gram matrix of all outputs, or its trace over them, float64."""
         left = self._run(X)
         right = left if X2 is None else self._run(X2)
-        total: Any = 0.0
+        total: Any = None
         for slots, (a, g), (a2, g2) in zip(self.slots, left, right, strict=True):
             s_w, s_b = (_factor(slot, scale) for slot in slots)
             if s_w or s_b:
@@ -66,7 +68,8 @@ class SmallChain:
                     A *= s_w
                 if s_b:
                     A += s_b
-                total = total + _times(A, g, g2, trace, self.n_outputs)
+                term = _times(A, g, g2, trace, self.n_outputs)
+                total = term if total is None else np.add(total, term, out=total)
         return torch.from_numpy(total)
 
     def _run(self, X: Tensor) -> list[tuple[NDArray, NDArray | None]]:
@@ -106,15 +109,17 @@ def small_chain(
     if chain is None or len(set(chain.numbers)) < len(chain.numbers):
         return None
     for layer, slope in chain.steps:
-        known = slope is None or type(layer) in _ACTIVATIONS
         weight = getattr(layer, "weight", None)
-        if not known or (weight is not None and weight.device.type != "cpu"):
+        if weight is None and (slope is None or type(layer) not in _ACTIVATIONS):
+            return None
+        if weight is not None and (weight.device.type, weight.dtype) not in _PLAIN:
             return None
     return SmallChain(chain, [slots[number] for number in chain.numbers])
 
 
 def _double(t: Tensor) -> NDArray:
-    return t.detach().double().numpy()
+    a = t.detach().numpy()
+    return a if a.dtype == np.float64 else a.astype(np.float64)
 
 
 def _factor(slot: Slot | None, scale: Sequence[float] | None) -> float:
@@ -123,17 +128,33 @@ def _factor(slot: Slot | None, scale: Sequence[float] | None) -> float:
 
 def _times(A: NDArray, g: NDArray | None, g2: NDArray | None, trace: bool, R: int) -> NDArray:
     """A ∘ g g2ᵀ: (n R, n2 R), or its trace over rows (n, n2)."""
+    n, n2 = A.shape
     if g is None or g2 is None:  # the outputs themselves: the identity
         if trace:
             return R * A
-        return A if R == 1 else np.kron(A, np.eye(R))
-    rows = [(g, len(A)), (g2, A.shape[1])]
-    full = [x if x.ndim == 3 else np.broadcast_to(x, (n, *x.shape)) for x, n in rows]
-    shape = (lambda x: (len(x), -1)) if trace else (lambda x: (-1, x.shape[2]))
-    left = full[0].reshape(shape(full[0]))
-    right = left if g2 is g else full[1].reshape(shape(full[1]))
+        return A if R == 1 else _on_diagonals(A, R)
+    left = _flat(g, n, trace)
+    right = left if g2 is g else _flat(g2, n2, trace)
     G = left @ right.T
     if trace or R == 1:
-        return A * G
+        G *= A
+        return G
+    blocks = G.reshape(n, R, n2, R)
+    blocks *= A[:, None, :, None]
+    return G
+
+
+def _on_diagonals(A: NDArray, R: int) -> NDArray:
+    """The Kronecker product of A with the identity."""
     n, n2 = A.shape
-    return (G.reshape(n, R, n2, R) * A[:, None, :, None]).reshape(n * R, n2 * R)
+    K = np.zeros((n, R, n2, R))
+    for r in range(R):
+        K[:, r, :, r] = A
+    return K.reshape(n * R, n2 * R)
+
+
+def _flat(g: NDArray, n: int, trace: bool) -> NDArray:
+    """Rows of a product: (n R, O), or (n, R O); g is (n, R, O), or (R, O) for all examples."""
+    if g.ndim == 2:
+        g = np.broadcast_to(g, (n, *g.shape))
+    return g.reshape(n, -1) if trace else g.reshape(-1, g.shape[2])
