@@ -8,7 +8,14 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
 from sk_dnn2gp.linearize import Linearization
-from sk_dnn2gp.linearize.reverse import _RULES, _SLOPES, NotByExample, reverse
+from sk_dnn2gp.linearize.reverse import (
+    _RULES,
+    _SLOPES,
+    NotByExample,
+    core_of,
+    outer_of,
+    reverse,
+)
 
 from .test_linearize import Attention, check_all
 
@@ -100,10 +107,49 @@ def test_every_rule_against_autograd(name, n):
         true = torch.autograd.grad(f, edges, C[:, :, r], retain_graph=True)
         for g, t in zip(found, true, strict=True):
             torch.testing.assert_close(g[:, r], t, rtol=1e-12, atol=1e-14)
+    same = C[:1].expand_as(C)
+    with torch.no_grad():
+        found_same = reverse(f, edges, C[:1], same=True)
+    for r in range(2):
+        true = torch.autograd.grad(f, edges, same[:, :, r], retain_graph=True)
+        for g, t in zip(found_same, true, strict=True):
+            torch.testing.assert_close(g[:, r], t, rtol=1e-12, atol=1e-14)
+            check_what_is_said_of(g)
     with torch.no_grad():  # the graph is left whole, and nothing of the first walk is overwritten
         reverse(f, edges, 2 * C)
     assert all(torch.equal(a, b) for a, b in zip(before, found, strict=True))
     check_all(net, X)
+
+
+def check_what_is_said_of(g: Tensor) -> None:
+    core, outer = core_of(g), outer_of(g)
+    if core is not None:
+        assert torch.equal(core.expand_as(g), g)
+    if outer is not None:
+        assert torch.equal(outer[0] * outer[1], g)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("n_outputs", [1, 3])
+def test_layers_before_a_mean(dtype, n_outputs):
+    """Their rows differ in one number per channel, in full kernels and traces."""
+    torch.manual_seed(1)
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Conv2d(2, 4, 3), nn.Conv2d(4, 4, 3, padding=1)
+            self.head, self.last = nn.Linear(4, 5), nn.Linear(5, n_outputs)
+
+        def forward(self, x):
+            h = torch.tanh(self.first(x))
+            h = torch.relu(h + self.second(h)).mean((2, 3))
+            return self.last(self.head(h))
+
+    lin = check_all(Net().to(dtype), torch.randn(7, 2, 5, 5, dtype=dtype))
+    factors = lin.recording(torch.randn(5, 2, 5, 5, dtype=dtype)).factors()
+    outer = [f.outer is not None for f in factors if hasattr(f, "outer")]
+    assert sum(outer) == (1 if n_outputs > 1 else 0)
 
 
 def test_no_rule_is_left_untried():

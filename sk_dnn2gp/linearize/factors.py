@@ -7,6 +7,7 @@ can be said with:
     Patches    T positions per example            row = Σ_t g_t a_tᵀ, in H groups of channels
     Tokens     T looked-up rows of a table        row = Σ_t g_t e_tᵀ
     Rows       the rows themselves
+    Shared     one matrix M per example           row r = core_r M, an outer dimension at a time
 
 Shapes: n examples, R rows each, example by example: g (n, R, O), (n, R, H, T, O) or (n, R, T, O);
 a (n, I) or (n, H, T, I); values (n, R, p). A Gram tile is (n, R, n2, R2). A slot is the place of a
@@ -32,6 +33,7 @@ __all__ = [
     "add_gram",
     "add_squares",
     "apply",
+    "condensed",
     "covered",
     "diagonal_blocks",
     "explicit",
@@ -72,11 +74,15 @@ class Dense:
 
 @dataclass(frozen=True)
 class Patches:
-    """Weights met at T positions: a (n, H, T, I), g (n, R, H, T, O); the weight is (H, O, I)."""
+    """Weights met at T positions: a (n, H, T, I), g (n, R, H, T, O); the weight is (H, O, I).
+
+    ``outer``, where known and H = 1: (R, O) and (n, O, T) whose product g is.
+    """
 
     a: Tensor
     g: Tensor
     weight: Slot
+    outer: tuple[Tensor, Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,18 @@ class Rows:
 
     values: Tensor
     slots: tuple[Slot, ...]
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Rows that differ in one number per output of the layer: core[r, o] M[n, o, i].
+
+    Only in Gram matrices: M (n, O, I), core (R, O).
+    """
+
+    M: Tensor
+    core: Tensor
+    weight: Slot
 
 
 Factor = Dense | Patches | Tokens | Rows
@@ -149,8 +167,18 @@ def held_numbers(factor: Factor, n_rows: int) -> tuple[int, int]:
     return factor.a.numel() // n, factor.g[:, 0].numel() // n
 
 
-def fold(factor: Factor) -> Factor:
+def condensed(factor: Any) -> Any:
+    """The factor as little as a Gram matrix needs of it."""
+    if not isinstance(factor, Patches) or factor.outer is None:
+        return factor
+    core, slope = factor.outer
+    return Shared(slope @ factor.a[:, 0], core, factor.weight)
+
+
+def fold(factor: Any) -> Any:
     """The factor whose one-row Gram matrix is the trace over rows of this one's."""
+    if isinstance(factor, Shared):
+        return replace(factor, core=factor.core.square().sum(0, keepdim=True).sqrt())
     if isinstance(factor, Rows):
         values = factor.values
         return Rows(values.flatten(1)[:, None], factor.slots * values.shape[1])
@@ -169,10 +197,10 @@ def merge(factors: Sequence[Factor], as_rows: Sequence[bool]) -> list[Factor]:
     return [*narrow, *wide, *kept]
 
 
-def prefers_rows(factor: Factor, n: int) -> bool:
+def prefers_rows(factor: Any, n: int) -> bool:
     """Whether a Gram matrix over ``n`` examples costs fewer operations through explicit rows."""
-    if isinstance(factor, Rows):
-        return True
+    if not hasattr(factor, "g"):
+        return isinstance(factor, Rows)
     R, pairs = factor.g.shape[1], n * n
     O = factor.g.shape[-1]
     if isinstance(factor, Dense):
@@ -186,26 +214,32 @@ def prefers_rows(factor: Factor, n: int) -> bool:
     return pairs * R * R * n_weights + n * R * T * n_weights <= by_factors
 
 
-def part_of(factor: Factor, part: slice) -> Factor:
+def part_of(factor: Any, part: slice) -> Any:
     """The factor of some of the examples, without a copy."""
     if isinstance(factor, Rows):
         return Rows(factor.values[part], factor.slots)
+    if isinstance(factor, Shared):
+        return replace(factor, M=factor.M[part])
     return replace(factor, a=factor.a[part], g=factor.g[part])
 
 
-def joined(pieces: Sequence[Any]) -> Factor:
+def joined(pieces: Sequence[Any]) -> Any:
     """One factor of the examples of several alike."""
     first = pieces[0]
     if len(pieces) == 1:
         return first
     if isinstance(first, Rows):
         return Rows(torch.cat([piece.values for piece in pieces]), first.slots)
+    if isinstance(first, Shared):
+        return replace(first, M=torch.cat([piece.M for piece in pieces]))
     a, g = torch.cat([piece.a for piece in pieces]), torch.cat([piece.g for piece in pieces])
     return replace(first, a=a, g=g)
 
 
-def n_rows_of(factor: Factor) -> int:
+def n_rows_of(factor: Any) -> int:
     """R, the rows of an example."""
+    if isinstance(factor, Shared):
+        return factor.core.shape[0]
     return (factor.values if isinstance(factor, Rows) else factor.g).shape[1]
 
 
@@ -218,6 +252,8 @@ def add_gram(
     """
     if isinstance(left, Rows):
         return _add_rows(left, right, tile, scale)
+    if isinstance(left, Shared):
+        return _add_shared(left, right, tile, scale)
     if isinstance(left, Dense):
         A, (n2, R2) = _dense_inputs(left, right, scale), right.g.shape[:2]
         if R2 > 1:  # long inner loops
@@ -233,6 +269,18 @@ def add_gram(
         tile = pairs.mul_(s) if tile is None else tile.add_(pairs, alpha=s)
     assert tile is not None
     return tile
+
+
+def _add_shared(
+    left: Shared, right: Shared, tile: Tensor | None, scale: Sequence[float] | None
+) -> Tensor:
+    """Σ_o (core core')[o] (M[o]·M'[o]): the inner products are shared by all pairs of rows."""
+    U = left.M.transpose(0, 1) @ right.M.permute(1, 2, 0)
+    W = left.core[:, None] * right.core
+    if scale is not None:
+        W = W * scale[left.weight.index]
+    pairs = (W.flatten(0, 1) @ U.flatten(1)).view(*W.shape[:2], *U.shape[1:]).permute(2, 0, 3, 1)
+    return pairs.contiguous() if tile is None else tile.add_(pairs)
 
 
 def _add_rows(

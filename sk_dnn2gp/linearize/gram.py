@@ -16,7 +16,18 @@ import torch
 from torch import Tensor
 
 from .._memory import batches, limit_in_bytes
-from .factors import Dense, Factor, add_gram, fold, joined, merge, n_rows_of, part_of, prefers_rows
+from .factors import (
+    Dense,
+    Factor,
+    add_gram,
+    condensed,
+    fold,
+    joined,
+    merge,
+    n_rows_of,
+    part_of,
+    prefers_rows,
+)
 
 __all__ = ["Side", "add_products", "gram_matrix", "mirrored", "symmetric_product"]
 
@@ -161,7 +172,7 @@ class _Layout:
         return [joined(members) for members in zip(*pieces, strict=True)]
 
     def prepared(self, side: Side, part: slice) -> list[Factor]:
-        factors = side.factors(part)
+        factors = [condensed(factor) for factor in side.factors(part)]
         if self.trace:
             factors = [fold(factor) for factor in factors]
         if self.as_rows[0] is None:

@@ -7,6 +7,7 @@ rule, and a subclass of one with a rule (it may compute anything), takes the exp
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .factors import Dense, Factor, Patches, Rows, Slot, Tokens, explicit
+from .reverse import outer_of
 
 __all__ = ["combine", "factors_of", "has_rule"]
 
@@ -79,9 +81,18 @@ def _positions(a: Tensor, g: Tensor, weight: Slot | None, bias: Slot | None) -> 
 def _convolution(
     layer: Any, x: Tensor, g: Tensor, weight: Slot | None, bias: Slot | None
 ) -> list[Factor]:
-    a = _unfold(layer, x)
+    a, outer = _unfold(layer, x), outer_of(g) if layer.groups == 1 else None
     g = g.flatten(3).unflatten(2, (layer.groups, -1)).mT
-    return _positions(a, g, weight, bias)
+    found = _positions(a, g, weight, bias)
+    if outer is not None and isinstance(found[0], Patches) and _same_everywhere(outer[0]):
+        core, slope = outer
+        found[0] = replace(found[0], outer=(core[0].flatten(2)[:, :, 0], slope[:, 0].flatten(2)))
+    return found
+
+
+def _same_everywhere(core: Tensor) -> bool:
+    """Whether a core (1, R, O, *positions) is one number for all positions, as a mean gives."""
+    return all(core.shape[d] == 1 or core.stride(d) == 0 for d in range(3, core.ndim))
 
 
 def _unfold(layer: Any, x: Tensor) -> Tensor:

@@ -510,7 +510,9 @@ class Recording:
         if plan.chain is not None:
             gs: list = plan.chain.backward(C, self._kept)
         else:
-            gs = backward(self._f, self._calls, C, by_example=plan.by_example)
+            gs = backward(
+                self._f, self._calls, C, by_example=plan.by_example, same=cotangents is None
+            )
         factors = factors_from_calls(self._calls, gs, self._twin.layers, plan.slots)
         if plan.explicit:
             factors.append(explicit_rows(self._twin, plan, self._X, C))

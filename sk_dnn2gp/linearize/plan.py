@@ -146,11 +146,14 @@ def _walks_by_example(f: Tensor, calls: list[Call]) -> bool:
         return False
     C = torch.linspace(0.5, 1.5, 2 * f.numel()).to(f).view(*f.shape, 2)
     true = backward(f, calls, C, keep_graph=True)
+    same = C[:1].expand_as(C)
     try:
         found = backward(f, calls, C, by_example=True)
+        found_same = backward(f, calls, same, by_example=True, same=True)
     except (NotByExample, AttributeError, RuntimeError, TypeError):
         return False
-    return _all_agree(true, found)
+    true_same = backward(f, calls, same, keep_graph=True)
+    return _all_agree(true, found) and _all_agree(true_same, found_same)
 
 
 class _Meter:

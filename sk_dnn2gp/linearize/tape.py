@@ -141,10 +141,12 @@ def backward(
     C: Tensor,
     keep_graph: bool = False,
     by_example: bool = False,
+    same: bool = False,
 ) -> list[Tensor | None]:
     """Derivatives of the R scalars c_rᵀf of each example: one (n, R, ...) for each call.
 
-    With ``by_example`` all rows go backward at once, which the graph must allow (``reverse``).
+    With ``by_example`` all rows go backward at once, which the graph must allow (``reverse``);
+    with ``same``, C is that of the first example for all.
     """
     edges = [call.edge for call in calls]
     R = C.shape[2]
@@ -152,7 +154,7 @@ def backward(
         return [None] * len(edges)
     if by_example and R > 1:
         with torch.no_grad():
-            return reverse(f, edges, C)
+            return reverse(f, edges, C, same)
     per_row = [
         torch.autograd.grad(
             f, edges, C[:, :, r], retain_graph=keep_graph or r + 1 < R, allow_unused=True
