@@ -97,6 +97,13 @@ def test_what_is_no_chain_is_right_all_the_same(make):
     check_all(net, torch.randn(4, 3, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("memory_limit", [0.001, 1.0])
+def test_many_outputs_and_examples_one_at_a_time(memory_limit):
+    torch.manual_seed(5)
+    net = nn.Sequential(nn.Linear(3, 6), nn.GELU(), nn.Linear(6, 5), nn.Linear(5, 5)).double()
+    check_all(net, torch.randn(40, 3, dtype=torch.float64), memory_limit=memory_limit)
+
+
 @pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU, nn.Sigmoid])
 @pytest.mark.parametrize("n_outputs", [1, 3])
 @pytest.mark.parametrize("n_layers", [1, 2, 3])

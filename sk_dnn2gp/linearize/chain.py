@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .reverse import spread
+
 __all__ = ["Chain", "chain_of"]
 
 aten = torch.ops.aten
@@ -66,24 +68,24 @@ class Chain:
                     X = h
         return X, kept
 
-    def backward(self, C: Tensor, kept: list[Tensor]) -> list[Tensor]:
-        """Derivatives (n, R, O) at the outputs of the dense layers, in the order of their calls."""
+    def backward(self, C: Tensor, kept: list[Tensor], same: bool = False) -> list[Tensor]:
+        """Derivatives (n, R, O) at the outputs of the dense layers, in the order of their calls.
+
+        With ``same``, C is that of the first example for all.
+        """
         found: list[Tensor] = []
         n, _, R = C.shape
-        g = C.mT
+        g = C[:1].mT if same else C.mT
         with torch.no_grad():
             for place in range(len(self.steps) - 1, -1, -1):
                 layer, slope = self.steps[place]
                 if slope is not None:
-                    g = g * kept[place][:, None]
+                    g, same = g * kept[place][:, None], False
                     continue
-                found.append(g if g.shape[0] == n else g.expand(n, -1, -1))
+                found.append(spread(g, n) if same else g)
                 if place == 0:
                     break
-                if g.stride(0) == 0:  # the same for all examples so far
-                    g = (g[0] @ layer.weight)[None]
-                else:
-                    g = (g.flatten(0, 1) @ layer.weight).view(g.shape[0], R, -1)
+                g = (g.flatten(0, 1) @ layer.weight).view(g.shape[0], R, -1)
         return found[::-1]
 
 

@@ -64,12 +64,16 @@ class Slot:
 
 @dataclass(frozen=True)
 class Dense:
-    """A dense layer on one vector per example: a (n, I), g (n, R, O)."""
+    """A dense layer on one vector per example: a (n, I), g (n, R, O).
+
+    ``core``, where known: the (R, O) that g is for every example.
+    """
 
     a: Tensor
     g: Tensor
     weight: Slot | None
     bias: Slot | None
+    core: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -182,7 +186,10 @@ def fold(factor: Any) -> Any:
     if isinstance(factor, Rows):
         values = factor.values
         return Rows(values.flatten(1)[:, None], factor.slots * values.shape[1])
-    return replace(factor, g=factor.g.movedim(1, -2).flatten(-2)[:, None])
+    g = factor.g.movedim(1, -2).flatten(-2)[:, None]
+    if isinstance(factor, Dense):
+        return replace(factor, g=g, core=None)
+    return replace(factor, g=g)
 
 
 def merge(factors: Sequence[Factor], as_rows: Sequence[bool]) -> list[Factor]:
@@ -256,6 +263,12 @@ def add_gram(
         return _add_shared(left, right, tile, scale)
     if isinstance(left, Dense):
         A, (n2, R2) = _dense_inputs(left, right, scale), right.g.shape[:2]
+        if tile is not None and left.core is not None and right.core is not None:
+            few = _few_pairs(left.core, right.core)
+            if few is not None:
+                for r, r2, w in few:
+                    tile[:, r, :, r2].add_(A, alpha=w)
+                return tile
         if R2 > 1:  # long inner loops
             A = A[..., None].expand(-1, -1, R2).flatten(1)
         G = (left.g.flatten(0, 1) @ right.g.flatten(0, 1).mT).view(*left.g.shape[:2], -1)
@@ -269,6 +282,15 @@ def add_gram(
         tile = pairs.mul_(s) if tile is None else tile.add_(pairs, alpha=s)
     assert tile is not None
     return tile
+
+
+def _few_pairs(core: Tensor, core2: Tensor) -> list[tuple[int, int, float]] | None:
+    """The pairs of rows whose product is not zero, if few: the outputs themselves have R."""
+    W = core @ core2.mT
+    places = W.nonzero().tolist()
+    if 4 * len(places) > W.numel():
+        return None
+    return [(r, r2, float(W[r, r2])) for r, r2 in places]
 
 
 def _add_shared(

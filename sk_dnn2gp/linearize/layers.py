@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .factors import Dense, Factor, Patches, Rows, Slot, Tokens, explicit
-from .reverse import outer_of
+from .reverse import core_of, outer_of
 
 __all__ = ["combine", "factors_of", "has_rule"]
 
@@ -62,7 +62,8 @@ def factors_of(
 
 def _linear(x: Tensor, g: Tensor, weight: Slot | None, bias: Slot | None) -> list[Factor]:
     if x.ndim == 2:
-        return [Dense(x, g, weight, bias)]
+        core = core_of(g)
+        return [Dense(x, g, weight, bias, None if core is None else core[0])]
     a = x.reshape(len(x), 1, -1, x.shape[-1])
     g = g.reshape(*g.shape[:2], 1, -1, g.shape[-1])
     return _positions(a, g, weight, bias)

@@ -508,7 +508,7 @@ class Recording:
         C = evaluated(cotangents, self.outputs)
         plan = self._plan
         if plan.chain is not None:
-            gs: list = plan.chain.backward(C, self._kept)
+            gs: list = plan.chain.backward(C, self._kept, same=cotangents is None)
         else:
             gs = backward(
                 self._f, self._calls, C, by_example=plan.by_example, same=cotangents is None

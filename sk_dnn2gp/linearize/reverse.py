@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-__all__ = ["NotByExample", "core_of", "outer_of", "reverse"]
+__all__ = ["NotByExample", "core_of", "outer_of", "reverse", "spread"]
 
 aten = torch.ops.aten
 
@@ -41,7 +41,8 @@ def outer_of(g: Tensor) -> tuple[Tensor, Tensor] | None:
     return getattr(g, "_outer", None)
 
 
-def _spread(core: Tensor, n: int) -> Tensor:
+def spread(core: Tensor, n: int) -> Tensor:
+    """A core (1, R, ...) for n examples, which :func:`core_of` then knows."""
     g = core.expand(n, *core.shape[1:])
     setattr(g, "_core", core)  # noqa: B010
     return g
@@ -74,7 +75,7 @@ def reverse(
     wanted = {edge.node for edge in edges}
     order = _order(root, wanted)
     inbox: dict[Any, dict[int, Tensor]] = {
-        root: {f.output_nr: _spread(C[:1].mT, len(f)) if same else C.mT}
+        root: {f.output_nr: spread(C[:1].mT, len(f)) if same else C.mT}
     }
     found: dict[Any, dict[int, Tensor]] = {}
     ours: set = set()  # nodes whose derivative nobody else holds: it may be overwritten
@@ -143,7 +144,7 @@ def _through(
             return (product,)
         if core is not None and name in _SAME_FOR_ALL:
             back = _RULES[name](node, core)
-            return [None if b is None else _spread(b, len(g)) for b in back]
+            return [None if b is None else spread(b, len(g)) for b in back]
         if name in _RULES:
             return _RULES[name](node, g)
     if not callable(node) or not hasattr(node, "_input_metadata"):
