@@ -108,10 +108,11 @@ def _unfold(layer: Any, x: Tensor) -> Tensor:
         zip(layer.kernel_size, layer.stride, layer.dilation, strict=True)
     ):
         x = x.unfold(2 + axis, d * (k - 1) + 1, s)[..., ::d]
-    # (n, channels, *positions, *kernel) -> (n, groups, positions, channels per group * kernel)
+    # (n, channels, *positions, *kernel) -> (n, groups, channels per group * kernel, positions):
+    # positions lie together in the input, so that this copy runs along them.
     x = x.unflatten(1, (layer.groups, -1))
-    order = [0, 1, *range(3, 3 + spatial), 2, *range(3 + spatial, 3 + 2 * spatial)]
-    return x.permute(order).reshape(n, layer.groups, -1, layer.weight[0].numel())
+    order = [0, 1, 2, *range(3 + spatial, 3 + 2 * spatial), *range(3, 3 + spatial)]
+    return x.permute(order).reshape(n, layer.groups, layer.weight[0].numel(), -1).mT
 
 
 def _embedding(layer: nn.Embedding, x: Tensor, g: Tensor, weight: Slot | None) -> list[Factor]:
