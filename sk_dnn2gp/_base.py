@@ -18,19 +18,23 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
+from sklearn.frozen import FrozenEstimator
 from sklearn.utils import Tags
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 from torch import Tensor
 
 from ._fitting import FittedNetwork, fit_network
-from ._random import draw_seed
+from ._random import draw_seed, torch_generator
 from ._source import NetworkSource
+from ._vi import VariationalSettings, fit_variational
 from .dual import LinearModel
 from .evidence import EvidenceSpectrum, log_marginal_likelihood
+from .exceptions import ApproximationWarning
 from .kernels import NTKKernel
 from .likelihoods import Likelihood
 from .networks import ACTIVATIONS
+from .posterior import Posterior, make_posterior
 from .training import Objective, SolverSettings, TrainingData
 from .tuning import Tuning
 
@@ -48,7 +52,9 @@ class BaseDNN2GP(BaseEstimator):
         "hidden_layer_sizes": ["array-like", Interval(Integral, 1, None, closed="left")],
         "activation": [StrOptions(set(ACTIVATIONS))],
         "prior_precision": [StrOptions({"auto"}), Interval(Real, 0, None, closed="neither")],
-        "inference": [StrOptions({"laplace"})],
+        "inference": [StrOptions({"laplace", "vi"})],
+        "vi_epochs": [Interval(Integral, 1, None, closed="left")],
+        "mc_samples": [Interval(Integral, 1, None, closed="left")],
         "posterior": [StrOptions({"full", "diag", "last_layer"})],
         "solver": [StrOptions({"gauss-newton", "adam", "lbfgs", "sgd"}), HasMethods(["step"])],
         "max_iter": [Interval(Integral, 1, None, closed="left")],
@@ -147,17 +153,47 @@ class BaseDNN2GP(BaseEstimator):
         previous = getattr(self, "net_", None) if self.warm_start else None
         if previous is not None and tuning.prior_precision:
             prior = self.prior_precision_
+        data = TrainingData(input_tensor(X), y, torch.tensor(weight))
+        seed = draw_seed(self.random_state)
+        if self.inference == "vi":
+            self._check_variational(tuning)
         fitted = fit_network(
             NetworkSource(self.net, self.hidden_layer_sizes, self.activation, n_outputs),
-            TrainingData(input_tensor(X), y, torch.tensor(weight)),
+            data,
             Objective(likelihood, prior, len(X)),
             tuning,
             self._settings(),
             self.n_restarts,
-            draw_seed(self.random_state),
+            seed,
             previous,
         )
+        if self.inference == "vi":
+            settings = VariationalSettings(self.vi_epochs, self.mc_samples, self.batch_size)
+            fitted, self.elbo_curve_ = fit_variational(
+                fitted, data, tuning, settings, seed, self.device
+            )
         self._set_fitted(fitted, weight)
+
+    def _check_variational(self, tuning: Tuning) -> None:
+        """Refuse what a variational posterior cannot be.
+
+        Raises
+        ------
+        ValueError
+            Saying what to change.
+        """
+        if tuning.structure not in ("full", "diag"):
+            raise ValueError(
+                f"inference='vi' finds a posterior of all weights, posterior='full' or 'diag', not "
+                f"{tuning.structure!r}."
+            )
+        if tuning.rows is not None:
+            raise ValueError("inference='vi' conditions on all examples: leave posterior_samples.")
+        if isinstance(self.net, FrozenEstimator):
+            raise ValueError(
+                "inference='vi' trains the network, and a FrozenEstimator is used as it is: give "
+                "the net without it, or take inference='laplace'."
+            )
 
     def _posterior_rows(self, n_samples: int) -> Tensor | None:
         """Rows that the posterior is conditioned on, drawn at random; None for all of them."""
@@ -203,10 +239,25 @@ class BaseDNN2GP(BaseEstimator):
             step = fitted.posterior.solve(fitted.gradient)
             self.newton_decrement_ = max(0.0, float(fitted.gradient @ step))
         self.loss_curve_, self.n_iter_ = fitted.loss_curve, fitted.n_iter
-        self.log_marginal_likelihood_value_ = log_marginal_likelihood(
-            fitted.posterior
-        ) + self._evidence_offset(self._fit_sample_weight)
+        evidence = self._evidence(fitted.posterior)
+        offset = self._evidence_offset(self._fit_sample_weight)
+        self.log_marginal_likelihood_value_ = evidence + offset
         self._spectrum: EvidenceSpectrum | None = None
+
+    def _evidence(self, posterior: Posterior) -> float:
+        """Of the default kind; for variational inference that of the converged GP at μ (MATH 5)."""
+        if self.inference == "laplace":
+            return log_marginal_likelihood(posterior)
+        try:
+            process = make_posterior(posterior.model, "full", self.memory_limit)
+        except MemoryError as error:
+            warnings.warn(
+                f"The evidence of the converged process is not computed. {error}",
+                ApproximationWarning,
+                stacklevel=5,
+            )
+            return math.nan
+        return log_marginal_likelihood(process, "dual")
 
     # ------------------------------------------------------------------ the Gaussian process
 
@@ -226,7 +277,7 @@ class BaseDNN2GP(BaseEstimator):
         X: ArrayLike | None = None,
         y: ArrayLike | None = None,
         sample_weight: ArrayLike | None = None,
-        kind: str = "laplace",
+        kind: str | None = None,
     ) -> Any:
         """Evidence at the trained weights, of the training set or of other data (MATH 3).
 
@@ -241,8 +292,9 @@ class BaseDNN2GP(BaseEstimator):
             Other data; None is the training set.
         sample_weight : array-like of shape (n_samples,), default=None
             Weights of the rows of ``X``.
-        kind : {"laplace", "dual"}, default="laplace"
-            ``dual`` is the paper's evidence of the transformed targets.
+        kind : {"laplace", "dual"}, default=None
+            ``dual`` is the paper's evidence of the transformed targets. None is "laplace", or
+            "dual" with ``inference="vi"``, whose weights are no minimum of the loss.
 
         Returns
         -------
@@ -264,8 +316,10 @@ class BaseDNN2GP(BaseEstimator):
             )
         if (X is None) != (y is None):
             raise ValueError("X and y must be given together, or both left out.")
+        default = "dual" if self.inference == "vi" else "laplace"
+        kind = default if kind is None else kind
         if X is None:
-            if theta is None and not eval_gradient and kind == "laplace":
+            if theta is None and not eval_gradient and kind == default:
                 return self.log_marginal_likelihood_value_
             spectrum, weight = self._training_spectrum(), self._fit_sample_weight
         else:
@@ -278,6 +332,53 @@ class BaseDNN2GP(BaseEstimator):
             return value
         gradient = spectrum.gradient(*hyperparameters, kind=kind)  # type: ignore[misc]
         return value, np.array(gradient[: len(theta)])
+
+    def sample_network(self, X: ArrayLike, n_samples: int = 1, random_state: Any = 0) -> NDArray:
+        """Outputs of the network itself with weights drawn from q(w): not the Gaussian process.
+
+        The paper's baselines DNN-Laplace and DNN-VI (its figure 3), for comparison: far from the
+        mean weights the network is not its linearisation.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_rows, n_features) or (n_rows, ...)
+        n_samples : int, default=1
+        random_state : int, RandomState or None, default=0
+
+        Returns
+        -------
+        ndarray of shape (n_rows, n_outputs, n_samples)
+            In the units of y, or logits.
+
+        Raises
+        ------
+        ValueError
+            If the posterior is held in function space, where weights are not drawn.
+        """
+        inputs = self._checked_inputs(X)
+        if not hasattr(self.posterior_, "sample_weights"):
+            raise ValueError(
+                f"The posterior is a {type(self.posterior_).__name__}, which draws functions and "
+                "not weights; use posterior='diag', or fewer weights than n_samples * n_outputs."
+            )
+        steps = self.posterior_.sample_weights(n_samples, torch_generator(random_state))
+        linearization = self.linear_model_.linearization
+        module, names = linearization.module, linearization.parameter_names
+        own = dict(module.named_parameters())
+        draws = []
+        for w in (self.linear_model_.weights + steps).split(1):
+            pieces = w[0].split(list(linearization.parameter_sizes))
+            weights = {
+                n: piece.to(own[n]).view_as(own[n]) for n, piece in zip(names, pieces, strict=True)
+            }
+            with torch.no_grad():
+                f = torch.func.functional_call(module, weights, (inputs.to(linearization.dtype),))
+            draws.append(f.double().cpu())
+        return self._in_units(torch.stack(draws, dim=-1).numpy())
+
+    def _in_units(self, outputs: NDArray) -> NDArray:
+        """Network outputs (n_rows, n_outputs, n_samples) in the units that users see."""
+        return outputs
 
     def _training_spectrum(self) -> EvidenceSpectrum:
         if self._spectrum is None:

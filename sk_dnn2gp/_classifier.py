@@ -54,8 +54,15 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         Activation of the hidden layers, for ``net=None``.
     prior_precision : float or "auto", default="auto"
         δ > 0; "auto" chooses it by the evidence.
-    inference : {"laplace"}, default="laplace"
-        How the posterior is found.
+    inference : {"laplace", "vi"}, default="laplace"
+        How the posterior is found: at the minimum of the loss; or by variational training from
+        there (VOGGN for ``posterior="full"``, VOGN for "diag"; theorem 2), whose converged q(w)
+        is a Gaussian process too, with the network at its mean (MATH 5). With "vi", "auto" goes on
+        to the best evidence lower bound.
+    vi_epochs : int, default=200
+        Epochs of variational training.
+    mc_samples : int, default=4
+        Draws of the weights in each variational step.
     posterior : {"full", "diag", "last_layer"}, default="full"
         "full" is exact, by the smaller of weight space and function space. The others are
         approximations: the diagonal of the precision; the last layer's weights only.
@@ -82,7 +89,8 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
     learning_rate_schedule : {"constant", "cosine", "plateau"}, default="constant"
         Schedule of the learning rate.
     batch_size : int or "auto", default="auto"
-        Rows in a minibatch; "auto" is min(200, n_samples) for "adam" and "sgd", all rows otherwise.
+        Rows in a minibatch; "auto" is min(200, n_samples) for "adam" and "sgd", all rows otherwise
+        and in variational training. "gauss-newton" always takes all rows.
     tol : float, default=1e-8
         Gauss-Newton stops at ‖∇loss‖ ≤ tol (1 + |loss|); the others when the loss has not fallen by
         this part in ``n_iter_no_change`` epochs.
@@ -133,7 +141,9 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         ∇lossᵀ A⁻¹ ∇loss: how far theorem 1's linear model is from being centred at the network
         (nan for independent outputs, which have no common A).
     loss_curve_ : list of float
-        loss(w) per epoch.
+        loss(w) per epoch; with ``inference="vi"`` the mean loss of the draws, prior excluded.
+    elbo_curve_ : list of float
+        With ``inference="vi"``: the evidence lower bound per epoch, estimated from its draws.
     n_features_in_ : int
     feature_names_in_ : ndarray of str
 
@@ -179,6 +189,8 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         activation: str = "tanh",
         prior_precision: float | str = "auto",
         inference: str = "laplace",
+        vi_epochs: int = 200,
+        mc_samples: int = 4,
         posterior: str = "full",
         posterior_samples: int | None = None,
         outputs: str = "joint",
@@ -203,6 +215,8 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         self.activation = activation
         self.prior_precision = prior_precision
         self.inference = inference
+        self.vi_epochs = vi_epochs
+        self.mc_samples = mc_samples
         self.posterior = posterior
         self.posterior_samples = posterior_samples
         self.outputs = outputs

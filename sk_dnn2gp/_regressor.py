@@ -48,8 +48,15 @@ class DNN2GPRegressor(MultiOutputMixin, RegressorMixin, BaseDNN2GP):
         δ > 0; "auto" chooses it by the evidence.
     noise_std : float or "auto", default="auto"
         σ > 0, in the units of y as the network sees it (standardised if ``normalize_y``).
-    inference : {"laplace"}, default="laplace"
-        How the posterior is found.
+    inference : {"laplace", "vi"}, default="laplace"
+        How the posterior is found: at the minimum of the loss; or by variational training from
+        there (VOGGN for ``posterior="full"``, VOGN for "diag"; theorem 2), whose converged q(w)
+        is a Gaussian process too, with the network at its mean (MATH 5). With "vi", "auto" goes on
+        to the best evidence lower bound.
+    vi_epochs : int, default=200
+        Epochs of variational training.
+    mc_samples : int, default=4
+        Draws of the weights in each variational step.
     posterior : {"full", "diag", "last_layer"}, default="full"
         "full" is exact, by the smaller of weight space and function space. The others are
         approximations: the diagonal of the precision; the last layer's weights only.
@@ -63,7 +70,8 @@ class DNN2GPRegressor(MultiOutputMixin, RegressorMixin, BaseDNN2GP):
     learning_rate_schedule : {"constant", "cosine", "plateau"}, default="constant"
         Schedule of the learning rate.
     batch_size : int or "auto", default="auto"
-        Rows in a minibatch; "auto" is min(200, n_samples) for "adam" and "sgd", all rows otherwise.
+        Rows in a minibatch; "auto" is min(200, n_samples) for "adam" and "sgd", all rows otherwise
+        and in variational training. "gauss-newton" always takes all rows.
     tol : float, default=1e-8
         Gauss-Newton stops at ‖∇loss‖ ≤ tol (1 + |loss|); the others when the loss has not fallen by
         this part in ``n_iter_no_change`` epochs.
@@ -111,7 +119,9 @@ class DNN2GPRegressor(MultiOutputMixin, RegressorMixin, BaseDNN2GP):
     newton_decrement_ : float
         ∇lossᵀ A⁻¹ ∇loss: how far theorem 1's linear model is from being centred at the network.
     loss_curve_ : list of float
-        loss(w) per epoch.
+        loss(w) per epoch; with ``inference="vi"`` the mean loss of the draws, prior excluded.
+    elbo_curve_ : list of float
+        With ``inference="vi"``: the evidence lower bound per epoch, estimated from its draws.
     y_mean_, y_scale_ : ndarray of shape (n_outputs,)
         What y was standardised with.
     n_features_in_ : int
@@ -156,6 +166,8 @@ class DNN2GPRegressor(MultiOutputMixin, RegressorMixin, BaseDNN2GP):
         prior_precision: float | str = "auto",
         noise_std: float | str = "auto",
         inference: str = "laplace",
+        vi_epochs: int = 200,
+        mc_samples: int = 4,
         posterior: str = "full",
         solver: Any = "gauss-newton",
         max_iter: int = 500,
@@ -178,6 +190,8 @@ class DNN2GPRegressor(MultiOutputMixin, RegressorMixin, BaseDNN2GP):
         self.prior_precision = prior_precision
         self.noise_std = noise_std
         self.inference = inference
+        self.vi_epochs = vi_epochs
+        self.mc_samples = mc_samples
         self.posterior = posterior
         self.solver = solver
         self.max_iter = max_iter
@@ -396,6 +410,9 @@ class DNN2GPRegressor(MultiOutputMixin, RegressorMixin, BaseDNN2GP):
                 )
             self.y_scale_ = np.where(constant, 1.0, scale)
         return (y - self.y_mean_) / self.y_scale_
+
+    def _in_units(self, outputs: NDArray) -> NDArray:
+        return outputs * self.y_scale_[:, None] + self.y_mean_[:, None]
 
     def _shaped(self, values: NDArray) -> NDArray:
         """One column as a vector where y was one."""

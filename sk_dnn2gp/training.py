@@ -91,12 +91,14 @@ class Objective:
     likelihood: Likelihood
     prior_precision: float
     n_samples: int
+    has_prior: bool = True  # False where the optimiser itself adds the prior
     parameters: list[Tensor] = field(repr=False, default_factory=list)
 
     def __call__(self, f: Tensor, y: Tensor, sample_weight: Tensor) -> Tensor:
         """loss(w)/N on a batch."""
         nll = self.likelihood.negative_log_likelihood(f, y)
-        return (sample_weight * nll).sum() / len(f) + self.penalty()
+        loss = (sample_weight * nll).sum() / len(f)
+        return loss + self.penalty() if self.has_prior else loss
 
     def copy(self) -> Objective:
         """Another objective with the same δ and likelihood, to be changed on its own."""
@@ -235,7 +237,8 @@ def default_net(
     """
     optimizer, options, full_batch = _optimizer(module, data, objective, settings)
     automatic = len(data) if full_batch else min(200, len(data))
-    batch_size = automatic if settings.batch_size == "auto" else int(settings.batch_size)
+    given = settings.batch_size != "auto" and optimizer is not GaussNewton
+    batch_size = int(settings.batch_size) if given else automatic
     net = NeuralNet(
         module,
         criterion=nn.MSELoss,  # never called: get_loss is the objective's

@@ -20,6 +20,8 @@ def test_small_estimators(estimator, check):
     [
         DNN2GPRegressor(**SMALL, posterior="diag", prior_precision=1.0, noise_std=0.3),
         DNN2GPRegressor(**SMALL, posterior="last_layer", prior_precision=1.0, noise_std=0.3),
+        DNN2GPRegressor(**SMALL, prior_precision=1.0, noise_std=0.3, inference="vi", vi_epochs=20),
+        DNN2GPClassifier(**SMALL, prior_precision=1.0, inference="vi", vi_epochs=20),
         DNN2GPClassifier(**SMALL, posterior="diag", prior_precision=1.0, link="mc"),
         DNN2GPClassifier(**SMALL, posterior="last_layer", prior_precision=1.0, link="map"),
     ]

@@ -332,6 +332,27 @@ class Variational(torch.optim.Optimizer):
         """
         return self._corrected(self._state["curvature"], self._state["remaining"])
 
+    def set_curvature(self, curvature: Tensor) -> None:
+        """Go on from another S, as that of a Laplace posterior.
+
+        Parameters
+        ----------
+        curvature : Tensor of shape (n_params, n_params) or (n_params,)
+            S, of the structure of this optimiser's own.
+
+        Raises
+        ------
+        ValueError
+            If the shape is another.
+        """
+        own = self._state["curvature"]
+        if curvature.shape != own.shape:
+            raise ValueError(
+                f"curvature must have shape {tuple(own.shape)}, got {tuple(curvature.shape)}."
+            )
+        self._state.update(curvature=curvature.detach().clone().to(own), remaining=0.0)
+        self._factor = None
+
     def elbo(self, expected_loss: float | None = None) -> float:
         """Evidence lower bound E_q[Σ log p(y|f)] - KL(q ‖ prior).
 

@@ -24,6 +24,8 @@ class DiagonalPosterior:
     model : LinearModel
     memory_limit : float, optional
         MiB for temporary work; None is scikit-learn's ``working_memory``.
+    ggn_diagonal : Tensor of shape (n_params,), optional
+        diag(ΦᵀΦ) where the caller has it already.
 
     Examples
     --------
@@ -39,10 +41,16 @@ class DiagonalPosterior:
     0.25
     """
 
-    def __init__(self, model: LinearModel, memory_limit: float | None = None) -> None:
+    def __init__(
+        self,
+        model: LinearModel,
+        memory_limit: float | None = None,
+        ggn_diagonal: Tensor | None = None,
+    ) -> None:
         self.model = model
-        diagonal = model.linearization.ggn_diagonal(model.X, cotangents=model.noise_factor)
-        self.precision = diagonal + model.prior_precision
+        if ggn_diagonal is None:
+            ggn_diagonal = model.linearization.ggn_diagonal(model.X, cotangents=model.noise_factor)
+        self.precision = ggn_diagonal + model.prior_precision
 
     @cached_property
     def log_determinant(self) -> float:

@@ -1,0 +1,146 @@
+"""inference="vi": the converged variational posterior as a Gaussian process (MATH 5)."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.frozen import FrozenEstimator
+from torch import nn
+
+from sk_dnn2gp import DNN2GPClassifier, DNN2GPRegressor
+from sk_dnn2gp.optim import VOGGN, VOGN
+from tests.reference import jacobian
+
+RNG = np.random.default_rng(0)
+X = RNG.uniform(-2, 2, (40, 2))
+Y = np.sin(X.sum(1)) + 0.3 * RNG.standard_normal(40)
+X_NEW = np.array([[0.0, 0.0], [1.5, -1.0], [5.0, 5.0]])
+
+
+def regressor(**options):
+    defaults = {
+        "hidden_layer_sizes": (4,), "prior_precision": 1.0, "noise_std": 0.4, "random_state": 0,
+        "normalize_y": False, "inference": "vi",
+    }  # fmt: skip
+    return DNN2GPRegressor(**{**defaults, **options})
+
+
+def test_a_linear_model_keeps_its_exact_posterior():
+    """There q is the posterior from the start: S never changes, and μ only shakes."""
+    model = regressor(hidden_layer_sizes=(), activation="identity", mc_samples=8).fit(X, Y)
+    exact = clone(model).set_params(inference="laplace").fit(X, Y)
+    std = exact.predict_std(X_NEW, "latent")
+    np.testing.assert_allclose(model.predict_std(X_NEW, "latent"), std, rtol=1e-9)
+    # At rate α the mean shakes by √(α/2M) posterior standard deviations. The cosine's last rate
+    # with a sum of one to come, enough to forget what was before, is about 0.1: four √(0.1/16).
+    assert (np.abs(model.predict(X_NEW) - exact.predict(X_NEW)) < 4 * 0.08 * std).all()
+    # The ELBO of the exact posterior is the evidence; its estimate has the noise of 8 draws.
+    assert np.mean(model.elbo_curve_) == pytest.approx(exact.log_marginal_likelihood(), abs=0.5)
+
+
+@pytest.mark.parametrize("posterior", ["full", "diag"])
+def test_variational_training_raises_the_lower_bound(posterior):
+    model = regressor(posterior=posterior).fit(X, Y)
+    elbo = np.array(model.elbo_curve_)
+    assert len(elbo) == 200 and np.isfinite(elbo).all()
+    assert elbo[-40:].mean() > elbo[:5].mean()
+    recorded = model.net_.history[:, "elbo"]
+    np.testing.assert_array_equal(recorded, elbo)
+    assert isinstance(model.net_.optimizer_, VOGGN if posterior == "full" else VOGN)
+
+
+@pytest.mark.parametrize("posterior", ["full", "diag"])
+def test_the_process_has_the_networks_mean_and_the_posteriors_covariance(posterior):
+    model = regressor(posterior=posterior).fit(X, Y)
+    q = model.net_.optimizer_.posterior()
+    inputs = torch.tensor(X_NEW)
+    with torch.no_grad():
+        np.testing.assert_allclose(model.predict(X_NEW), model.module_(inputs)[:, 0], rtol=1e-12)
+    J = jacobian(model.module_, inputs)
+    A = q.precision if q.precision.ndim == 2 else torch.diag(q.precision)
+    V = J @ torch.linalg.solve(A, J.T)
+    std = model.predict_std(X_NEW, "latent")
+    np.testing.assert_allclose(std, V.diagonal().sqrt().numpy(), rtol=1e-9)
+
+
+def test_its_evidence_is_that_of_the_process_at_the_mean():
+    model = regressor().fit(X, Y)
+    J = jacobian(model.module_, torch.tensor(X))
+    with torch.no_grad():
+        f = model.module_(torch.tensor(X))[:, 0]
+    targets = J @ model.linear_model_.weights - (f - torch.tensor(Y))
+    noisy = J @ J.T + 0.16 * torch.eye(40, dtype=torch.float64)  # δ = 1, σ = 0.4
+    normal = torch.distributions.MultivariateNormal(torch.zeros(40).double(), noisy)
+    expected = float(normal.log_prob(targets))
+    assert model.log_marginal_likelihood() == pytest.approx(expected, rel=1e-9)
+    theta = np.log([1.0, 0.4])
+    assert model.log_marginal_likelihood(theta) == pytest.approx(expected, rel=1e-9)
+
+
+def test_auto_goes_to_the_best_lower_bound():
+    auto = regressor(prior_precision="auto", noise_std="auto", n_restarts=1).fit(X, Y)
+    q = auto.net_.optimizer_.posterior()
+    best = len(q.mean) / float((q.mean**2).sum() + q.variances().sum())
+    # Updated every fifth epoch of a mean and covariance that hardly move at the end.
+    assert auto.prior_precision_ == pytest.approx(best, rel=0.02)
+    residual = auto.sample_network(X, 4000)[:, 0] - Y[:, None]
+    # A running mean over some ten epochs of four draws each: a tenth.
+    assert auto.noise_std_ == pytest.approx(np.sqrt((residual**2).mean()), rel=0.1)
+
+
+def test_the_network_with_drawn_weights_is_another_predictive():
+    model = regressor().fit(X, Y)
+    draws = model.sample_network(X_NEW, 4000)
+    assert draws.shape == (3, 1, 4000)
+    # At the origin, amid the data, q is narrow: network and linearisation nearly agree.
+    assert draws[0].std() == pytest.approx(model.predict_std(X_NEW, "latent")[0], rel=0.3)
+    scaled = regressor(normalize_y=True, noise_std=0.5).fit(X, 100 * Y + 7)
+    assert abs(scaled.sample_network(X_NEW[:1], 500).mean() - scaled.predict(X_NEW[:1])[0]) < 20
+
+
+def test_classifiers():
+    labels = np.digitize(Y, [-0.5, 0.5])
+    model = DNN2GPClassifier(
+        hidden_layer_sizes=(4,), prior_precision=0.1, random_state=0, inference="vi", vi_epochs=60
+    ).fit(X, labels)
+    assert model.score(X, labels) > 0.7
+    assert np.mean(model.elbo_curve_[-10:]) > np.mean(model.elbo_curve_[:5])
+    assert (model.predict_uncertainty(X).epistemic > 0).all()
+    np.testing.assert_array_equal(
+        clone(model).fit(X, labels).predict_proba(X), model.predict_proba(X)
+    )
+
+
+def test_images_in_minibatches():
+    images = RNG.standard_normal((40, 1, 4, 4)).astype(np.float32)
+    labels = (images.mean((1, 2, 3)) > 0).astype(int)
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Tanh(), nn.Flatten(), nn.Linear(8, 2))
+    model = DNN2GPClassifier(
+        net, solver="adam", max_iter=30, prior_precision=1.0, inference="vi", posterior="diag",
+        batch_size=20, vi_epochs=40, mc_samples=8, random_state=0,
+    ).fit(images, labels)  # fmt: skip
+    assert np.isfinite(model.predict_proba(images)).all()
+    assert len(model.elbo_curve_) == 40
+
+
+def test_integer_weights_are_repetitions():
+    weight = np.tile([1, 2], 20)
+    a = regressor(vi_epochs=50).fit(X, Y, sample_weight=weight)
+    b = regressor(vi_epochs=50).fit(X.repeat(weight, axis=0), Y.repeat(weight))
+    std_a, std_b = (m.predict_std(X_NEW, "latent") for m in (a, b))
+    np.testing.assert_allclose(std_a, std_b, rtol=1e-4)
+    np.testing.assert_allclose(a.predict(X_NEW), b.predict(X_NEW), rtol=1e-3, atol=1e-3)
+
+
+def test_bad_calls():
+    with pytest.raises(ValueError, match="posterior='full' or 'diag'"):
+        regressor(posterior="last_layer").fit(X, Y)
+    frozen = FrozenEstimator(regressor(inference="laplace").fit(X, Y).net_)
+    with pytest.raises(ValueError, match="inference='vi' trains the network"):
+        regressor(net=frozen).fit(X, Y)
+    with pytest.raises(ValueError, match="whole data in a batch"):
+        regressor(batch_size=10).fit(X, Y, sample_weight=np.tile([1.0, 2.0], 20))
+    with pytest.raises(MemoryError, match="full variational posterior"):
+        regressor(hidden_layer_sizes=(300,), memory_limit=2.0).fit(X, Y)
+    with pytest.raises(ValueError, match="draws functions and not weights"):
+        regressor(hidden_layer_sizes=(30,), inference="laplace").fit(X, Y).sample_network(X)
