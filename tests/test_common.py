@@ -5,6 +5,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from sk_dnn2gp import DNN2GPClassifier, DNN2GPRegressor
 
+VI = {"inference": "vi", "vi_epochs": 20, "tol": 1e-12}
 SMALL = {"hidden_layer_sizes": (5,), "n_restarts": 1}
 
 
@@ -25,7 +26,7 @@ def test_small_estimators(estimator, check):
         DNN2GPRegressor(
             **SMALL, prior_precision=1.0, noise_std=0.3, inference="vi", vi_epochs=20, tol=1e-12
         ),
-        DNN2GPClassifier(**SMALL, prior_precision=1.0, inference="vi", vi_epochs=20, tol=1e-12),
+        DNN2GPClassifier(**SMALL, prior_precision=1.0, **VI),
         DNN2GPClassifier(**SMALL, posterior="diag", prior_precision=1.0, link="mc"),
         DNN2GPClassifier(**SMALL, posterior="last_layer", prior_precision=1.0, link="map"),
     ]
