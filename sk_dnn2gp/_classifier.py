@@ -27,7 +27,7 @@ __all__ = ["DNN2GPClassifier"]
 
 # Draws of the latent function behind a probability by link="mc": its error is below 0.016.
 _MC_DRAWS = 1000
-_LINKS = ("probit", "mc", "map")
+_LINKS = ("probit", "pairwise", "mc", "map")
 
 
 class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
@@ -74,9 +74,12 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         "independent" is an approximation: one Gaussian process per class, the correlations between
         classes dropped, so that n_classes matrices of n_samples rows are factorised and not one of
         n_samples · n_classes. Needs ``posterior="full"`` and a number for ``prior_precision``.
-    link : {"probit", "mc", "map"}, default="probit"
+    link : {"probit", "pairwise", "mc", "map"}, default="probit"
         How probabilities come from the logits' distribution N(f, V) (MATH 4): softmax(f/√(1 + π/8
-        diag V)); the mean of the softmax over 1,000 draws; softmax(f), the network's own.
+        diag V)); the same of the differences of two logits, p_k ∝ 1/Σ_j exp((f_j - f_k)/√(1 + π/8
+        Var(f_j - f_k))), which a shift of all logits does not touch; the mean of the softmax over
+        1,000 draws; softmax(f), the network's own. "pairwise" and "mc" are the better ones where
+        three or more classes leave the common level of the logits undetermined.
     class_weight : dict, "balanced" or None, default=None
         Weights of the classes, by label; they multiply ``sample_weight``.
     solver : {"gauss-newton", "adam", "lbfgs", "sgd"} or Optimizer class, default="gauss-newton"
@@ -155,7 +158,8 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
     ----------
     Khan, Immer, Abedi, Korzepa, "Approximate Inference Turns Deep Networks into Gaussian
     Processes", NeurIPS 2019, arXiv 1906.01930. Immer, Korzepa, Bauer, "Improving predictions of
-    Bayesian neural nets via local linearization", 2021, arXiv 2008.08400.
+    Bayesian neural nets via local linearization", 2021, arXiv 2008.08400. Lu, Ie, Sha, "Mean-Field
+    Approximation to Gaussian-Softmax Integral", 2020, arXiv 2006.07584.
 
     Examples
     --------
@@ -309,7 +313,7 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features) or (n_samples, ...)
-        link : {"probit", "mc", "map"}, default=None
+        link : {"probit", "pairwise", "mc", "map"}, default=None
             None takes the estimator's own.
 
         Returns
@@ -329,7 +333,7 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features) or (n_samples, ...)
-        link : {"probit", "mc", "map"}, default=None
+        link : {"probit", "pairwise", "mc", "map"}, default=None
             None takes the estimator's own.
 
         Returns
@@ -538,7 +542,9 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         if link == "map":
             return _log_softmax(f)
         f, V = _of_difference(f, self._latent_covariance(inputs))
-        if link == "probit":
+        if link == "pairwise" and f.shape[1] > 1:
+            return _pairwise_log_softmax(f, V)
+        if link in ("probit", "pairwise"):
             return _log_softmax(f / (1.0 + torch.pi / 8.0 * V.diagonal(dim1=-2, dim2=-1)).sqrt())
         return _mean_log_softmax(f, V, torch_generator(self._draw_seed))
 
@@ -574,6 +580,15 @@ def _log_softmax(f: Tensor) -> Tensor:
     if f.shape[-1] == 1:
         return torch.cat([F.logsigmoid(-f), F.logsigmoid(f)], dim=-1)
     return torch.log_softmax(f, -1)
+
+
+def _pairwise_log_softmax(f: Tensor, V: Tensor) -> Tensor:
+    """log p from the moderated differences of the logits (Lu, Ie, Sha 2020, arXiv 2006.07584)."""
+    variance = V.diagonal(dim1=-2, dim2=-1)
+    of_difference = variance[:, None, :] + variance[:, :, None] - V - V.mT
+    scale = (1.0 + torch.pi / 8.0 * of_difference.clamp_min(0.0)).sqrt()
+    odds_against = torch.logsumexp((f[:, None, :] - f[:, :, None]) / scale, dim=-1)
+    return torch.log_softmax(-odds_against, -1)
 
 
 def _mean_log_softmax(f: Tensor, V: Tensor, generator: torch.Generator) -> Tensor:

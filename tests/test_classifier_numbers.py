@@ -113,6 +113,24 @@ def test_mc_is_the_average_over_the_gaussian_process(fitted):
     assert error.max() > 0
 
 
+def test_pairwise_link_knows_only_differences(fitted):
+    model, reference, X, _ = fitted
+    X_new = torch.tensor(X[:7]) * 1.5
+    with torch.no_grad():
+        f = model.module_(X_new)
+    V = reference.covariance_blocks(X_new)
+    if reference.K == 1:  # two classes: the probit of the one difference
+        expected = model.predict_proba(X_new, "probit")
+    else:
+        expected = np.empty((7, 3))
+        for i, k in np.ndindex(7, 3):
+            variance = V[i].diagonal() + V[i, k, k] - 2 * V[i, k]
+            against = torch.exp((f[i] - f[i, k]) / torch.sqrt(1 + torch.pi / 8 * variance))
+            expected[i, k] = 1.0 / against.sum()
+        expected /= expected.sum(1, keepdims=True)
+    np.testing.assert_allclose(model.predict_proba(X_new, "pairwise"), expected, rtol=1e-8)
+
+
 def test_joint_samples_have_the_covariance_of_the_process(fitted):
     model, reference, X, _ = fitted
     X_new = torch.tensor(X[:3])
@@ -276,7 +294,7 @@ def test_a_weight_counts_an_example_that_often():
 
 
 @pytest.mark.parametrize(("X", "y"), CASES.values(), ids=CASES)
-@pytest.mark.parametrize("link", ["probit", "mc", "map"])
+@pytest.mark.parametrize("link", ["probit", "pairwise", "mc", "map"])
 def test_scores_agree(X, y, link):
     model = fit(X, y, link=link)
     p, scores = model.predict_proba(X), model.decision_function(X)
