@@ -479,7 +479,7 @@ def main() -> None:
     parser.add_argument("--neural-tangents", help="interpreter of one with neural-tangents")
     parser.add_argument("--without", nargs="*", default=[], help="methods to leave out")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--budget", type=float, default=4.0, help="s for a method's rounds, about")
+    parser.add_argument("--budget", type=float, default=2.5, help="s for a method's rounds, about")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--max-dense", type=float, default=0.5, help="GiB for a dense way")
     parser.add_argument("--dtype", nargs="+", default=["float32", "float64"])
