@@ -44,6 +44,22 @@ def red_wine(split: int = 0) -> tuple[NDArray, NDArray, NDArray, NDArray]:
     return X[train], y[train], X[test], y[test]
 
 
+def mnist(seed: int = 0, n_train: int = 1000) -> tuple[NDArray, NDArray, NDArray, NDArray]:
+    """Training images drawn by seed from MNIST's test images, the others: X, y, X_test, y_test.
+
+    Pixels are divided by 255, and the training pixels' mean is subtracted.
+    """
+    folder = os.environ.get("SK_DNN2GP_DATA")
+    if not folder:
+        raise SystemExit("MNIST: name the folder of the data in SK_DNN2GP_DATA.")
+    with np.load(Path(folder) / "mnist_t10k.npz") as data:
+        X, y = data["images"].reshape(-1, 784) / 255.0, data["labels"].astype(int)
+    order = np.random.default_rng(seed).permutation(len(X))
+    train, test = order[:n_train], order[n_train:]
+    X = X - X[train].mean()
+    return X[train], y[train], X[test], y[test]
+
+
 def timed(function: Callable[[], Any], repeats: int = 1) -> tuple[Any, float]:
     """Result and least wall time in seconds over the repeats."""
     seconds = []

@@ -1,6 +1,7 @@
 """Trained deep networks as Gaussian processes, at home in scikit-learn."""
 
 from ._classifier import DNN2GPClassifier
+from ._nngp import NNGPClassifier
 from ._regressor import DNN2GPRegressor
 from ._version import __version__
 from .kernels import (
@@ -23,6 +24,7 @@ __all__ = [
     "DNN2GPClassifier",
     "DNN2GPRegressor",
     "InfiniteNTKKernel",
+    "NNGPClassifier",
     "NNGPKernel",
     "NTKFeatures",
     "NTKKernel",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
-__all__ = ["few_threads"]
+__all__ = ["few_threads", "over_threads"]
 
 # Floating-point operations of one step below which handing work to a second thread costs more than
 # it saves (measured: three times slower at 1e8 with two threads).
@@ -32,3 +34,25 @@ def few_threads(operations: float) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def over_threads(function: Callable[..., Any], tasks: Sequence[tuple]) -> None:
+    """Call ``function(*task)`` for every task, as many at once as torch has threads.
+
+    Each call runs on one thread: many short operations then meet no barriers, which cost little
+    on idle processors and a multiple of the work on busy ones.
+
+    Parameters
+    ----------
+    function : callable
+        It must not change what another call reads.
+    tasks : sequence of tuple
+    """
+    n_threads = min(torch.get_num_threads(), len(tasks))
+    if n_threads < 2:
+        for task in tasks:
+            function(*task)
+        return
+    with few_threads(0.0), ThreadPoolExecutor(n_threads) as pool:
+        for _ in pool.map(lambda task: function(*task), tasks):
+            pass

@@ -16,7 +16,7 @@ LEVELS = {
     2: ("dual", "optim"),
     3: ("posterior", "evidence"),
     4: ("training", "tuning", "kernels"),
-    5: ("_source", "_fitting", "_vi", "_base", "_regressor", "_classifier"),
+    5: ("_source", "_fitting", "_vi", "_base", "_regressor", "_classifier", "_nngp"),
     6: ("model_selection", "plotting", "persistence"),
 }
 LEVEL = {name: level for level, names in LEVELS.items() for name in names}

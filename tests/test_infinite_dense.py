@@ -268,3 +268,15 @@ def test_regressor_optimises_both_variances(cls):
     low, high = gp.kernel_.bounds.T
     inside = (gp.kernel_.theta > low + 1e-6) & (gp.kernel_.theta < high - 1e-6)
     assert np.abs(gradient[inside]).max() < 1e-2 and inside.any()
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_threads_change_nothing_and_are_left_as_found(threads):
+    X, before = np.random.RandomState(0).randn(1100, 3), torch.get_num_threads()
+    want = NNGPKernel(2)(X)
+    try:
+        torch.set_num_threads(threads)
+        np.testing.assert_array_equal(NNGPKernel(2)(X), want)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)

@@ -22,13 +22,14 @@ from sklearn.gaussian_process.kernels import Hyperparameter, Kernel
 from torch import Tensor
 
 from .._memory import batches, limit_in_bytes
+from .._threads import few_threads, over_threads
 from ._walk import Activation, Mean, Residual, State, Tape, Walk
 from .activations import Hermite
 
 __all__ = ["InfiniteKernel", "Plan", "checked"]
 
-# Entries of a block over all positions: its few temporaries stay in cache.
-_BLOCK = 2**18
+# Bytes of a block over all positions: its few temporaries stay in cache.
+_BLOCK = 2**20
 _TEMPORARIES = {False: 10, True: 40}  # without and with gradients
 _CHOICES = {torch.float32, torch.float64}
 
@@ -178,19 +179,21 @@ class InfiniteKernel(Kernel):
         left = self._tape(plan, x, gradient)
         right = left if y is None else self._tape(plan, y, gradient)
         walk, other = plan.walk(self, gradient, plan.joint), x if y is None else y
+
+        def fill(r: slice, c: slice) -> None:
+            state = walk.pairs(
+                plan.steps,
+                _products(x[..., r, :], other[..., c, :], plan.joint),
+                left.at(partial(_left, r=r, joint=plan.joint)),
+                right.at(partial(_right, c=c)),
+            )
+            _store(K, G, *self._value(state), r, c, symmetric)
+            progress.add((r.stop - r.start) * (c.stop - c.start))
+
         side = self._block_side(plan, gradient)
-        for r in batches(x.shape[-2], side):
-            for c in batches(other.shape[-2], side):
-                if symmetric and c.start < r.start:
-                    continue
-                state = walk.pairs(
-                    plan.steps,
-                    _products(x[..., r, :], other[..., c, :], plan.joint),
-                    left.at(partial(_left, r=r, joint=plan.joint)),
-                    right.at(partial(_right, c=c)),
-                )
-                _store(K, G, *self._value(state), r, c, symmetric)
-                progress.add((r.stop - r.start) * (c.stop - c.start))
+        rows, columns = (list(batches(t.shape[-2], side)) for t in (x, other))
+        blocks = [(r, c) for r in rows for c in columns if not (symmetric and c.start < r.start)]
+        over_threads(fill, blocks) if x.device.type == "cpu" else [fill(*b) for b in blocks]
         if symmetric:
             k, dk = self._own(plan, x, left, gradient)
             np.fill_diagonal(K, _numpy(k))
@@ -201,7 +204,8 @@ class InfiniteKernel(Kernel):
         raw = (x * x).mean(-1)
         if not bool(torch.isfinite(raw).all()):
             raise ValueError("The kernel overflows: X is too large in size. Scale the inputs.")
-        tape = plan.walk(self, gradient, False).marginals(plan.alone, raw)
+        with few_threads(0.0):  # many short steps
+            tape = plan.walk(self, gradient, False).marginals(plan.alone, raw)
         if not bool(torch.isfinite(tape.last.k).all()):  # type: ignore[union-attr]
             raise ValueError("The kernel overflows: X or sigma_w2 is too large, or depth.")
         return tape
@@ -233,8 +237,10 @@ class InfiniteKernel(Kernel):
 
     def _block_side(self, plan: Plan, gradient: bool) -> int:
         positions = plan.n_positions ** (2 if plan.joint else 1)
-        limit = limit_in_bytes(self.memory_limit) / 2 / 8 / _TEMPORARIES[gradient]
-        return max(1, int(math.sqrt(min(_BLOCK, limit) / positions)))
+        each = 16 * _TEMPORARIES[gradient] * torch.get_num_threads()  # half of the memory
+        limit = limit_in_bytes(self.memory_limit) / each
+        block = _BLOCK / self.dtype.itemsize
+        return max(1, int(math.sqrt(min(block, limit) / positions)))
 
 
 def len_of_series(step: Activation) -> int:

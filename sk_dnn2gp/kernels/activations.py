@@ -45,14 +45,18 @@ class Moments(NamedTuple):
 
 @dataclass
 class Side:
-    """One argument: variances ``k`` (..., n), and ``A`` (terms, ..., n) where a series is used."""
+    """One argument: variances ``k`` (..., n), and ``A`` (terms, ..., n) where a series is used.
+
+    ``span``: the least variance that is not of a zero row, and the largest.
+    """
 
     k: Tensor
     A: Any = None
+    span: tuple[float, float] = (0.0, math.inf)
 
     def at(self, view: Callable[[Tensor], Tensor]) -> Side:
         """The same with a view taken of each tensor's last axes."""
-        return Side(view(self.k), None if self.A is None else view(self.A))
+        return Side(view(self.k), None if self.A is None else view(self.A), self.span)
 
 
 def _over(a: Tensor, b: Tensor) -> Tensor:
@@ -92,12 +96,16 @@ class LeakyReLU(Dual):
     def __init__(self, slope: float) -> None:
         self.slope, self.b = slope, (1 - slope) ** 2 / (2 * math.pi)
 
+    def side(self, k: Tensor) -> Side:
+        low = torch.where(k > 0, k, math.inf).min().clamp_max(1.0)
+        return Side(k, span=(float(low), float(k.max())))
+
     def _angles(self, k12: Tensor, left: Side, right: Side) -> tuple[Tensor, Tensor]:
         """q = √(k11 k22) sin θ and π - θ."""
         k11, k22 = left.k, right.k
-        small, large = (f(k11) * f(k22) for f in (_least, torch.max))
+        small, large = (a * b for a, b in zip(left.span, right.span, strict=True))
         range_ = torch.finfo(k12.dtype)
-        if float(small) > 1e8 * range_.tiny and float(large) < 1e-8 * range_.max:
+        if small > 1e8 * range_.tiny and large < 1e-8 * range_.max:
             q = (k11 * k22).addcmul_(k12, k12, value=-1.0).clamp_min_(0.0).sqrt_()
         else:  # squares would leave the range of floating point
             S = k11.sqrt() * k22.sqrt()
@@ -131,11 +139,6 @@ class LeakyReLU(Dual):
     def diagonal(self, k: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         half = torch.full_like(k, (1 + self.slope**2) / 2)
         return half * k, half, half, torch.zeros_like(k)
-
-
-def _least(k: Tensor) -> Tensor:
-    """The least variance that is not that of a zero row."""
-    return torch.where(k > 0, k, math.inf).min().clamp_max(1.0)
 
 
 class Erf(Dual):
