@@ -195,14 +195,14 @@ class NNGPClassifier(ClassifierMixin, BaseEstimator):
     def _means(self, X: ArrayLike, variance: bool) -> tuple[NDArray, NDArray]:
         """(n, K) means, and (n,) variances of f if asked for."""
         check_is_fitted(self)
-        X = np.asarray(validate_data(self, X, dtype=np.float64, reset=False))
-        M = np.empty((len(X), len(self.classes_)))
+        checked: Any = validate_data(self, X, dtype=np.float64, reset=False)
+        M = np.empty((len(checked), len(self.classes_)))
         v = np.empty(len(M) if variance else 0)
-        for r in batches(len(M), chunk_length(16 * len(self.X_train_), self.memory_limit)):
-            K = self.kernel_(X[r], self.X_train_)
+        for r in batches(len(M), chunk_length(16 * len(self.dual_coef_), self.memory_limit)):
+            K = self.kernel_(checked[r], self.X_train_)
             M[r] = K @ self.dual_coef_
             if variance:
-                prior = torch.from_numpy(np.asarray(self.kernel_.diag(X[r])))
+                prior = torch.from_numpy(np.asarray(self.kernel_.diag(checked[r])))
                 L = torch.from_numpy(self._L)
                 half = torch.linalg.solve_triangular(L, torch.from_numpy(K).T, upper=False)
                 v[r] = nonnegative_variance(prior - half.square().sum(0), prior).numpy()

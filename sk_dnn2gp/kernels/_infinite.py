@@ -193,7 +193,7 @@ class InfiniteKernel(Kernel):
         side = self._block_side(plan, gradient)
         rows, columns = (list(batches(t.shape[-2], side)) for t in (x, other))
         blocks = [(r, c) for r in rows for c in columns if not (symmetric and c.start < r.start)]
-        over_threads(fill, blocks) if x.device.type == "cpu" else [fill(*b) for b in blocks]
+        over_threads(fill, blocks)
         if symmetric:
             k, dk = self._own(plan, x, left, gradient)
             np.fill_diagonal(K, _numpy(k))
