@@ -6,7 +6,6 @@ and the 32-layer ResNet on 50, against peers in environments of their own, every
 of its own, rounds alternating, minima compared, matrices compared with neural-tangents'; (3) with
 ``--large`` the ResNet's 1,000 × 1,000 with its progress bar and peak memory.
 
-
     python benchmarks/bench_infinite.py --neural-tangents PYTHON --cnn-gp FOLDER
 """
 
@@ -121,6 +120,7 @@ def main() -> None:
         if args.cnn_gp and case != "dense":
             peers["cnn-gp"] = (sys.executable, [args.cnn_gp])
         result["peers"].append(against_peers(case, peers, args.rounds))
+        save("bench_infinite", result)
     if args.large:
         result["large"] = large(args.large, torch.float64)
     save("bench_infinite", result)

@@ -182,7 +182,7 @@ def test_sampled_covariance_of_wide_networks(kind):
         end = "average_pool" if kind == "pool" else "dense"
         kernel = ConvNetKernel(3, stride=[1, 2, 1], end=end, **options)
     want, errors = kernel(X), []
-    for channels in (32, 512):
+    for channels in (16, 256):
         squares = []
         for seed in range(8):
             net = _wide("resnet" if kind == "resnet" else "convnet", channels, seed)
@@ -193,7 +193,7 @@ def test_sampled_covariance_of_wide_networks(kind):
             K = 0.2 + 1.6 * (h @ h.T).numpy() / h.shape[1]
             squares.append(np.mean((K - want) ** 2) / np.mean(want**2))
         errors.append(np.sqrt(np.mean(squares)))
-    assert errors[1] < 0.1 and 0.15 < errors[1] / errors[0] < 0.4, errors  # √(32/512) = 0.25
+    assert errors[1] < 0.14 and 0.15 < errors[1] / errors[0] < 0.4, errors  # √(16/256) = 0.25
 
 
 KERNELS = {

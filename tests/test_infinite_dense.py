@@ -1,6 +1,8 @@
 """Infinite dense kernels against quadrature, finite differences and their contract (MATH 7)."""
 
+import os
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -280,3 +282,16 @@ def test_threads_change_nothing_and_are_left_as_found(threads):
         assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
+
+
+def test_regressor_on_red_wine():
+    folder = os.environ.get("SK_DNN2GP_DATA")
+    if not folder:
+        pytest.skip("Red Wine: SK_DNN2GP_DATA names no folder of data")
+    with np.load(Path(folder) / "uci_wine-quality-red.npz") as data:
+        X, y, rows = data["X"].astype(float), data["y"].astype(float).ravel(), data["train"][0]
+    X, y = X[rows[:200]], y[rows[:200]]
+    X, y = (X - X.mean(0)) / X.std(0), (y - y.mean()) / y.std()
+    kernel = NNGPKernel(2) + WhiteKernel(0.5)
+    gp = GaussianProcessRegressor(kernel).fit(X, y)
+    assert gp.log_marginal_likelihood_value_ > gp.log_marginal_likelihood(kernel.theta) + 1
