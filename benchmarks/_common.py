@@ -9,7 +9,8 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,24 @@ def gemm_rate(size: int = 1500, repeats: int = 5) -> float:
     """Multiply-adds in a second of a float64 matrix product, the best of the repeats."""
     a = torch.randn(size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     return size**3 / timed(lambda: a @ a, repeats)[1]
+
+
+@contextmanager
+def picture(name: str, n_rows: int = 1, n_columns: int = 1) -> Iterator[Any]:
+    """Give an array of axes (n_rows, n_columns); write ``docs/images/<name>.png`` after it."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    size = (4.5 * n_columns, 3.2 * n_rows)
+    figure, axes = plt.subplots(n_rows, n_columns, figsize=size, squeeze=False)
+    yield axes
+    figure.tight_layout()
+    path = RESULTS.parent.parent / "docs" / "images" / f"{name}.png"
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    print(f"drawn: {path.relative_to(RESULTS.parent.parent)}")
 
 
 def save(name: str, result: dict[str, Any]) -> None:
