@@ -81,7 +81,7 @@ def run_breast_cancer(seed: int) -> dict[str, Row]:
 
 def run_digits(seed: int) -> dict[str, Row]:
     data = digits(seed)
-    options = {"hidden_layer_sizes": (20,), "solver": "adam", "max_iter": 100, "random_state": seed}
+    options = {"hidden_layer_sizes": (20,), "solver": "adam", "max_iter": 60, "random_state": seed}
     rows = our_rows("auto", lambda: DNN2GPClassifier(**options), data)
     last = {**options, "posterior": "last_layer"}
     rows |= our_rows("auto, last layer", lambda: DNN2GPClassifier(**last), data)
@@ -125,8 +125,8 @@ def lenet(X: NDArray, y: NDArray, seed: int, n_outputs: int = 10, **options: Any
         "solver": "adam",
         "learning_rate": 1e-3,
         "learning_rate_schedule": "cosine",
-        "max_iter": 10,
-        "batch_size": 128,
+        "max_iter": 5,
+        "batch_size": 64,
         "prior_precision": 1.0,
         "posterior_samples": 300,
         "random_state": seed,
@@ -137,7 +137,7 @@ def lenet(X: NDArray, y: NDArray, seed: int, n_outputs: int = 10, **options: Any
 def run_mnist(seed: int) -> dict[str, Row]:
     data = X, X_test, y, y_test = mnist(seed)
     model, seconds = timed(lambda: lenet(X, y, seed))
-    few = slice(0, 500)  # each row of the kernel's part costs 3,000 columns
+    few = slice(0, 200)  # each row of the kernel's part costs 3,000 columns
     extra = {"seconds": seconds, "prior_precision": 1.0}
     rows = {
         f"300 images, δ = 1, {link}": {
@@ -155,11 +155,16 @@ def run_mnist(seed: int) -> dict[str, Row]:
 
 
 def run_unseen(seed: int) -> dict[str, Row]:
-    """Trained on 0 and 1 alone: AUROC of telling the other eight digits from held-out 0s and 1s."""
-    X, X_test, y, y_test = mnist(seed)
+    """Trained on 0 and 1 alone: AUROC of telling the other eight digits from held-out 0s and 1s.
+
+    δ = 10 and conditioning on all rows were chosen on split 0 among δ of 1, 10, 40 and "auto" and
+    300 or all rows, by these very AUROCs; so split 0 is left out here.
+    """
+    X, X_test, y, y_test = mnist(seed + 1)
     known = y < 2
-    model = lenet(X[known], y[known], seed, n_outputs=1, max_iter=20)
-    seen, unseen = X_test[y_test < 2][:300], X_test[y_test >= 2][:600]
+    options = {"max_iter": 15, "prior_precision": 10.0, "posterior_samples": None}
+    model = lenet(X[known], y[known], seed, n_outputs=1, **options)
+    seen, unseen = X_test[y_test < 2][:200], X_test[y_test >= 2][:400]
     labels = np.r_[np.zeros(len(seen)), np.ones(len(unseen))]
     both = np.concatenate([seen, unseen])
     rows = {}
@@ -171,7 +176,7 @@ def run_unseen(seed: int) -> dict[str, Row]:
         measures[f"predictive entropy, {link}"] = -(p * np.log(np.clip(p, 1e-300, 1))).sum(1)
     for name, measure in measures.items():
         rows[name] = {"auroc": float(roc_auc_score(labels, measure))}
-    accuracy = float((model.predict(seen) == y_test[y_test < 2][:300]).mean())
+    accuracy = float((model.predict(seen) == y_test[y_test < 2][:200]).mean())
     return {**rows, "accuracy on held-out 0 and 1": {"accuracy": accuracy}}
 
 

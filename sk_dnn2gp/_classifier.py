@@ -78,8 +78,7 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         How probabilities come from the logits' distribution N(f, V) (MATH 4): softmax(f/√(1 + π/8
         diag V)); the same of the differences of two logits, p_k ∝ 1/Σ_j exp((f_j - f_k)/√(1 + π/8
         Var(f_j - f_k))), which a shift of all logits does not touch; the mean of the softmax over
-        1,000 draws; softmax(f), the network's own. "pairwise" and "mc" are the better ones where
-        three or more classes leave the common level of the logits undetermined.
+        1,000 draws; softmax(f), the network's own.
     class_weight : dict, "balanced" or None, default=None
         Weights of the classes, by label; they multiply ``sample_weight``.
     solver : {"gauss-newton", "adam", "lbfgs", "sgd"} or Optimizer class, default="gauss-newton"
