@@ -1,0 +1,153 @@
+"""Displays by their artists, data and axes; no comparison of images."""
+
+import subprocess
+import sys
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from sklearn.gaussian_process.kernels import RBF
+from sklearn.utils import Bunch
+
+from sk_dnn2gp import DNN2GPClassifier, DNN2GPRegressor
+from sk_dnn2gp.datasets import make_ring_and_core, make_sine_with_gap
+from sk_dnn2gp.plotting import (
+    KernelDisplay,
+    MarginalLikelihoodDisplay,
+    PosteriorMeanDisplay,
+    PredictiveDisplay,
+    UncertaintyDisplay,
+)
+
+
+@pytest.fixture(autouse=True)
+def closed_and_no_style():
+    before = dict(plt.rcParams)
+    yield
+    plt.close("all")
+    assert dict(plt.rcParams) == before
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    X, y = make_ring_and_core(30, random_state=0)
+    names = np.where(y == 1, "ring", "core")
+    model = DNN2GPClassifier(hidden_layer_sizes=(4,), prior_precision=1.0, random_state=0)
+    return model.fit(X, names), X, names
+
+
+def band_at(band, x):
+    vertices = band.get_paths()[0].vertices
+    at = vertices[np.isclose(vertices[:, 0], x), 1]
+    return at.min(), at.max()
+
+
+def test_predictive_of_an_estimator():
+    X, y = make_sine_with_gap(30, random_state=0)
+    model = DNN2GPRegressor(
+        hidden_layer_sizes=(4,), prior_precision=0.1, noise_std=0.2, random_state=0
+    ).fit(X, y)
+    grid = np.linspace(3, -3, 7)[:, None]
+    _, ax = plt.subplots()
+    display = PredictiveDisplay.from_estimator(model, grid, data=(X, y), ax=ax)
+    assert display.ax_ is ax and display.figure_ is ax.figure
+    order = np.argsort(grid[:, 0])
+    np.testing.assert_array_equal(display.line_.get_ydata(), model.predict(grid)[order])
+    np.testing.assert_array_equal(display.data_.get_offsets(), np.column_stack([X[:, 0], y]))
+    for target, band in (("latent", display.epistemic_band_), ("y", display.total_band_)):
+        std, mean = model.predict_std(grid[:1], target=target)[0], model.predict(grid[:1])[0]
+        # The last digits differ with the number of rows predicted at once.
+        np.testing.assert_allclose(band_at(band, 3.0), (mean - 2 * std, mean + 2 * std), rtol=1e-10)
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("x", "y")
+    with pytest.raises(ValueError, match="one column"):
+        PredictiveDisplay.from_estimator(model, np.ones((3, 2)))
+
+
+def test_kernel_is_sorted_and_marked(classifier):
+    X, y = np.array([[0.0], [1.0], [5.0]]), ["b", "a", "b"]
+    display = KernelDisplay.from_estimator(RBF(), X, y)
+    order = [1, 0, 2]
+    np.testing.assert_array_equal(display.im_.get_array(), RBF()(X)[np.ix_(order, order)])
+    assert [label.get_text() for label in display.ax_.get_yticklabels()] == ["a", "b"]
+    assert display.ax_.get_xticks().tolist() == [0, 1.5] and len(display.lines_) == 2
+    assert display.lines_[0].get_ydata()[0] == 0.5 and display.colorbar_ is not None
+    many = KernelDisplay.from_predictions(np.eye(21), np.arange(21.0))
+    assert many.lines_ == [] and many.ax_.get_ylabel() == "examples, sorted by target"
+    model, inputs, names = classifier
+    fitted = KernelDisplay.from_estimator(model, inputs, names)
+    by_name = np.argsort(names, kind="stable")
+    K = model.kernel_(inputs)[np.ix_(by_name, by_name)]
+    np.testing.assert_array_equal(fitted.im_.get_array(), K)
+    with pytest.raises(ValueError, match="square"):
+        KernelDisplay.from_predictions(np.ones((2, 3)), [0, 1])
+
+
+def test_posterior_mean_of_a_classifier(classifier):
+    model, X, y = classifier
+    display = PosteriorMeanDisplay.from_estimator(model, X, y)
+    expected = model.predict_proba(X)[np.argsort(y, kind="stable")]
+    np.testing.assert_array_equal(display.im_.get_array(), expected)
+    assert [t.get_text() for t in display.ax_.get_xticklabels()] == ["core", "ring"]
+    with pytest.raises(ValueError, match="inconsistent"):
+        PosteriorMeanDisplay.from_predictions(np.ones((3, 2)), [0, 1])
+
+
+def test_uncertainty_bars_are_means_per_class(classifier):
+    model, X, y = classifier
+    display = UncertaintyDisplay.from_estimator(model, X, y)
+    parts = model.predict_uncertainty(X)
+    for k, name in enumerate(["core", "ring"]):
+        noise = parts.aleatoric[y == name].sum(axis=1).mean()
+        ignorance = parts.epistemic[y == name].sum(axis=1).mean()
+        # Sums in another order: a few ulps of float64.
+        np.testing.assert_allclose(display.aleatoric_bars_[k].get_height(), noise, rtol=1e-12)
+        np.testing.assert_allclose(display.epistemic_bars_[k].get_height(), ignorance, rtol=1e-12)
+        np.testing.assert_allclose(display.epistemic_bars_[k].get_y(), noise, rtol=1e-12)
+
+
+def test_marginal_likelihood_stars_and_bands():
+    values = [100.0, 1.0, 10.0]
+    loss = np.array([[3.0, 5.0], [2.0, 2.0], [7.0, 9.0]])
+    display = MarginalLikelihoodDisplay.from_predictions(values, [-7, -9, -5], test_loss=loss)
+    assert display.lines_["evidence"].get_ydata().tolist() == [-9, -5, -7]
+    assert display.stars_["evidence"].get_xdata().tolist() == [10]
+    assert display.stars_["test loss"].get_xdata().tolist() == [1]
+    # Standard error of the mean of 3 and 5: their sample deviation √2 over √2.
+    assert band_at(display.bands_["test loss"], 100.0) == pytest.approx((3, 5), rel=1e-15)
+    assert display.ax_.get_xscale() == "log" and display.loss_ax_.get_ylabel() == "loss"
+    assert set(display.lines_) == {"evidence", "test loss"}
+
+
+def test_marginal_likelihood_of_a_search():
+    results = {
+        "param_delta": np.ma.array([10.0, 1.0]),
+        "mean_test_evidence": np.array([-1.0, -2.0]),
+        "std_test_evidence": np.zeros(2),
+        "mean_test_mse": np.array([-4.0, -3.0]),
+        "std_test_mse": np.array([2.0, 0.0]),
+        "mean_train_mse": np.array([-2.0, -1.0]),
+        "std_train_mse": np.zeros(2),
+    }
+    search = Bunch(cv_results_=results, n_splits_=5)
+    display = MarginalLikelihoodDisplay.from_estimator(
+        search, "delta", evidence="evidence", loss="mse"
+    )
+    assert display.lines_["test loss"].get_ydata().tolist() == [3, 4]
+    assert band_at(display.bands_["test loss"], 10.0) == pytest.approx((3, 5), rel=1e-15)
+    assert display.stars_["evidence"].get_xdata().tolist() == [10]
+    assert display.ax_.get_xlabel() == "delta" and "train loss" in display.lines_
+    with pytest.raises(ValueError, match="no metric 'score'"):
+        MarginalLikelihoodDisplay.from_estimator(search, "delta")
+    with pytest.raises(ValueError, match="'sigma' alone"):
+        MarginalLikelihoodDisplay.from_estimator(search, "sigma")
+
+
+def test_without_matplotlib_the_extra_is_named():
+    code = (
+        "import sys; sys.modules['matplotlib'] = None\n"
+        "from sk_dnn2gp.plotting import PredictiveDisplay as D\n"
+        "try: D.from_predictions([0], [0], [1], [1])\n"
+        "except ImportError as error: print(error)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "sk_dnn2gp[plot]" in out.stdout
