@@ -22,6 +22,10 @@ $(VENV)/.test: $(VENV)/.torch setup.py
 	$(INSTALL) -e ".[test]"
 	touch $@
 
+$(VENV)/.docs: $(VENV)/.torch setup.py
+	$(INSTALL) -e ".[docs]"
+	touch $@
+
 example: $(VENV)/.example
 	$(BIN)/python examples/plot_regression_uncertainty.py
 
@@ -32,5 +36,8 @@ lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+
 clean:
-	rm -rf $(VENV) outputs build *.egg-info
+	rm -rf $(VENV) outputs build docs/_build docs/generated *.egg-info

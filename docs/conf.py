@@ -1,0 +1,33 @@
+"""Sphinx: the API reference. Nothing is fetched; a warning is an error in ``make docs``."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import sk_dnn2gp  # noqa: E402
+
+project = "sk_dnn2gp"
+version = release = sk_dnn2gp.__version__
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.autosummary", "numpydoc"]
+html_theme = "pydata_sphinx_theme"
+autosummary_generate = True
+numpydoc_show_class_members = False
+autodoc_default_options = {"members": True, "show-inheritance": True}
+exclude_patterns = ["generated/README*", "*.md"]
+templates_path = ["_templates"]
+# Written by scikit-learn, with links into its own user guide.
+inherited = ["score", "get_metadata_routing"]
+inherited += [
+    f"set_{method}_request"
+    for method in (
+        "fit",
+        "partial_fit",
+        "predict",
+        "predict_proba",
+        "predict_log_proba",
+        "predict_std",
+        "score",
+    )
+]
+autodoc_default_options["exclude-members"] = ",".join(inherited)
