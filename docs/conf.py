@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import sk_dnn2gp  # noqa: E402
+import sk_dnn2gp
 
 project = "sk_dnn2gp"
 version = release = sk_dnn2gp.__version__

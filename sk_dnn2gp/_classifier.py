@@ -94,7 +94,7 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         Rows in a minibatch; "auto" is min(200, n_samples) for "adam" and "sgd", all rows otherwise
         and in variational training. "gauss-newton" always takes all rows.
     tol : float, default=1e-8
-        Gauss-Newton stops at ‖∇loss‖ ≤ tol (1 + abs loss); the others when the loss has not fallen by
+        Gauss-Newton stops at ‖∇loss‖ ≤ tol (1 + abs loss), others when the loss has not fallen by
         this part in ``n_iter_no_change`` epochs.
     n_iter_no_change : int, default=10
         Epochs of patience of the other solvers.
