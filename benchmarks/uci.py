@@ -1,0 +1,91 @@
+"""Out of the box: ``DNN2GPRegressor()`` with no argument set, beside its peers, on UCI data.
+
+Red Wine and Power Plant, the benchmark's own splits. RMSE, negative log predictive density and 95%
+coverage in the units of y, seconds of fit and prediction. Nothing is tuned to these sets.
+
+    python benchmarks/uci.py [--splits 5] [--only wine,power] [--rows 2000]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from _common import save
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
+from sklearn.neural_network import MLPRegressor
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from sk_dnn2gp import DNN2GPRegressor
+
+FILES = {"wine": "uci_wine-quality-red.npz", "power": "uci_power-plant.npz"}
+
+
+def models(n_features: int) -> dict[str, Any]:
+    """Each with its inputs standardised."""
+    kernel = ConstantKernel(1.0) * RBF(np.ones(n_features)) + WhiteKernel(0.5)
+    peers = {
+        "DNN2GPRegressor": DNN2GPRegressor(random_state=0),
+        "GP, RBF per feature": GaussianProcessRegressor(kernel, normalize_y=True, random_state=0),
+        "MLPRegressor": MLPRegressor((50,), max_iter=500, random_state=0),
+    }
+    return {name: make_pipeline(StandardScaler(), peer) for name, peer in peers.items()}
+
+
+def scores(model: Any, X: Any, y: Any, X_test: Any, y_test: Any) -> list[float]:
+    """RMSE, NLPD, coverage, seconds; a model without error bars has its training residuals'."""
+    start = time.perf_counter()
+    model.fit(X, y)
+    if hasattr(model[-1], "hidden_layer_sizes") and not hasattr(model[-1], "prior_precision"):
+        mean = model.predict(X_test)
+        std = np.full(len(mean), np.std(y - model.predict(X)))
+    else:
+        mean, std = model.predict(X_test, return_std=True)
+    seconds = time.perf_counter() - start
+    z = (y_test - mean) / std
+    nlpd = 0.5 * np.mean(z**2 + np.log(2 * np.pi * std**2))
+    rmse = np.sqrt(np.mean((y_test - mean) ** 2))
+    return [float(v) for v in (rmse, nlpd, np.mean(np.abs(z) < 1.96), seconds)]
+
+
+def main() -> None:
+    """Print a table for each data set; store it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--splits", type=int, default=5)
+    parser.add_argument("--only", default="wine,power")
+    parser.add_argument("--rows", type=int, default=2000, help="most training rows")
+    args = parser.parse_args()
+    folder = os.environ.get("SK_DNN2GP_DATA")
+    if not folder:
+        raise SystemExit("Name the folder of the data in SK_DNN2GP_DATA.")
+    results: dict[str, Any] = {}
+    for name in args.only.split(","):
+        with np.load(Path(folder) / FILES[name]) as data:
+            X, y = data["X"].astype(float), data["y"].astype(float).ravel()
+            splits = list(zip(data["train"], data["test"], strict=True))[: args.splits]
+        table: dict[str, list] = {}
+        for train, test in splits:
+            train = train[: args.rows]
+            for peer, model in models(X.shape[1]).items():
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    row = scores(model, X[train], y[train], X[test], y[test])
+                table.setdefault(peer, []).append(row)
+        print(f"{name}: {len(splits)} splits, {len(train)} rows")
+        print(f"{'':22}{'RMSE':>9}{'NLPD':>9}{'95%':>8}{'s':>9}")
+        for peer, rows in table.items():
+            mean = np.mean(rows, axis=0)
+            print(f"{peer:22}{mean[0]:9.4f}{mean[1]:9.4f}{mean[2]:8.3f}{mean[3]:9.2f}")
+        results[name] = {"rows": len(train), "scores": table}
+    save("uci", results)
+
+
+if __name__ == "__main__":
+    main()
