@@ -211,10 +211,11 @@ class Encoder(nn.Module):
         return self.out(self.body(x).mean(1))
 
 
+# LayerNorm over one or two numbers gives constants, whose derivative is rounding alone.
 @settings(FEW, max_examples=10)
 @given(
     heads=st.integers(1, 3),
-    size=st.integers(1, 3),
+    size=st.integers(3, 4),
     length=st.integers(1, 4),
     norm_first=st.booleans(),
     activation=st.sampled_from(["relu", "gelu"]),
