@@ -34,7 +34,7 @@ def models(n_features: int) -> dict[str, Any]:
     peers = {
         "DNN2GPRegressor": DNN2GPRegressor(random_state=0),
         "GP, RBF per feature": GaussianProcessRegressor(kernel, normalize_y=True, random_state=0),
-        "MLPRegressor": MLPRegressor((50,), max_iter=500, random_state=0),
+        "MLPRegressor": MLPRegressor(hidden_layer_sizes=(50,), max_iter=500, random_state=0),
     }
     return {name: make_pipeline(StandardScaler(), peer) for name, peer in peers.items()}
 
