@@ -154,7 +154,8 @@ class TrainingSetSplit:
     """One split whose training set and test set are both all of the data.
 
     For scores that need no held-out data, such as :data:`marginal_likelihood_scorer`. Any other
-    score computed with it is a training score.
+    score computed with it is a training score. A halving search draws rows anew for training and
+    for scoring unless its ``random_state`` is an integer: give it one.
 
     Examples
     --------

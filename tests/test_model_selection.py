@@ -205,7 +205,7 @@ def test_pipeline_in_target_in_pipeline_and_inside_a_search():
         (GridSearchCV, {}),
         (GridSearchCV, {"n_jobs": 2, "return_train_score": True}),
         (RandomizedSearchCV, {"n_iter": 3, "random_state": 0}),
-        (HalvingGridSearchCV, {"min_resources": 20, "factor": 2}),
+        (HalvingGridSearchCV, {"min_resources": 20, "factor": 2, "random_state": 0}),
     ],
 )
 def test_search_finds_the_candidate_of_the_best_evidence(search, options):
