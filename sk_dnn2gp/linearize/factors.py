@@ -391,11 +391,17 @@ def add_squares(factor: Factor, total: Tensor) -> None:
             total[factor.weight.start : factor.weight.stop] += weight.flatten()
         return
     for part in explicit(factor):
-        squares, start = part.values.double().square().sum((0, 1)), 0
+        squares, start = _squares(part.values.flatten(0, 1)).sum(0), 0
         for slot in part.slots:
             size = slot.stop - slot.start
             total[slot.start : slot.stop] += squares[start : start + size]
             start += size
+
+
+def _squares(values: Tensor) -> Tensor:
+    """Squares in float64, in one new array at most: the values are the largest in hand."""
+    copy = values.double()
+    return values.square() if copy is values else copy.square_()
 
 
 def diagonal_blocks(factor: Factor, scale: Sequence[float] | None) -> Tensor:
