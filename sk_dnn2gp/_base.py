@@ -246,7 +246,7 @@ class BaseDNN2GP(BaseEstimator):
 
     def _evidence(self, posterior: Posterior) -> float:
         """Of the default kind; for variational inference that of the converged GP at μ (MATH 5)."""
-        if self.inference == "laplace":
+        if self.inference != "vi":
             return log_marginal_likelihood(posterior)
         try:
             process = make_posterior(posterior.model, "full", self.memory_limit)

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import ClassifierMixin, _fit_context
 from sklearn.gaussian_process import GaussianProcessRegressor
@@ -19,14 +18,20 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from ._base import BaseDNN2GP, input_tensor
+from ._linearized_vi import maximise_linearized_elbo
+from ._links import (
+    log_softmax,
+    mean_log_softmax,
+    of_difference,
+    pairwise_log_softmax,
+    probit_log_softmax,
+)
 from ._random import draw_seed, torch_generator
 from ._source import NetworkSource, check_logits
 from .likelihoods import Bernoulli, Categorical, Likelihood
 
 __all__ = ["DNN2GPClassifier"]
 
-# Draws of the latent function behind a probability by link="mc": its error is below 0.016.
-_MC_DRAWS = 1000
 _LINKS = ("probit", "pairwise", "mc", "map")
 
 
@@ -54,11 +59,15 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         Activation of the hidden layers, for ``net=None``.
     prior_precision : float or "auto", default="auto"
         δ > 0; "auto" chooses it by the evidence.
-    inference : {"laplace", "vi"}, default="laplace"
-        How the posterior is found: at the minimum of the loss; or by variational training from
-        there (VOGGN for ``posterior="full"``, VOGN for "diag"; theorem 2), whose converged q(w)
-        is a Gaussian process too, with the network at its mean (MATH 5). With "vi", "auto" goes on
-        to the best evidence lower bound.
+    inference : {"laplace", "vi", "linearized-vi"}, default="laplace"
+        How the posterior is found. "laplace": at the minimum of the loss, by its curvature, which
+        is too wide a posterior where the network is sure of its data. "linearized-vi": the best
+        Gaussian of the same linear model by the evidence lower bound, in about ten times the time;
+        its mean moves with it, and probabilities that average over it are as a rule better than the
+        network's own. "vi": by variational training of the network from there (VOGGN for
+        ``posterior="full"``, VOGN for "diag"; theorem 2), whose converged q(w) is a Gaussian
+        process too, with the network at its mean (MATH 5); "auto" then goes on to the best lower
+        bound. For "linearized-vi" it is the Laplace evidence that chooses δ.
     vi_epochs : int, default=200
         Epochs of variational training.
     mc_samples : int, default=4
@@ -126,7 +135,8 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
     linear_model_ : LinearModel
         Theorem 1's linear model, of the examples that the posterior is conditioned on.
     posterior_ : Posterior
-        Its posterior.
+        Its posterior; with ``inference="linearized-vi"`` the posterior of the linear model whose
+        noise precision and residuals are means over q (``posterior_.model``).
     posterior_indices_ : ndarray of int, or None
         Rows that the posterior is conditioned on; None for all.
     kernel_ : NTKKernel
@@ -145,7 +155,8 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
     loss_curve_ : list of float
         loss(w) per epoch; with ``inference="vi"`` the mean loss of the draws, prior excluded.
     elbo_curve_ : list of float
-        With ``inference="vi"``: the evidence lower bound per epoch, estimated from its draws.
+        With ``inference="vi"``: the evidence lower bound per epoch, estimated from its draws. With
+        "linearized-vi": the lower bound on the evidence of the linear model, per step.
     n_features_in_ : int
     feature_names_in_ : ndarray of str
 
@@ -158,7 +169,9 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
     Khan, Immer, Abedi, Korzepa, "Approximate Inference Turns Deep Networks into Gaussian
     Processes", NeurIPS 2019, arXiv 1906.01930. Immer, Korzepa, Bauer, "Improving predictions of
     Bayesian neural nets via local linearization", 2021, arXiv 2008.08400. Lu, Ie, Sha, "Mean-Field
-    Approximation to Gaussian-Softmax Integral", 2020, arXiv 2006.07584.
+    Approximation to Gaussian-Softmax Integral", 2020, arXiv 2006.07584. Opper, Archambeau, "The
+    Variational Gaussian Approximation Revisited", 2009. Kuss, Rasmussen, "Assessing Approximate
+    Inference for Binary Gaussian Process Classification", 2005.
 
     Examples
     --------
@@ -178,6 +191,7 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
 
     _parameter_constraints: dict = {
         **BaseDNN2GP._parameter_constraints,
+        "inference": [StrOptions({"laplace", "vi", "linearized-vi"})],
         "posterior_samples": [None, Interval(Integral, 2, None, closed="left")],
         "outputs": [StrOptions({"joint", "independent"})],
         "link": [StrOptions(set(_LINKS))],
@@ -283,7 +297,11 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         n_outputs = self._count_outputs(X)
         self._likelihood = self._likelihood_of(n_outputs)
         self._draw_seed = draw_seed(self.random_state)
-        self._fit_network(X, self._encoded(y), weight, self._likelihood, n_outputs)
+        codes = self._encoded(y)
+        self._fit_network(X, codes, weight, self._likelihood, n_outputs)
+        self._shift: Tensor | None = None
+        if self.inference == "linearized-vi":
+            self._move_to_linearized_elbo(codes)
         return self
 
     def predict(self, X: ArrayLike) -> NDArray:
@@ -299,7 +317,8 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         """
         check_is_fitted(self)
         # Two classes: the probit link keeps the logit's sign, so no variance is needed.
-        needs_variance = len(self.classes_) > 2 or self.link == "mc"
+        shifted = self.inference == "linearized-vi"
+        needs_variance = len(self.classes_) > 2 or self.link == "mc" or shifted
         log_p = self._log_proba(X, self.link if needs_variance else "map")
         return self.classes_[log_p.argmax(-1).numpy()]
 
@@ -402,7 +421,7 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
             (n_samples, n_classes, n_classes) if ``full``.
         """
         inputs = self._checked_inputs(X)
-        f, V = self._outputs(inputs), self._latent_covariance(inputs)
+        f, V = self._latent_mean(inputs), self._latent_covariance(inputs)
         aleatoric = self._of_classes(self._likelihood.aleatoric(f))
         epistemic = self._of_classes(self._likelihood.epistemic(f, V))
         if not full:
@@ -438,10 +457,10 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         _check_target(target)
         inputs = self._checked_inputs(X)
         generator = torch_generator(random_state)
-        f = self.posterior_.sample(inputs, n_samples, generator).cpu() + self._outputs(inputs)
+        f = self.posterior_.sample(inputs, n_samples, generator).cpu() + self._latent_mean(inputs)
         if target == "latent":
             return np.moveaxis(f.numpy(), 0, -1)
-        p = _log_softmax(f).exp()
+        p = log_softmax(f).exp()
         if target == "p":
             return np.moveaxis(p.numpy(), 0, -1)
         codes = torch.multinomial(p.flatten(0, 1), 1, generator=generator)
@@ -451,7 +470,8 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         """Return a fitted scikit-learn process over the logit (theorem 1, model C).
 
         A regression: its kernel is J Jᵀ/δ, its targets the transformed targets ỹ, its noise Λ⁻¹ per
-        example. Its mean is J_* w*, its variances are this estimator's of the logit.
+        example, those of ``posterior_.model``. Its mean is J_* w* (J_* μ with "linearized-vi"), its
+        variances are this estimator's of the logit.
 
         Returns
         -------
@@ -474,15 +494,16 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
             raise ValueError(
                 f"posterior={self.posterior!r} is no Gaussian process with this kernel; use 'full'."
             )
-        precision = self.linear_model_.noise_factor[:, 0, 0].numpy() ** 2
+        model = self.posterior_.model
+        precision = model.noise_factor[:, 0, 0].numpy() ** 2
         if not (precision > np.finfo(float).tiny).all():
             raise ValueError(
                 "The network is so certain of some examples that their noise precision p(1-p) is "
                 "zero: their transformed targets are infinite. Raise prior_precision."
             )
-        X = self.linear_model_.X.numpy()
+        X, targets = model.X.numpy(), model.transformed_targets().numpy()[:, 0]
         gp = GaussianProcessRegressor(self.kernel_, alpha=1.0 / precision, optimizer=None)
-        return gp.fit(X.reshape(len(X), -1), self.transformed_targets_)
+        return gp.fit(X.reshape(len(X), -1), targets)
 
     @property
     def transformed_targets_(self) -> NDArray:
@@ -492,6 +513,13 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         return targets[:, 0] if isinstance(self._likelihood, Bernoulli) else targets
 
     def _check_outputs_option(self) -> None:
+        if self.inference == "linearized-vi" and (
+            self.posterior == "diag" or self.outputs == "independent"
+        ):
+            raise ValueError(
+                "inference='linearized-vi' needs posterior='full' or 'last_layer' and "
+                f"outputs='joint'; got posterior={self.posterior!r}, outputs={self.outputs!r}."
+            )
         if self.outputs == "independent" and (
             self.posterior != "full" or self.prior_precision == "auto"
         ):
@@ -537,15 +565,34 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         if link not in _LINKS:
             raise ValueError(f"link must be one of {_LINKS}, got {link!r}.")
         inputs = self._checked_inputs(X)
-        f = self._outputs(inputs)
         if link == "map":
-            return _log_softmax(f)
-        f, V = _of_difference(f, self._latent_covariance(inputs))
+            return log_softmax(self._outputs(inputs))
+        f, V = of_difference(self._latent_mean(inputs), self._latent_covariance(inputs))
         if link == "pairwise" and f.shape[1] > 1:
-            return _pairwise_log_softmax(f, V)
+            return pairwise_log_softmax(f, V)
         if link in ("probit", "pairwise"):
-            return _log_softmax(f / (1.0 + torch.pi / 8.0 * V.diagonal(dim1=-2, dim2=-1)).sqrt())
-        return _mean_log_softmax(f, V, torch_generator(self._draw_seed))
+            return probit_log_softmax(f, V)
+        return mean_log_softmax(f, V, torch_generator(self._draw_seed))
+
+    def _move_to_linearized_elbo(self, codes: Tensor) -> None:
+        """Replace the Laplace posterior by the best Gaussian of the same linear model."""
+        rows = self.posterior_indices_
+        best = maximise_linearized_elbo(
+            self.linear_model_,
+            codes if rows is None else codes[torch.tensor(rows)],
+            self._likelihood,
+            torch.tensor(self._fit_sample_weight),
+            self.memory_limit,
+        )
+        self.posterior_, self._shift = best.posterior, best.shift
+        self.elbo_curve_ = best.elbo_curve
+
+    def _latent_mean(self, inputs: Tensor) -> Tensor:
+        """E f(X): the network's outputs, or those of its linearisation at q's mean."""
+        f = self._outputs(inputs)
+        if self._shift is None:
+            return f
+        return f + self.posterior_.model.linearization.jvp(inputs, self._shift).double().cpu()
 
     def _of_classes(self, covariance: Tensor) -> Tensor:
         """K × K covariances over the classes: p₀ = 1 - p₁ where there is one logit."""
@@ -564,40 +611,3 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
 def _check_target(target: str) -> None:
     if target not in ("y", "p", "latent"):
         raise ValueError(f"target must be 'y', 'p' or 'latent', got {target!r}.")
-
-
-def _of_difference(f: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
-    """For two logits their difference and its variance: one logit and two then agree."""
-    if f.shape[-1] != 2:
-        return f, V
-    sign = f.new_tensor([[-1.0, 1.0]])
-    return f @ sign.mT, sign @ V @ sign.mT
-
-
-def _log_softmax(f: Tensor) -> Tensor:
-    """log p of all classes; one logit is the difference between two."""
-    if f.shape[-1] == 1:
-        return torch.cat([F.logsigmoid(-f), F.logsigmoid(f)], dim=-1)
-    return torch.log_softmax(f, -1)
-
-
-def _pairwise_log_softmax(f: Tensor, V: Tensor) -> Tensor:
-    """log p from the moderated differences of the logits (Lu, Ie, Sha 2020, arXiv 2006.07584)."""
-    variance = V.diagonal(dim1=-2, dim2=-1)
-    of_difference = variance[:, None, :] + variance[:, :, None] - V - V.mT
-    scale = (1.0 + torch.pi / 8.0 * of_difference.clamp_min(0.0)).sqrt()
-    odds_against = torch.logsumexp((f[:, None, :] - f[:, :, None]) / scale, dim=-1)
-    return torch.log_softmax(-odds_against, -1)
-
-
-def _mean_log_softmax(f: Tensor, V: Tensor, generator: torch.Generator) -> Tensor:
-    """log of the mean probabilities over draws of f ~ N(f, V), marginally for each example."""
-    values, vectors = torch.linalg.eigh(V)
-    root = vectors * values.clamp_min(0.0).sqrt()[:, None, :]
-    # The same draws for every example: an example's probabilities do not depend on the others.
-    z = torch.randn(f.shape[1], _MC_DRAWS, dtype=f.dtype, generator=generator)
-    total = []
-    for part in torch.arange(len(f)).split(max(1, 2**20 // z.numel())):
-        draws = f[part, None, :] + (root[part] @ z).mT
-        total.append(torch.logsumexp(_log_softmax(draws), dim=1) - np.log(_MC_DRAWS))
-    return torch.cat(total)

@@ -27,6 +27,7 @@ def test_small_estimators(estimator, check):
             **SMALL, prior_precision=1.0, noise_std=0.3, inference="vi", vi_epochs=20, tol=1e-12
         ),
         DNN2GPClassifier(**SMALL, prior_precision=1.0, **VI),
+        DNN2GPClassifier(**SMALL, prior_precision=1.0, inference="linearized-vi"),
         DNN2GPClassifier(**SMALL, posterior="diag", prior_precision=1.0, link="mc"),
         DNN2GPClassifier(**SMALL, posterior="last_layer", prior_precision=1.0, link="map"),
     ]

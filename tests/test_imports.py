@@ -12,10 +12,10 @@ import sk_dnn2gp
 ROOT = Path(sk_dnn2gp.__file__).parent
 LEVELS = {
     0: ("_linalg", "_memory", "_random", "_threads", "_version", "datasets", "exceptions"),
-    1: ("likelihoods", "networks", "linearize"),
+    1: ("likelihoods", "networks", "linearize", "_links"),
     2: ("dual", "optim"),
     3: ("posterior", "evidence"),
-    4: ("training", "tuning", "kernels"),
+    4: ("training", "tuning", "kernels", "_linearized_vi"),
     5: ("_source", "_fitting", "_vi", "_base", "_regressor", "_classifier", "_nngp"),
     6: ("model_selection", "plotting", "persistence"),
 }

@@ -1,0 +1,65 @@
+"""From the distribution of the logits to probabilities: the links of MATH 4.
+
+Pure functions. Shapes: f (n_samples, n_outputs), V (n_samples, n_outputs, n_outputs); log p
+(n_samples, n_classes), where one logit is the difference of two classes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = [
+    "log_softmax",
+    "mean_log_softmax",
+    "of_difference",
+    "pairwise_log_softmax",
+    "probit_log_softmax",
+]
+
+# Draws of the latent function behind a probability by link="mc": its error is below 0.016.
+_MC_DRAWS = 1000
+
+
+def of_difference(f: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
+    """For two logits their difference and its variance: one logit and two then agree."""
+    if f.shape[-1] != 2:
+        return f, V
+    sign = f.new_tensor([[-1.0, 1.0]])
+    return f @ sign.mT, sign @ V @ sign.mT
+
+
+def log_softmax(f: Tensor) -> Tensor:
+    """log p of all classes; one logit is the difference between two."""
+    if f.shape[-1] == 1:
+        return torch.cat([F.logsigmoid(-f), F.logsigmoid(f)], dim=-1)
+    return torch.log_softmax(f, -1)
+
+
+def probit_log_softmax(f: Tensor, V: Tensor) -> Tensor:
+    """log p of f / √(1 + π/8 diag V): exact to 0.02 for one logit (MacKay 1992)."""
+    return log_softmax(f / (1.0 + torch.pi / 8.0 * V.diagonal(dim1=-2, dim2=-1)).sqrt())
+
+
+def pairwise_log_softmax(f: Tensor, V: Tensor) -> Tensor:
+    """log p from the moderated differences of the logits (Lu, Ie, Sha 2020, arXiv 2006.07584)."""
+    variance = V.diagonal(dim1=-2, dim2=-1)
+    of_pair = variance[:, None, :] + variance[:, :, None] - V - V.mT
+    scale = (1.0 + torch.pi / 8.0 * of_pair.clamp_min(0.0)).sqrt()
+    odds_against = torch.logsumexp((f[:, None, :] - f[:, :, None]) / scale, dim=-1)
+    return torch.log_softmax(-odds_against, -1)
+
+
+def mean_log_softmax(f: Tensor, V: Tensor, generator: torch.Generator) -> Tensor:
+    """log of the mean probabilities over draws of f ~ N(f, V), marginally for each example."""
+    values, vectors = torch.linalg.eigh(V)
+    root = vectors * values.clamp_min(0.0).sqrt()[:, None, :]
+    # The same draws for every example: an example's probabilities do not depend on the others.
+    z = torch.randn(f.shape[1], _MC_DRAWS, dtype=f.dtype, generator=generator)
+    total = []
+    for part in torch.arange(len(f)).split(max(1, 2**20 // z.numel())):
+        draws = f[part, None, :] + (root[part] @ z).mT
+        total.append(torch.logsumexp(log_softmax(draws), dim=1) - np.log(_MC_DRAWS))
+    return torch.cat(total)
