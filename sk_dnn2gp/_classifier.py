@@ -87,7 +87,7 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         How probabilities come from the logits' distribution N(f, V) (MATH 4): softmax(f/√(1 + π/8
         diag V)); the same of the differences of two logits, p_k ∝ 1/Σ_j exp((f_j - f_k)/√(1 + π/8
         Var(f_j - f_k))), which a shift of all logits does not touch; the mean of the softmax over
-        1,000 draws; softmax(f), the network's own.
+        1,024 quasi-random draws; softmax(f), the network's own.
     class_weight : dict, "balanced" or None, default=None
         Weights of the classes, by label; they multiply ``sample_weight``.
     solver : {"gauss-newton", "adam", "lbfgs", "sgd"} or Optimizer class, default="gauss-newton"
@@ -572,7 +572,7 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
             return pairwise_log_softmax(f, V)
         if link in ("probit", "pairwise"):
             return probit_log_softmax(f, V)
-        return mean_log_softmax(f, V, torch_generator(self._draw_seed))
+        return mean_log_softmax(f, V, self._draw_seed)
 
     def _move_to_linearized_elbo(self, codes: Tensor) -> None:
         """Replace the Laplace posterior by the best Gaussian of the same linear model."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.special import ndtri
 from torch import Tensor
 
 __all__ = [
@@ -19,8 +20,10 @@ __all__ = [
     "probit_log_softmax",
 ]
 
-# Draws of the latent function behind a probability by link="mc": its error is below 0.016.
-_MC_DRAWS = 1000
+# Draws of the latent function behind a probability by link="mc". Of independent draws the error
+# would be below 0.016; a scrambled Sobol sequence, unbiased too, is far closer, and it covers the
+# tails that decide where a sure network is wrong.
+_MC_DRAWS = 1024
 
 
 def of_difference(f: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
@@ -52,12 +55,15 @@ def pairwise_log_softmax(f: Tensor, V: Tensor) -> Tensor:
     return torch.log_softmax(-odds_against, -1)
 
 
-def mean_log_softmax(f: Tensor, V: Tensor, generator: torch.Generator) -> Tensor:
+def mean_log_softmax(f: Tensor, V: Tensor, seed: int) -> Tensor:
     """log of the mean probabilities over draws of f ~ N(f, V), marginally for each example."""
     values, vectors = torch.linalg.eigh(V)
     root = vectors * values.clamp_min(0.0).sqrt()[:, None, :]
     # The same draws for every example: an example's probabilities do not depend on the others.
-    z = torch.randn(f.shape[1], _MC_DRAWS, dtype=f.dtype, generator=generator)
+    engine = torch.quasirandom.SobolEngine(f.shape[1], scramble=True, seed=seed)
+    # In the middle of the sequence's cells, whose corners may be 0, where the quantile is infinite.
+    uniform = engine.draw(_MC_DRAWS, dtype=torch.float64) * (1 - 2**-30) + 2**-31
+    z = torch.tensor(ndtri(uniform.numpy())).mT.to(f)
     total = []
     for part in torch.arange(len(f)).split(max(1, 2**20 // z.numel())):
         draws = f[part, None, :] + (root[part] @ z).mT
