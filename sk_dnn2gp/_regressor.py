@@ -356,7 +356,8 @@ class DNN2GPRegressor(MultiOutputMixin, RegressorMixin, BaseDNN2GP):
 
         Its kernel is J Jᵀ/δ, its targets the transformed targets ỹ, its noise σ². Its mean is
         J_* w*, which differs from the network's f by the linearisation; its variances are this
-        estimator's. Both in the units of y.
+        estimator's. Both in the units of y. With ``inference="vi"`` it is the process at the mean μ
+        (MATH 5), whose variances are those of its own exact posterior and not those of q.
 
         Returns
         -------

@@ -66,8 +66,9 @@ class MarginalLikelihoodScorer(BaseEstimator):
 
     Parameters
     ----------
-    kind : {"laplace", "dual"}, default="laplace"
-        Which evidence; "dual" is the paper's evidence of the transformed targets.
+    kind : {"laplace", "dual"}, default=None
+        Which evidence; "dual" is the paper's evidence of the transformed targets. None is the
+        estimator's own: "laplace", or "dual" with ``inference="vi"``.
 
     Examples
     --------
@@ -86,7 +87,7 @@ class MarginalLikelihoodScorer(BaseEstimator):
     {'prior_precision': 0.1}
     """
 
-    def __init__(self, kind: str = "laplace") -> None:
+    def __init__(self, kind: str | None = None) -> None:
         self.kind = kind
 
     def __call__(
@@ -205,7 +206,7 @@ def evidence_path(
     *,
     prior_precision: ArrayLike | None = None,
     noise_std: ArrayLike | None = None,
-    kind: str = "laplace",
+    kind: str | None = None,
 ) -> Bunch:
     """Evidence of the training set at many δ and σ, the weights as trained (MATH 3).
 
@@ -221,7 +222,8 @@ def evidence_path(
         δ; None is 100 values within a factor 1000 of the fitted one.
     noise_std : array-like of shape (n_stds,), default=None
         σ as the network sees y; None is the fitted one. Refused where there is no σ.
-    kind : {"laplace", "dual"}, default="laplace"
+    kind : {"laplace", "dual"}, default=None
+        None is the estimator's own: "laplace", or "dual" with ``inference="vi"``.
 
     Returns
     -------
@@ -277,7 +279,7 @@ def optimize_hyperparameters(
     estimator: Any,
     *,
     groups: str = "all",
-    kind: str = "laplace",
+    kind: str | None = None,
     prior_precision_bounds: tuple[float, float] | None = _PRIOR_BOUNDS,
     noise_std_bounds: tuple[float, float] | None = _NOISE_BOUNDS,
     n_starts: int = 5,
@@ -296,7 +298,8 @@ def optimize_hyperparameters(
     groups : {"all", "layer", "tensor"}, default="all"
         One δ; one for each layer's weights and biases; or one for each parameter tensor. The last
         two factorise a P×P matrix at each evaluation, and need ``posterior="full"``.
-    kind : {"laplace", "dual"}, default="laplace"
+    kind : {"laplace", "dual"}, default=None
+        None is the estimator's own: "laplace", or "dual" with ``inference="vi"``.
     prior_precision_bounds, noise_std_bounds : tuple of float, or None
         None keeps it as fitted.
     n_starts : int, default=5
@@ -335,7 +338,7 @@ def optimize_hyperparameters(
         raise ValueError(f"groups must be 'all', 'layer' or 'tensor', got {groups!r}.")
     if n_starts < 1:
         raise ValueError(f"n_starts must be at least 1, got {n_starts!r}.")
-    names, index, objective = _objective(estimator, groups, kind)
+    names, index, objective = _objective(estimator, groups, kind or _own_kind(estimator))
     sigma = getattr(estimator, "noise_std_", None)
     fixed = np.log([estimator.prior_precision_] * len(names) + ([] if sigma is None else [sigma]))
     bounds = [prior_precision_bounds] * len(names) + ([] if sigma is None else [noise_std_bounds])
@@ -354,6 +357,11 @@ def optimize_hyperparameters(
 
 
 # ---------------------------------------------------------------------- optimisation
+
+
+def _own_kind(estimator: Any) -> str:
+    """The evidence that the estimator itself reports."""
+    return "dual" if estimator.inference == "vi" else "laplace"
 
 
 def _objective(estimator: Any, groups: str, kind: str) -> tuple[list[str], Any, Any]:

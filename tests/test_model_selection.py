@@ -326,6 +326,18 @@ def test_early_stopped_candidates_are_finite():
 # ---------------------------------------------------------------------- paths and optimisation
 
 
+def test_variational_estimators_are_scored_by_their_own_evidence():
+    """The dual evidence of the converged process: a laplace one is of a minimum it is not at."""
+    model = DNN2GPRegressor(
+        hidden_layer_sizes=(3,), prior_precision=1.0, noise_std=0.5, inference="vi", vi_epochs=20,
+        random_state=0,
+    ).fit(X, Y)  # fmt: skip
+    own = model.log_marginal_likelihood_value_
+    assert marginal_likelihood_scorer(model, X, Y) == pytest.approx(own, rel=1e-10)
+    assert MarginalLikelihoodScorer("laplace")(model, X, Y) != pytest.approx(own, rel=1e-3)
+    assert optimize_hyperparameters(model).initial == pytest.approx(own, rel=1e-10)
+
+
 @pytest.mark.parametrize("kind", ["laplace", "dual"])
 def test_path_is_the_evidence_at_every_value(kind):
     model = regressor().fit(X, Y)
