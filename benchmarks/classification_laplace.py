@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from _classification_data import Split, breast_cancer, digits, scores
+from _classification_data import Split, breast_cancer, digits, mnist, scores
 from laplace import Laplace
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -23,24 +26,44 @@ from torch.utils.data import DataLoader, TensorDataset
 RESULT = Path(__file__).parent / "results" / "classification_laplace.json"
 
 
-def run(data: Split, hidden: int, structure: str, seed: int) -> dict[str, dict[str, float]]:
+def mlp(n_features: int, n_classes: int, hidden: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(n_features, hidden), nn.Tanh(), nn.Linear(hidden, n_classes))
+
+
+def lenet() -> nn.Module:
+    """LeNet5, as ``sk_dnn2gp.networks`` has it (this environment need not have that package)."""
+    return nn.Sequential(
+        nn.Conv2d(1, 6, 5), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+        nn.Linear(256, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, 10),
+    )  # fmt: skip
+
+
+def run(
+    data: Split,
+    make: Callable[[], nn.Module],
+    structure: str,
+    seed: int,
+    weights: str = "all",
+    epochs: int = 100,
+    learning_rate: float = 1e-2,
+) -> dict[str, dict[str, float]]:
     """One network, one Laplace approximation, a row for each of its links."""
     X, X_test, y, y_test = data
-    n_classes = int(y.max()) + 1
     torch.manual_seed(seed)
-    net = nn.Sequential(nn.Linear(X.shape[1], hidden), nn.Tanh(), nn.Linear(hidden, n_classes))
+    net = make()
     train = TensorDataset(torch.tensor(X, dtype=torch.float32), torch.tensor(y))
     loader = DataLoader(train, batch_size=200, shuffle=True)
     start = time.perf_counter()
     # δ = N · weight_decay = 1, as a mean of log losses sees it.
-    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2, weight_decay=1.0 / len(X))
-    for _ in range(100):
+    optimizer = torch.optim.Adam(net.parameters(), lr=learning_rate, weight_decay=1.0 / len(X))
+    for _ in range(epochs):
         for a, b in loader:
             optimizer.zero_grad()
             nn.functional.cross_entropy(net(a), b).backward()
             optimizer.step()
     net.eval()
-    la = Laplace(net, "classification", subset_of_weights="all", hessian_structure=structure)
+    la = Laplace(net, "classification", subset_of_weights=weights, hessian_structure=structure)
     la.fit(loader)
     la.optimize_prior_precision(method="marglik")
     seconds = time.perf_counter() - start
@@ -61,14 +84,20 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     n_seeds = parser.parse_args().seeds
     result: dict[str, dict] = {"setting": {"torch": torch.__version__, "n_seeds": n_seeds}}
-    for name, load, hidden, structures in (
-        ("breast-cancer", breast_cancer, 10, ("full", "kron")),
-        ("digits", digits, 20, ("kron",)),
+    for name, load, make, structures in (
+        ("breast-cancer", breast_cancer, partial(mlp, 30, 2, 10), ("full", "kron")),
+        ("digits", digits, partial(mlp, 64, 10, 20), ("kron",)),
+        ("mnist, last layer", mnist, lenet, ("full",)),
     ):
+        if name.startswith("mnist") and "SK_DNN2GP_DATA" not in os.environ:
+            print("MNIST is left out: SK_DNN2GP_DATA names no folder.")
+            continue
+        images = ("last_layer", 15, 1e-3) if name.startswith("mnist") else ()
         rows: dict[str, list[dict[str, float]]] = {}
         for seed in range(n_seeds):
             for structure in structures:
-                for key, row in run(load(seed), hidden, structure, seed).items():
+                found = run(load(seed), make, structure, seed, *images)
+                for key, row in found.items():
                     rows.setdefault(key, []).append(row)
         result[name] = {
             key: {k: float(np.mean([r[k] for r in found])) for k in found[0]}
