@@ -9,7 +9,25 @@ import sk_dnn2gp
 
 project = "sk_dnn2gp"
 version = release = sk_dnn2gp.__version__
-extensions = ["sphinx.ext.autodoc", "sphinx.ext.autosummary", "numpydoc"]
+extensions = [
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.mathjax",
+    "numpydoc",
+    "sphinx_gallery.gen_gallery",
+]
+# Every example is run in the build, and one that fails, fails the build.
+sphinx_gallery_conf = {
+    "examples_dirs": "../examples",
+    "gallery_dirs": "auto_examples",
+    "backreferences_dir": "generated/backreferences",
+    "doc_module": ("sk_dnn2gp",),
+    "abort_on_example_error": True,
+    "download_all_examples": False,
+    "remove_config_comments": True,
+    "show_memory": False,
+}
+suppress_warnings = ["config.cache"]
 html_theme = "pydata_sphinx_theme"
 autosummary_generate = True
 numpydoc_show_class_members = False

@@ -36,8 +36,8 @@ from sk_dnn2gp import DNN2GPRegressor
 OUTPUT = Path("outputs") / "regression_uncertainty.png"
 
 # %%
-# Diabetes: root mean squared error, negative log predictive density, coverage of 95% intervals
-# --------------------------------------------------------------------------------------------
+# Diabetes: root mean squared error, log predictive density and coverage
+# ----------------------------------------------------------------------
 
 
 def scores(y: np.ndarray, mean: np.ndarray, std: np.ndarray) -> list[float]:

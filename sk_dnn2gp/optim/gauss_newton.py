@@ -53,7 +53,7 @@ class GaussNewton(torch.optim.Optimizer):
     max_iter : int, default=100
         Accepted steps in one call of ``step``.
     tol : float, default=1e-8
-        Stop when ‖∇loss‖ ≤ tol (1 + |loss|).
+        Stop when ‖∇loss‖ ≤ tol (1 + abs loss).
     damping : float, default=1e-2
         First μ, relative to the largest diagonal entry of ΦᵀΦ.
     history_size : int, default=8

@@ -1,0 +1,43 @@
+"""
+The tangent kernel in GaussianProcessRegressor
+==============================================
+
+A network need not be trained to give a kernel: here the tangent kernel of a random tanh network
+stands in scikit-learn's own Gaussian process, beside the RBF kernel, and after training of the
+network once more. What the network learnt is in its kernel (figure 3 of Khan et al. 2019 has the
+same data set's spirit: a gap without data, where error bars grow).
+"""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
+
+from sk_dnn2gp import DNN2GPRegressor, NTKKernel
+from sk_dnn2gp.datasets import make_sine_with_gap
+from sk_dnn2gp.networks import MLP
+from sk_dnn2gp.plotting import PredictiveDisplay
+
+X, y = make_sine_with_gap(80, random_state=0)
+grid = np.linspace(X.min() - 1, X.max() + 1, 300)[:, None]
+torch.manual_seed(0)
+trained = DNN2GPRegressor(
+    hidden_layer_sizes=(20,), normalize_y=False, n_restarts=2, random_state=0
+).fit(X, y)
+kernels = {
+    "RBF": ConstantKernel() * RBF(),
+    "tangent kernel, random network": ConstantKernel() * NTKKernel(MLP(1, (50,), 1)),
+    "tangent kernel, trained network": ConstantKernel() * NTKKernel(trained.module_),
+}
+figure, axes = plt.subplots(1, 3, figsize=(14, 4), sharey=True, layout="constrained")
+for axis, (name, kernel) in zip(axes, kernels.items(), strict=True):
+    gp = GaussianProcessRegressor(kernel + WhiteKernel(0.1), random_state=0).fit(X, y)
+    mean, total = gp.predict(grid, return_std=True)
+    noise = gp.kernel_.k2.noise_level
+    epistemic = np.sqrt(np.maximum(total**2 - noise, 0.0))
+    PredictiveDisplay.from_predictions(grid, mean, epistemic, total, data=(X, y), ax=axis)
+    evidence = gp.log_marginal_likelihood_value_
+    axis.set_title(f"{name}\nlog evidence {evidence:.1f}")
+    print(f"{name}: log evidence {evidence:.1f}, noise {noise**0.5:.2f}")
+plt.show()

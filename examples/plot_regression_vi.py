@@ -1,0 +1,44 @@
+"""
+Error bars by Laplace and by variational inference
+==================================================
+
+Mirrors figure 3 of Khan et al. (2019): data with a gap, a network of 20 units, and the Gaussian
+process that it is at the minimum of its loss (Laplace) and after variational training (VOGGN).
+Both grow in the gap. The network with weights drawn from the same posterior is not the process.
+"""
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from sk_dnn2gp import DNN2GPRegressor
+from sk_dnn2gp.datasets import make_sine_with_gap
+from sk_dnn2gp.plotting import PredictiveDisplay
+
+X, y = make_sine_with_gap(80, random_state=0)
+grid = np.linspace(X.min() - 1, X.max() + 1, 300)[:, None]
+settings = {
+    "hidden_layer_sizes": (20,),
+    "prior_precision": 0.1,
+    "noise_std": 0.3,
+    "normalize_y": False,
+    "random_state": 0,
+}
+models = {
+    "DNN2GP-Laplace": DNN2GPRegressor(**settings),
+    "DNN2GP-VI": DNN2GPRegressor(**settings, inference="vi", vi_epochs=300),
+}
+figure, axes = plt.subplots(1, 3, figsize=(14, 4), sharey=True, layout="constrained")
+for axis, (name, model) in zip(axes, models.items(), strict=False):
+    model.fit(X, y)
+    PredictiveDisplay.from_estimator(model, grid, data=(X, y), ax=axis)
+    std = model.predict_std(grid, "latent")
+    at_data = model.predict_std(X, "latent").mean()
+    axis.set_title(f"{name}\nlargest epistemic std / mean at the data: {std.max() / at_data:.1f}")
+    print(f"{name}: epistemic std at the data {at_data:.3f}, largest {std.max():.3f}")
+draws = models["DNN2GP-VI"].sample_network(grid, 500)[:, 0]
+std = draws.std(1)
+PredictiveDisplay.from_predictions(
+    grid, draws.mean(1), std, np.sqrt(std**2 + 0.3**2), data=(X, y), ax=axes[2]
+)
+axes[2].set(title="DNN-VI: the network with drawn weights", ylim=(-4, 4))
+plt.show()
