@@ -14,9 +14,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import erf
 from sklearn.utils.validation import check_consistent_length
 
 __all__ = [
+    "CoverageDisplay",
+    "DecisionMapDisplay",
     "KernelDisplay",
     "MarginalLikelihoodDisplay",
     "PosteriorMeanDisplay",
@@ -435,6 +438,180 @@ class MarginalLikelihoodDisplay:
         (self.stars_[label],) = ax.plot(
             self.values[[best]], mean[[best]], "*", color=color, markersize=14
         )
+
+
+class CoverageDisplay:
+    """How often intervals hold what they promise: a calibration curve for regression.
+
+    For each nominal probability α the central interval of N(mean, std²) at every example, and the
+    part of the targets inside it. On the diagonal, the error bars are trustworthy; above it too
+    wide, below it too narrow.
+
+    Parameters
+    ----------
+    nominal : ndarray of shape (n_levels,)
+        α, between 0 and 1.
+    empirical : ndarray of shape (n_levels,)
+        Part of the targets inside.
+    name : str, default=None
+
+    Attributes
+    ----------
+    ax_ : Axes
+    figure_ : Figure
+    line_ : Line2D
+    diagonal_ : Line2D
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sk_dnn2gp.plotting import CoverageDisplay
+    >>> y = np.random.RandomState(0).randn(500)
+    >>> display = CoverageDisplay.from_predictions(y, np.zeros(500), np.ones(500))
+    >>> bool(np.abs(display.empirical - display.nominal).max() < 0.1)
+    True
+    """
+
+    def __init__(self, nominal: NDArray, empirical: NDArray, name: str | None = None) -> None:
+        self.nominal, self.empirical, self.name = nominal, empirical, name
+
+    @classmethod
+    def from_estimator(
+        cls, estimator: Any, X: ArrayLike, y: ArrayLike, *, name: str | None = None, ax: Any = None
+    ) -> CoverageDisplay:
+        """Draw a fitted regressor's ``predict(X, return_std=True)`` against y."""
+        mean, std = estimator.predict(X, return_std=True)
+        return cls.from_predictions(y, mean, std, name=name or type(estimator).__name__, ax=ax)
+
+    @classmethod
+    def from_predictions(
+        cls,
+        y: ArrayLike,
+        mean: ArrayLike,
+        std: ArrayLike,
+        *,
+        name: str | None = None,
+        ax: Any = None,
+    ) -> CoverageDisplay:
+        """Draw given numbers; ValueError if lengths differ or a std is not positive."""
+        y, mean, std = (np.asarray(a, dtype=float).ravel() for a in (y, mean, std))
+        check_consistent_length(y, mean, std)
+        if not (std > 0).all():
+            raise ValueError(f"std must be positive, got a smallest value of {std.min():.3g}.")
+        nominal = np.linspace(0.02, 0.98, 49)
+        # |z| is below the quantile of the central interval where 2Φ(|z|) - 1 is below α.
+        inside = erf(np.abs(y - mean) / std / np.sqrt(2.0))
+        empirical = (inside[:, None] <= nominal).mean(axis=0)
+        return cls(nominal, empirical, name).plot(ax=ax)
+
+    def plot(self, ax: Any = None) -> CoverageDisplay:
+        """Draw the curve and the diagonal."""
+        self.ax_, self.figure_ = _axes(ax)
+        (self.diagonal_,) = self.ax_.plot([0, 1], [0, 1], ":", color=BLACK, label="calibrated")
+        (self.line_,) = self.ax_.plot(self.nominal, self.empirical, color=BLUE, label=self.name)
+        self.ax_.set(xlabel="nominal coverage", ylabel="empirical coverage", aspect="equal")
+        self.ax_.legend()
+        return self
+
+
+class DecisionMapDisplay:
+    """A classifier's probability or variance over a plane of two features (figures 2a, 2d, 9).
+
+    Parameters
+    ----------
+    xx0, xx1 : ndarray of shape (n, n)
+        The grid.
+    values : ndarray of shape (n, n)
+    response : str
+        What the values are.
+    data : tuple of X (n_samples, 2) and y (n_samples,), default=None
+
+    Attributes
+    ----------
+    ax_ : Axes
+    figure_ : Figure
+    surface_ : QuadContourSet
+    colorbar_ : Colorbar
+    scatters_ : list of PathCollection
+
+    Examples
+    --------
+    >>> from sklearn.datasets import make_moons
+    >>> from sk_dnn2gp import DNN2GPClassifier
+    >>> from sk_dnn2gp.plotting import DecisionMapDisplay
+    >>> X, y = make_moons(40, noise=0.2, random_state=0)
+    >>> model = DNN2GPClassifier(hidden_layer_sizes=(4,), prior_precision=1.0, random_state=0)
+    >>> display = DecisionMapDisplay.from_estimator(model.fit(X, y), X, y, response="epistemic")
+    >>> display.values.shape
+    (80, 80)
+    """
+
+    def __init__(
+        self, xx0: NDArray, xx1: NDArray, values: NDArray, response: str, data: Any = None
+    ) -> None:
+        self.xx0, self.xx1, self.values = xx0, xx1, values
+        self.response, self.data = response, data
+
+    @classmethod
+    def from_estimator(
+        cls,
+        estimator: Any,
+        X: ArrayLike,
+        y: Any = None,
+        *,
+        response: str = "probability",
+        class_index: int = -1,
+        margin: float = 1.0,
+        resolution: int = 80,
+        ax: Any = None,
+    ) -> DecisionMapDisplay:
+        """Draw a fitted classifier of two features over the range of X and a margin.
+
+        ``response``: "probability", "aleatoric" or "epistemic" of the class, or "latent", the
+        standard deviation of its logit. Raises ValueError for other responses, or if X has not two
+        columns.
+        """
+        X = np.asarray(X, dtype=float)
+        if X.ndim != 2 or X.shape[1] != 2:
+            raise ValueError(f"X must have two columns to be drawn on, got shape {X.shape}.")
+        low, high = X.min(axis=0) - margin, X.max(axis=0) + margin
+        axes = [np.linspace(a, b, resolution) for a, b in zip(low, high, strict=True)]
+        xx0, xx1 = np.meshgrid(*axes)
+        points = np.column_stack([xx0.ravel(), xx1.ravel()])
+        values = _response(estimator, points, response)[:, class_index].reshape(xx0.shape)
+        data = None if y is None else (X, np.asarray(y))
+        return cls(xx0, xx1, values, response, data).plot(ax=ax)
+
+    def plot(self, ax: Any = None, *, cmap: str = "cividis") -> DecisionMapDisplay:
+        """Draw the map and the data."""
+        self.ax_, self.figure_ = _axes(ax)
+        self.surface_ = self.ax_.contourf(self.xx0, self.xx1, self.values, levels=20, cmap=cmap)
+        self.colorbar_ = self.figure_.colorbar(self.surface_, ax=self.ax_, label=self.response)
+        self.scatters_ = []
+        if self.data is not None:
+            X, y = self.data
+            for label, marker in zip(np.unique(y), "osD^vP*X" * len(y), strict=False):
+                rows = X[y == label]
+                drawn = self.ax_.scatter(
+                    *rows.T, s=18, marker=marker, edgecolor="black", facecolor="white", label=label
+                )
+                self.scatters_.append(drawn)
+            self.ax_.legend()
+        self.ax_.set(xlabel="feature 0", ylabel="feature 1")
+        return self
+
+
+def _response(estimator: Any, points: NDArray, response: str) -> NDArray:
+    """Values of shape (n_points, n_classes), or (n_points, n_outputs) for "latent"."""
+    if response == "probability":
+        return estimator.predict_proba(points)
+    if response == "latent":
+        return estimator.predict_std(points, "latent")
+    if response in ("aleatoric", "epistemic"):
+        return estimator.predict_uncertainty(points)[response]
+    raise ValueError(
+        f"response must be 'probability', 'aleatoric', 'epistemic' or 'latent', got {response!r}."
+    )
 
 
 def _mean_and_error(

@@ -12,6 +12,8 @@ from sklearn.utils import Bunch
 from sk_dnn2gp import DNN2GPClassifier, DNN2GPRegressor
 from sk_dnn2gp.datasets import make_ring_and_core, make_sine_with_gap
 from sk_dnn2gp.plotting import (
+    CoverageDisplay,
+    DecisionMapDisplay,
     KernelDisplay,
     MarginalLikelihoodDisplay,
     PosteriorMeanDisplay,
@@ -151,3 +153,54 @@ def test_without_matplotlib_the_extra_is_named():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "sk_dnn2gp[plot]" in out.stdout
+
+
+def test_coverage_counts_the_targets_inside():
+    y, std = np.array([0.0, 0.5, -1.5, 3.0]), np.ones(4)
+    display = CoverageDisplay.from_predictions(y, np.zeros(4), std, name="mine")
+    # 68 % intervals reach to 0.994, 50 % ones to 0.674, 10 % ones to 0.126.
+    for level, inside in ((0.1, 1), (0.5, 2), (0.68, 2), (0.9, 3)):
+        i = np.abs(display.nominal - level).argmin()
+        assert display.empirical[i] == inside / 4
+    np.testing.assert_array_equal(display.line_.get_ydata(), display.empirical)
+    assert display.line_.get_label() == "mine"
+    with pytest.raises(ValueError, match="std must be positive"):
+        CoverageDisplay.from_predictions(y, y, 0 * std)
+
+
+def test_coverage_of_an_estimator():
+    X, y = make_sine_with_gap(60, random_state=0)
+    model = DNN2GPRegressor(
+        hidden_layer_sizes=(4,), prior_precision=0.1, noise_std=0.2, random_state=0
+    ).fit(X, y)
+    display = CoverageDisplay.from_estimator(model, X, y)
+    mean, std = model.predict(X, return_std=True)
+    i = np.abs(display.nominal - 0.9).argmin()
+    assert display.empirical[i] == np.mean(np.abs(y - mean) <= 1.6448536 * std)
+    assert display.line_.get_label() == "DNN2GPRegressor"
+
+
+@pytest.mark.parametrize("response", ["probability", "aleatoric", "epistemic", "latent"])
+def test_maps_hold_the_estimators_own_numbers(classifier, response):
+    model, X, names = classifier
+    display = DecisionMapDisplay.from_estimator(model, X, names, response=response, resolution=9)
+    point = [[display.xx0[3, 5], display.xx1[3, 5]]]
+    parts = model.predict_uncertainty(point)
+    expected = {
+        "probability": model.predict_proba(point),
+        "aleatoric": parts.aleatoric,
+        "epistemic": parts.epistemic,
+        "latent": model.predict_std(point, "latent"),
+    }[response][0, -1]
+    assert display.values[3, 5] == pytest.approx(expected, rel=1e-9)
+    assert display.xx0.min() == pytest.approx(X[:, 0].min() - 1)
+    assert [s.get_label() for s in display.scatters_] == ["core", "ring"]
+    assert display.colorbar_.ax.get_ylabel() == response
+
+
+def test_maps_refuse_other_responses_and_planes(classifier):
+    model, X, names = classifier
+    with pytest.raises(ValueError, match="response must be"):
+        DecisionMapDisplay.from_estimator(model, X, names, response="logit", resolution=3)
+    with pytest.raises(ValueError, match="two columns"):
+        DecisionMapDisplay.from_estimator(model, X[:, :1])
