@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 # Torch first and pinned: without the pin another package could draw a different build of it.
+# More for Sphinx: -D plot_gallery=0 leaves the examples unrun.
+SPHINXOPTS ?=
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: example test lint docs clean
@@ -37,7 +39,7 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 
 docs: $(VENV)/.docs
-	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+	$(BIN)/python -m sphinx -W --keep-going $(SPHINXOPTS) -b html docs docs/_build/html
 
 clean:
 	rm -rf $(VENV) outputs build docs/_build docs/generated *.egg-info
