@@ -2,9 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
-# Torch first and pinned: without the pin another package could draw a different build of it.
 # More for Sphinx: -D plot_gallery=0 leaves the examples unrun.
 SPHINXOPTS ?=
+# Torch first and pinned: without the pin another package could draw a different build of it.
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: example test lint docs clean
