@@ -102,7 +102,7 @@ class Diagonal:
     @staticmethod
     def scale(factor: Tensor, z: Tensor) -> Tensor:
         """z/√A."""
-        return z * factor.rsqrt()
+        return factor.rsqrt() * z if z.ndim == 2 else factor.rsqrt().mul_(z)
 
     @staticmethod
     def log_determinant(factor: Tensor) -> Tensor:

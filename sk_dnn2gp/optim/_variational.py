@@ -240,7 +240,7 @@ class Variational(torch.optim.Optimizer):
             self._set(w)
             seen = self._watcher.observe(closure)
             scale = self.n_data / self._checked_batch(seen)
-            g = self.n_data * torch.cat([_gradient(p) for p in self._params])
+            g = torch.cat([_gradient(p) for p in self._params]).mul_(self.n_data)
             H = self._curvature_of(seen)
             parts = (seen.loss, g, H.mul_(scale))
             total = parts if total is None else tuple(map(torch.add, total, parts))
@@ -263,7 +263,7 @@ class Variational(torch.optim.Optimizer):
         draws = []
         for _ in range(self.mc_samples):
             z = torch.randn(len(mean), generator=generator, device=mean.device, dtype=factor.dtype)
-            draws.append(mean + self._structure.scale(factor, z).to(mean.dtype))
+            draws.append(self._structure.scale(factor, z).to(mean.dtype).add_(mean))
         self._state["generator"] = generator.get_state()
         return draws
 
@@ -284,21 +284,21 @@ class Variational(torch.optim.Optimizer):
         beta = self._rate()
         S = torch.lerp(state["curvature"], H, beta)
         remaining = state["remaining"] * (1.0 - beta)
-        momentum, direction = self._with_momentum(gradient + delta * mean)
+        momentum, direction, lr = self._with_momentum(_plus(gradient, delta, mean))
         A = self._structure.precision(self._corrected(S, remaining), delta)
         factor = self._structure.factor(A)
         step = self._structure.solve(factor, direction.to(factor.dtype)).to(mean.dtype)
-        self._set(mean - self._per_weight("lr") * step)
+        self._set(_plus(mean, -lr, step))
         state.update(curvature=S, momentum=momentum, remaining=remaining, step=state["step"] + 1)
         self._factor = factor
 
-    def _with_momentum(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """New running mean of the gradient, and the same free of its zero start."""
-        rate = self._per_weight("momentum")
+    def _with_momentum(self, gradient: Tensor) -> tuple[Tensor, Tensor, Any]:
+        """New running mean, the direction to take, and the rate: free of the mean's zero start."""
+        rate, lr = self._per_weight("momentum"), self._per_weight("lr")
         if isinstance(rate, float) and rate == 0.0:
-            return self._state["momentum"], gradient
-        running = rate * self._state["momentum"] + (1.0 - rate) * gradient
-        return running, running / (1.0 - rate ** (self._state["step"] + 1))
+            return self._state["momentum"], gradient, lr
+        running = torch.lerp(self._state["momentum"], gradient, 1.0 - rate)
+        return running, running, lr / (1.0 - rate ** (self._state["step"] + 1))
 
     def _corrected(self, S: Tensor, remaining: float) -> Tensor:
         """S without what is left of S₀ in it, where asked for."""
@@ -307,7 +307,7 @@ class Variational(torch.optim.Optimizer):
             return S
         left = remaining * start
         # Rounding may leave a zero curvature just below zero.
-        free = self._structure.precision(S, -left) / (1.0 - remaining)
+        free = self._structure.precision(S, -left).div_(1.0 - remaining)
         return free.clamp_min_(0.0) if self._structure is Diagonal else free
 
     # -------------------------------------------------------------- what an iteration is
@@ -555,6 +555,13 @@ _SETTINGS = (
     "n_data", "likelihood", "mc_samples", "initial_precision", "bias_correction", "curvature",
     "keep_iteration", "memory_limit", "random_state", "sample_weight", "expected_loss",
 )  # fmt: skip
+
+
+def _plus(a: Tensor, factor: Any, b: Tensor) -> Tensor:
+    """a + factor · b, the factor a number or one per weight, in one pass over the weights."""
+    if isinstance(factor, Tensor):
+        return torch.addcmul(a, factor, b)
+    return torch.add(a, b, alpha=factor)
 
 
 def _gradient(p: Tensor) -> Tensor:
