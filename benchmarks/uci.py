@@ -3,7 +3,7 @@
 Red Wine and Power Plant, the benchmark's own splits. RMSE, negative log predictive density and 95%
 coverage in the units of y, seconds of fit and prediction. Nothing is tuned to these sets.
 
-    python benchmarks/uci.py [--splits 5] [--only wine,power] [--rows 2000]
+    python benchmarks/uci.py [--splits 5] [--only wine,power] [--rows 1439]
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--splits", type=int, default=5)
     parser.add_argument("--only", default="wine,power")
-    parser.add_argument("--rows", type=int, default=2000, help="most training rows")
+    parser.add_argument("--rows", type=int, default=1439, help="most training rows")
     args = parser.parse_args()
     folder = os.environ.get("SK_DNN2GP_DATA")
     if not folder:
