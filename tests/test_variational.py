@@ -425,3 +425,24 @@ def test_bernoulli_minibatches_train():
     with torch.no_grad():
         accuracy = ((net(X) > 0) == (y > 0.5)).double().mean()
     assert float(accuracy) > 0.9
+
+
+@pytest.mark.parametrize("curvature", ["ggn", "gradient"])
+def test_a_summed_loss_is_refused_and_nothing_is_changed(curvature):
+    """Residuals p - e_y of a mean lie in [-1, 1]; of a sum over seven they do not."""
+    net, X, y = problem("mlp")
+    before = weights(net)
+    optimizer = VOGN(
+        net.parameters(), lr=0.1, n_data=7, likelihood=Categorical(), curvature=curvature,
+        random_state=0,
+    )  # fmt: skip
+
+    def closure():
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(net(X), y, reduction="sum")
+        loss.backward()
+        return loss
+
+    with pytest.raises(ValueError, match="not the batch's mean"):
+        optimizer.step(closure)
+    assert bool((weights(net) == before).all())

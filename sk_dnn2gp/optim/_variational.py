@@ -26,7 +26,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from ..dual import IterationModel, LinearModel
-from ..likelihoods import Likelihood
+from ..likelihoods import Bernoulli, Categorical, Likelihood
 from ..linearize import Linearization
 from ._closure import Observation, Watcher, parameter_names
 from ._structure import Diagonal, Full, Structure
@@ -239,6 +239,7 @@ class Variational(torch.optim.Optimizer):
         for w in draws:
             self._set(w)
             seen = self._watcher.observe(closure)
+            self._check_reduction(seen)
             scale = self.n_data / self._checked_batch(seen)
             g = torch.cat([_gradient(p) for p in self._params]).mul_(self.n_data)
             H = self._curvature_of(seen)
@@ -510,6 +511,18 @@ class Variational(torch.optim.Optimizer):
                 "of examples in the whole training set."
             )
         return n
+
+    def _check_reduction(self, seen: Observation) -> None:
+        """A residual p - e_y lies between -1 and 1: more comes of a sum over the batch."""
+        if not isinstance(self.likelihood, Bernoulli | Categorical):
+            return
+        largest = float(seen.residual.abs().max())
+        if self.sample_weight is None and 1.0 + 1e-3 < largest < math.inf:
+            raise ValueError(
+                "The closure's loss is not the batch's mean negative log-likelihood: its "
+                f"derivative in an output is {largest:.3g} times what one example of the mean can "
+                "have. Take reduction='mean', and no weights."
+            )
 
     def _check_finite(self, loss: Tensor, gradient: Tensor, H: Tensor) -> None:
         for name, value in (("loss", loss), ("gradient", gradient), ("curvature", H)):
