@@ -38,7 +38,7 @@ from sk_dnn2gp.evidence import log_marginal_likelihood
 from sk_dnn2gp.networks import LeNet5
 from sk_dnn2gp.posterior import FunctionSpacePosterior
 
-LINKS = ("map", "probit", "pairwise", "mc")
+LINKS = ("map", "probit", "contrast", "mc")
 Row = dict[str, float]
 
 

@@ -20,10 +20,10 @@ from torch import Tensor
 from ._base import BaseDNN2GP, input_tensor
 from ._linearized_vi import maximise_linearized_elbo
 from ._links import (
+    contrast_log_softmax,
     log_softmax,
     mean_log_softmax,
     of_difference,
-    pairwise_log_softmax,
     probit_log_softmax,
 )
 from ._random import draw_seed, torch_generator
@@ -32,7 +32,7 @@ from .likelihoods import Bernoulli, Categorical, Likelihood
 
 __all__ = ["DNN2GPClassifier"]
 
-_LINKS = ("probit", "pairwise", "mc", "map")
+_LINKS = ("probit", "contrast", "mc", "map")
 
 
 class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
@@ -83,11 +83,12 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         "independent" is an approximation: one Gaussian process per class, the correlations between
         classes dropped, so that n_classes matrices of n_samples rows are factorised and not one of
         n_samples · n_classes. Needs ``posterior="full"`` and a number for ``prior_precision``.
-    link : {"probit", "pairwise", "mc", "map"}, default="probit"
+    link : {"probit", "contrast", "mc", "map"}, default="probit"
         How probabilities come from the logits' distribution N(f, V) (MATH 4): softmax(f/√(1 + π/8
-        diag V)); the same of the differences of two logits, p_k ∝ 1/Σ_j exp((f_j - f_k)/√(1 + π/8
-        Var(f_j - f_k))), which a shift of all logits does not touch; the mean of the softmax over
-        1,024 quasi-random draws; softmax(f), the network's own.
+        diag V)); the same of each logit against the mean of the others, so that the variance of a
+        shift of all logits, which no data determine, does not count: the better one for several
+        classes; the mean of the softmax over 1,024 quasi-random draws; softmax(f), the network's
+        own.
     class_weight : dict, "balanced" or None, default=None
         Weights of the classes, by label; they multiply ``sample_weight``.
     solver : {"gauss-newton", "adam", "lbfgs", "sgd"} or Optimizer class, default="gauss-newton"
@@ -168,8 +169,7 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
     ----------
     Khan, Immer, Abedi, Korzepa, "Approximate Inference Turns Deep Networks into Gaussian
     Processes", NeurIPS 2019, arXiv 1906.01930. Immer, Korzepa, Bauer, "Improving predictions of
-    Bayesian neural nets via local linearization", 2021, arXiv 2008.08400. Lu, Ie, Sha, "Mean-Field
-    Approximation to Gaussian-Softmax Integral", 2020, arXiv 2006.07584. Opper, Archambeau, "The
+    Bayesian neural nets via local linearization", 2021, arXiv 2008.08400. Opper, Archambeau, "The
     Variational Gaussian Approximation Revisited", 2009. Kuss, Rasmussen, "Assessing Approximate
     Inference for Binary Gaussian Process Classification", 2005.
 
@@ -331,7 +331,7 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features) or (n_samples, ...)
-        link : {"probit", "pairwise", "mc", "map"}, default=None
+        link : {"probit", "contrast", "mc", "map"}, default=None
             None takes the estimator's own.
 
         Returns
@@ -351,7 +351,7 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features) or (n_samples, ...)
-        link : {"probit", "pairwise", "mc", "map"}, default=None
+        link : {"probit", "contrast", "mc", "map"}, default=None
             None takes the estimator's own.
 
         Returns
@@ -568,9 +568,9 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         if link == "map":
             return log_softmax(self._outputs(inputs))
         f, V = of_difference(self._latent_mean(inputs), self._latent_covariance(inputs))
-        if link == "pairwise" and f.shape[1] > 1:
-            return pairwise_log_softmax(f, V)
-        if link in ("probit", "pairwise"):
+        if link == "contrast" and f.shape[1] > 1:
+            return contrast_log_softmax(f, V)
+        if link in ("probit", "contrast"):
             return probit_log_softmax(f, V)
         return mean_log_softmax(f, V, self._draw_seed)
 

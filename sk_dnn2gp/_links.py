@@ -13,10 +13,10 @@ from scipy.special import ndtri
 from torch import Tensor
 
 __all__ = [
+    "contrast_log_softmax",
     "log_softmax",
     "mean_log_softmax",
     "of_difference",
-    "pairwise_log_softmax",
     "probit_log_softmax",
 ]
 
@@ -46,13 +46,18 @@ def probit_log_softmax(f: Tensor, V: Tensor) -> Tensor:
     return log_softmax(f / (1.0 + torch.pi / 8.0 * V.diagonal(dim1=-2, dim2=-1)).sqrt())
 
 
-def pairwise_log_softmax(f: Tensor, V: Tensor) -> Tensor:
-    """log p from the moderated differences of the logits (Lu, Ie, Sha 2020, arXiv 2006.07584)."""
-    variance = V.diagonal(dim1=-2, dim2=-1)
-    of_pair = variance[:, None, :] + variance[:, :, None] - V - V.mT
-    scale = (1.0 + torch.pi / 8.0 * of_pair.clamp_min(0.0)).sqrt()
-    odds_against = torch.logsumexp((f[:, None, :] - f[:, :, None]) / scale, dim=-1)
-    return torch.log_softmax(-odds_against, -1)
+def contrast_log_softmax(f: Tensor, V: Tensor) -> Tensor:
+    """The probit link of what a shift of all logits leaves: each against the mean of the others.
+
+    softmax(f̄/√(1 + π/8 s²)), f̄ the logits less their mean and s_k² = Var(f_k - mean_{j≠k} f_j). The
+    common level, which Λ = diag p - p pᵀ does not see, keeps its prior variance whatever the data;
+    here it does not count. Two classes: the probit link of the difference.
+    """
+    K = f.shape[-1]
+    centring = torch.eye(K, dtype=f.dtype, device=f.device) - 1.0 / K
+    against = centring * (K / (K - 1))
+    variance = (against @ V @ against).diagonal(dim1=-2, dim2=-1).clamp_min(0.0)
+    return torch.log_softmax(f @ centring / (1.0 + torch.pi / 8.0 * variance).sqrt(), -1)
 
 
 def mean_log_softmax(f: Tensor, V: Tensor, seed: int) -> Tensor:

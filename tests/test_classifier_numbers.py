@@ -12,6 +12,7 @@ from skorch import NeuralNet
 from torch import nn
 
 from sk_dnn2gp import DNN2GPClassifier
+from sk_dnn2gp._links import contrast_log_softmax, of_difference, probit_log_softmax
 from sk_dnn2gp.networks import MLP, LeNet5
 from tests.reference import ClassificationReference, jacobian
 
@@ -113,7 +114,7 @@ def test_mc_is_the_average_over_the_gaussian_process(fitted):
     assert error.max() > 0
 
 
-def test_pairwise_link_knows_only_differences(fitted):
+def test_contrast_link_knows_only_differences(fitted):
     model, reference, X, _ = fitted
     X_new = torch.tensor(X[:7]) * 1.5
     with torch.no_grad():
@@ -124,11 +125,12 @@ def test_pairwise_link_knows_only_differences(fitted):
     else:
         expected = np.empty((7, 3))
         for i, k in np.ndindex(7, 3):
-            variance = V[i].diagonal() + V[i, k, k] - 2 * V[i, k]
-            against = torch.exp((f[i] - f[i, k]) / torch.sqrt(1 + torch.pi / 8 * variance))
-            expected[i, k] = 1.0 / against.sum()
+            c = torch.full((3,), -0.5, dtype=torch.float64)
+            c[k] = 1.0
+            moderated = 2 / 3 * (c @ f[i]) / torch.sqrt(1 + torch.pi / 8 * (c @ V[i] @ c))
+            expected[i, k] = torch.exp(moderated)
         expected /= expected.sum(1, keepdims=True)
-    np.testing.assert_allclose(model.predict_proba(X_new, "pairwise"), expected, rtol=1e-8)
+    np.testing.assert_allclose(model.predict_proba(X_new, "contrast"), expected, rtol=1e-8)
 
 
 def test_joint_samples_have_the_covariance_of_the_process(fitted):
@@ -294,7 +296,7 @@ def test_a_weight_counts_an_example_that_often():
 
 
 @pytest.mark.parametrize(("X", "y"), CASES.values(), ids=CASES)
-@pytest.mark.parametrize("link", ["probit", "pairwise", "mc", "map"])
+@pytest.mark.parametrize("link", ["probit", "contrast", "mc", "map"])
 def test_scores_agree(X, y, link):
     model = fit(X, y, link=link)
     p, scores = model.predict_proba(X), model.decision_function(X)
@@ -422,3 +424,15 @@ def test_rare_and_unseen_labels():
         model.predict_std(X3, target="f")
     with pytest.raises(NotFittedError):
         DNN2GPClassifier().predict(X3)
+
+
+def test_contrast_ignores_a_shift_of_all_logits_and_is_the_probit_of_two():
+    generator = torch.Generator().manual_seed(0)
+    for K in (2, 5):
+        f = torch.randn(4, K, dtype=torch.float64, generator=generator)
+        R = torch.randn(4, K, K, dtype=torch.float64, generator=generator)
+        V = R @ R.mT
+        p = contrast_log_softmax(f, V)
+        np.testing.assert_allclose(contrast_log_softmax(f + 3.0, V + 50.0), p, atol=1e-11)
+        if K == 2:
+            np.testing.assert_allclose(p, probit_log_softmax(*of_difference(f, V)), atol=1e-12)
