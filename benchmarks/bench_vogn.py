@@ -1,16 +1,22 @@
 """What a VOGN step costs beside an Adam step on the same batch.
 
 LeNet-5 on 28 × 28 images and an MLP 784-512-512-10, batch 128, one draw of the weights a step,
-single precision. Steps of both are timed in turn, and the least of each is taken.
+single precision. Steps of both are timed in turn, and the least of each is taken. Memory is what
+a hundred steps add to a process that took steps of either with a small network before; glibc is
+told to give large arrays pages of their own, so that holes in its heap do not count.
 
-    python benchmarks/bench_vogn.py [--steps 30]
+    python benchmarks/bench_vogn.py [--steps 60]
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +28,7 @@ from sk_dnn2gp.networks import MLP, LeNet5
 from sk_dnn2gp.optim import VOGN
 
 BATCH = 128
+KINDS = ("adam", "vogn")
 
 
 def stepper(module: nn.Module, optimizer: torch.optim.Optimizer, X: Tensor, y: Tensor) -> Callable:
@@ -36,46 +43,84 @@ def stepper(module: nn.Module, optimizer: torch.optim.Optimizer, X: Tensor, y: T
     return lambda: optimizer.step(closure)
 
 
-def compare(name: str, make: Callable[[], nn.Module], shape: tuple[int, ...], steps: int) -> dict:
-    """Least seconds of a step of each optimiser, timed in turn."""
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "lenet5": (LeNet5, (1, 28, 28)),
+    "784-512-512-10": (lambda: MLP(784, (512, 512), 10, "relu", dtype=torch.float32), (784,)),
+}
+SMALL = (
+    lambda: nn.Sequential(nn.Conv2d(1, 1, 3), nn.Flatten(), nn.Linear(676, 10)),
+    (1, 28, 28),
+)
+
+
+def prepared(kind: str, make: Callable[[], nn.Module], shape: tuple[int, ...]) -> Callable:
+    """A step of one of the optimisers on a batch of its own."""
     torch.manual_seed(0)
     X, y = torch.randn(BATCH, *shape), torch.randint(10, (BATCH,))
-    pairs: dict[str, Callable] = {}
-    for kind in ("adam", "vogn"):
-        module = make()
-        if kind == "adam":
-            optimizer: Any = torch.optim.Adam(module.parameters(), lr=1e-3)
-        else:
-            optimizer = VOGN(module.parameters(), lr=1e-3, n_data=10_000, random_state=0)
-        pairs[kind] = stepper(module, optimizer, X, y)
+    module = make()
+    if kind == "adam":
+        optimizer: Any = torch.optim.Adam(module.parameters(), lr=1e-3)
+    else:
+        optimizer = VOGN(module.parameters(), lr=1e-3, n_data=10_000, random_state=0)
+    return stepper(module, optimizer, X, y)
+
+
+def compare(name: str, steps: int) -> dict:
+    """Least seconds of a step of each optimiser, timed in turn, and MiB of each alone."""
+    pairs = {kind: prepared(kind, *NETWORKS[name]) for kind in KINDS}
     seconds = dict.fromkeys(pairs, float("inf"))
     for _ in range(steps):
         for kind, step in pairs.items():
             start = time.perf_counter()
             step()
             seconds[kind] = min(seconds[kind], time.perf_counter() - start)
-    ratio = seconds["vogn"] / seconds["adam"]
+    memory = {kind: grown(name, kind) for kind in KINDS}
+    ratios = [found["vogn"] / found["adam"] for found in (seconds, memory)]
     print(
-        f"{name:18} Adam {1e3 * seconds['adam']:.2f} ms, VOGN {1e3 * seconds['vogn']:.2f} ms, "
-        f"ratio {ratio:.2f}"
+        f"{name:15} Adam {1e3 * seconds['adam']:.2f} ms, VOGN {1e3 * seconds['vogn']:.2f} ms, "
+        f"ratio {ratios[0]:.2f}; {memory['adam']:.1f} and {memory['vogn']:.1f} MiB, "
+        f"ratio {ratios[1]:.2f}"
     )
-    return {**seconds, "ratio": ratio}
+    return {"seconds": seconds, "ratio": ratios[0], "MiB": memory, "memory_ratio": ratios[1]}
+
+
+def grown(name: str, kind: str) -> float:
+    """What ``--memory`` prints, in a process of its own."""
+    command = [sys.executable, __file__, "--memory", name, kind]
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    return float(done.stdout)
+
+
+def measure_memory(name: str, kind: str) -> None:
+    """Print the MiB that the high-water mark (Linux) rises by in a hundred steps."""
+    for first in KINDS:
+        prepared(first, *SMALL)()
+    Path("/proc/self/clear_refs").write_text("5")  # the mark is what is resident now
+    before = high_water_mark()
+    step = prepared(kind, *NETWORKS[name])
+    for _ in range(100):
+        step()
+    print(high_water_mark() - before)
+
+
+def high_water_mark() -> float:
+    """MiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
 def main() -> None:
     """Print and store the ratios."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--memory", nargs=2, metavar=("NETWORK", "KIND"), help="measure one alone")
     args = parser.parse_args()
-    results = {
-        "lenet5": compare("LeNet-5", LeNet5, (1, 28, 28), args.steps),
-        "784-512-512-10": compare(
-            "784-512-512-10",
-            lambda: MLP(784, (512, 512), 10, "relu", dtype=torch.float32),
-            (784,),
-            args.steps,
-        ),
-    }
+    if args.memory:
+        measure_memory(*args.memory)
+        return
+    results = {name: compare(name, args.steps) for name in NETWORKS}
+    results["threads"] = torch.get_num_threads()
     save("bench_vogn", results)
 
 

@@ -11,8 +11,8 @@ Shapes: X (n, ...); f, r (n, K); sums of squares (P,) in the order of the optimi
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -27,6 +27,9 @@ from ..linearize.plan import Plan, factors_from_calls, make_plan, slots_of
 from ..linearize.tape import Call, Twin, backward
 
 __all__ = ["Observation", "Watcher", "parameter_names"]
+
+# Numbers of a convolution's patches made at a time: 1 MiB in single precision.
+_CACHED = 2**18
 
 _PROTOCOL = (
     "The closure must zero the gradients, call the module once on the batch, and return the mean "
@@ -55,6 +58,11 @@ class _Pass:
     calls: list[Call] = field(default_factory=list)
     derivatives: list[Tensor | None] = field(default_factory=list)
     squares: Tensor | None = None
+
+    def release(self) -> None:
+        """Let go of the graph, whose hooks hold this pass: a cycle that no collector sees."""
+        self.calls.clear()
+        self.derivatives.clear()
 
 
 class Watcher:
@@ -100,18 +108,21 @@ class Watcher:
         else:
             handles += self._install(seen)
         try:
-            with torch.enable_grad():
-                loss = closure()
+            try:
+                with torch.enable_grad():
+                    loss = closure()
+            finally:
+                for handle in handles:
+                    handle.remove()
+            self._check(loss, seen)
+            n = len(seen.f)
+            r = seen.output_derivative * n  # type: ignore[operator]
+            observation = Observation(loss.detach(), seen.X, seen.f, r)  # type: ignore[arg-type]
+            if self.diagonal:
+                observation.squares = self._squares(seen, observation)
+            return observation
         finally:
-            for handle in handles:
-                handle.remove()
-        self._check(loss, seen)
-        n = len(seen.f)
-        r = seen.output_derivative * n  # type: ignore[operator]
-        observation = Observation(loss.detach(), seen.X, seen.f, r)  # type: ignore[arg-type]
-        if self.diagonal:
-            observation.squares = self._squares(seen, observation)
-        return observation
+            seen.release()
 
     def _finder(self, seen: _Pass, handles: list) -> Callable:
         """Hook on every module's call: takes the first that owns all the weights."""
@@ -210,8 +221,9 @@ class Watcher:
         if seen.squares is not None:
             return seen.squares
         # The closure's loss is a mean: its derivatives are 1/n of each example's own.
-        gs = [None if g is None else g.detach()[:, None] for g in seen.derivatives]
-        return self._sum_of_squares(seen.calls, gs).mul_(len(observation.f) ** 2)
+        n = len(observation.f)
+        gs = [None if g is None else g.detach()[:, None] * n for g in seen.derivatives]
+        return self._sum_of_squares(seen.calls, gs)
 
     def _sum_of_squares(self, calls: list[Call], gs: Sequence[Tensor | None]) -> Tensor:
         assert self._plan is not None
@@ -220,9 +232,14 @@ class Watcher:
             dtype=self.params[0].dtype,
             device=self.params[0].device,
         )
+        slots = self._plan.slots
         with torch.no_grad():
-            for factor in factors_from_calls(calls, gs, self._layers, self._plan.slots):
-                _add_squares(factor, total)
+            for group, derivatives in _groups(calls, gs, slots):
+                for part in _parts(group, derivatives, self._layers):
+                    some = [replace(call, x=call.x[part]) for call in group]
+                    some_gs = [None if g is None else g[part] for g in derivatives]
+                    for factor in factors_from_calls(some, some_gs, self._layers, slots):
+                        _add_squares(factor, total)
         return total
 
     def _check(self, loss: Any, seen: _Pass) -> None:
@@ -267,6 +284,36 @@ def _order(linearization: Linearization, names: Sequence[str]) -> Tensor:
         places[name] = torch.arange(start, start + size, device=linearization.device)
         start += size
     return torch.cat([places[name] for name in names])
+
+
+def _groups(
+    calls: Sequence[Call], gs: Sequence[Tensor | None], slots: Sequence[tuple]
+) -> Iterator[tuple[list[Call], list[Tensor | None]]]:
+    """Each call on its own, but all calls together where any two share a weight."""
+    used = [slot for call in calls for slot in slots[call.layer] if slot is not None]
+    if len(used) > len(set(used)):
+        yield list(calls), list(gs)
+        return
+    for call, g in zip(calls, gs, strict=True):
+        yield [call], [g]
+
+
+def _parts(
+    calls: Sequence[Call], gs: Sequence[Tensor | None], layers: Sequence[nn.Module]
+) -> Iterator[slice]:
+    """The examples in chunks whose patches stay in the cache, where a layer has any."""
+    n = len(calls[0].x)
+    most = max(_patch_numbers(layers[c.layer], c.x, g) for c, g in zip(calls, gs, strict=True))
+    size = max(1, _CACHED // most) if most else n
+    yield from (slice(start, start + size) for start in range(0, n, size))
+
+
+def _patch_numbers(layer: Any, x: Tensor, g: Tensor | None) -> int:
+    """Numbers in the patches of one example; 0 for a layer that makes none."""
+    if g is None or not hasattr(layer, "kernel_size"):
+        return 0
+    positions = g[0, 0, 0].numel()
+    return positions * layer.groups * layer.weight[0].numel()
 
 
 def _add_squares(factor: Factor, total: Tensor) -> None:

@@ -5,6 +5,7 @@ Both offer the same few functions of the curvature S and the prior precision δ,
     start      S = s I                       factor      what solves with A fast
     solve      A⁻¹ v                         scale       z -> a draw of covariance A⁻¹
     log_determinant   log|A|                 variances   diag A⁻¹
+    blend      (1-β) S + β H
 
 Shapes: S and A are (P, P) for Full, (P,) for Diagonal; v, z, variances (P,).
 """
@@ -33,9 +34,14 @@ class Full:
         return value * torch.eye(n_params, dtype=torch.float64, device=like.device)
 
     @staticmethod
-    def precision(S: Tensor, delta: Tensor | float) -> Tensor:
-        """A = S + δ."""
-        A = S.clone()
+    def blend(S: Tensor, H: Tensor, beta: float) -> Tensor:
+        """(1-β) S + β H as a new matrix: what comes of it may have no factor, and S must stay."""
+        return torch.lerp(S, H, beta)
+
+    @staticmethod
+    def precision(S: Tensor, delta: Tensor | float, out: Tensor | None = None) -> Tensor:
+        """A = S + δ, in the place of ``out`` where it is given, which may be S."""
+        A = S.clone() if out is None else out.copy_(S)
         A.diagonal().add_(delta)
         return A
 
@@ -55,7 +61,7 @@ class Full:
 
     @staticmethod
     def scale(factor: Tensor, z: Tensor) -> Tensor:
-        """C⁻ᵀ z with A = C Cᵀ; z (P,) or (n, P)."""
+        """C⁻ᵀ z with A = C Cᵀ; z (P,) or (n, P), no longer needed."""
         columns = z.mT if z.ndim == 2 else z[:, None]
         draws = torch.linalg.solve_triangular(factor.mT, columns, upper=True)
         return draws.mT if z.ndim == 2 else draws[:, 0]
@@ -72,7 +78,7 @@ class Full:
 
 
 class Diagonal:
-    """A diagonal precision, in the precision of the weights; its factor is itself."""
+    """A diagonal precision, in the precision of the weights; its factor is A^(-1/2)."""
 
     @staticmethod
     def dtype(weights: torch.dtype) -> torch.dtype:
@@ -85,34 +91,39 @@ class Diagonal:
         return torch.full((n_params,), value, dtype=like.dtype, device=like.device)
 
     @staticmethod
-    def precision(S: Tensor, delta: Tensor | float) -> Tensor:
-        """A = S + δ."""
-        return S + delta
+    def blend(S: Tensor, H: Tensor, beta: float) -> Tensor:
+        """(1-β) S + β H in the place of S: a positive diagonal always has its factor."""
+        return S.lerp_(H, beta)
+
+    @staticmethod
+    def precision(S: Tensor, delta: Tensor | float, out: Tensor | None = None) -> Tensor:
+        """A = S + δ, in the place of ``out`` where it is given, which may be S."""
+        return S + delta if out is None else torch.add(S, delta, out=out)
 
     @staticmethod
     def factor(A: Tensor) -> Tensor:
-        """A itself."""
-        return A
+        """A^(-1/2): draws need it, and a solution takes it twice."""
+        return A.rsqrt()
 
     @staticmethod
     def solve(factor: Tensor, v: Tensor) -> Tensor:
         """v/A."""
-        return v / factor
+        return torch.mul(v, factor).mul_(factor)
 
     @staticmethod
     def scale(factor: Tensor, z: Tensor) -> Tensor:
-        """z/√A."""
-        return factor.rsqrt() * z if z.ndim == 2 else factor.rsqrt().mul_(z)
+        """z/√A, in the place of z."""
+        return z.mul_(factor)
 
     @staticmethod
     def log_determinant(factor: Tensor) -> Tensor:
         """Σ log A."""
-        return factor.log().sum()
+        return -2.0 * factor.log().sum()
 
     @staticmethod
     def variances(factor: Tensor) -> Tensor:
         """1/A."""
-        return factor.reciprocal()
+        return factor.square()
 
 
 Structure = type[Full] | type[Diagonal]

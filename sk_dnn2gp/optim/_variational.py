@@ -220,12 +220,11 @@ class Variational(torch.optim.Optimizer):
         try:
             loss, gradient, H = self._expectations(closure, mean)
             self._check_finite(loss, gradient, H)
+            self._update(mean, gradient, H)
         except BaseException:
             state["generator"] = generator_before
-            raise
-        finally:
             self._set(mean)
-        self._update(mean, gradient, H)
+            raise
         self.expected_loss = float(loss) * self.n_data
         return loss
 
@@ -241,14 +240,15 @@ class Variational(torch.optim.Optimizer):
             seen = self._watcher.observe(closure)
             self._check_reduction(seen)
             scale = self.n_data / self._checked_batch(seen)
-            g = torch.cat([_gradient(p) for p in self._params]).mul_(self.n_data)
-            H = self._curvature_of(seen)
-            parts = (seen.loss, g, H.mul_(scale))
-            total = parts if total is None else tuple(map(torch.add, total, parts))
             if record is not None:
-                record.weights.append(w.detach().clone())
+                record.weights.append(w.clone())
                 record.seen.append(seen)
                 record.scale = scale
+            # The weights have them now: the memory of the draw serves the gradient.
+            place = w if self._sampled else None
+            g = torch.cat([_gradient(p) for p in self._params], out=place).mul_(self.n_data)
+            parts = (seen.loss, g, self._curvature_of(seen).mul_(scale))
+            total = parts if total is None else tuple(map(torch.add, total, parts))
         self._iteration = record
         if len(draws) > 1:
             total = tuple(part / len(draws) for part in total)
@@ -280,35 +280,40 @@ class Variational(torch.optim.Optimizer):
         return linearization.ggn(seen.X, cotangents=C)[self._order][:, self._order]
 
     def _update(self, mean: Tensor, gradient: Tensor, H: Tensor) -> None:
-        """The new state is made whole before any of it is stored."""
-        state, delta = self._state, self._per_weight("prior_precision")
+        """Move q, in the memory of the three; what can fail comes before anything is stored."""
+        state, delta, lr = self._state, self._per_weight("prior_precision"), self._rates()
         beta = self._rate()
-        S = torch.lerp(state["curvature"], H, beta)
+        S = self._structure.blend(state["curvature"], H, beta)
         remaining = state["remaining"] * (1.0 - beta)
-        momentum, direction, lr = self._with_momentum(_plus(gradient, delta, mean))
-        A = self._structure.precision(self._corrected(S, remaining), delta)
+        A = self._structure.precision(self._corrected(S, remaining, out=H), delta, out=H)
         factor = self._structure.factor(A)
+        direction = self._with_momentum(_add(gradient, delta, mean))
         step = self._structure.solve(factor, direction.to(factor.dtype)).to(mean.dtype)
-        self._set(_plus(mean, -lr, step))
-        state.update(curvature=S, momentum=momentum, remaining=remaining, step=state["step"] + 1)
+        self._set(_add(mean, -lr, step))
+        state.update(curvature=S, remaining=remaining, step=state["step"] + 1)
         self._factor = factor
 
-    def _with_momentum(self, gradient: Tensor) -> tuple[Tensor, Tensor, Any]:
-        """New running mean, the direction to take, and the rate: free of the mean's zero start."""
-        rate, lr = self._per_weight("momentum"), self._per_weight("lr")
+    def _with_momentum(self, gradient: Tensor) -> Tensor:
+        """The direction to take: the running mean of gradients, moved in its place."""
+        rate = self._per_weight("momentum")
         if isinstance(rate, float) and rate == 0.0:
-            return self._state["momentum"], gradient, lr
-        running = torch.lerp(self._state["momentum"], gradient, 1.0 - rate)
-        return running, running, lr / (1.0 - rate ** (self._state["step"] + 1))
+            return gradient
+        return self._state["momentum"].lerp_(gradient, 1.0 - rate)
 
-    def _corrected(self, S: Tensor, remaining: float) -> Tensor:
-        """S without what is left of S₀ in it, where asked for."""
+    def _rates(self) -> Any:
+        """α, divided by what the running mean of gradients lacks after its start at zero."""
+        return self._per_weight("lr") / (
+            1.0 - self._per_weight("momentum") ** (self._state["step"] + 1)
+        )
+
+    def _corrected(self, S: Tensor, remaining: float, out: Tensor | None = None) -> Tensor:
+        """S without what is left of S₀ in it, where asked for; S itself or in memory of its own."""
         start = self._state["initial_curvature"]
         if not self.bias_correction or remaining == 1.0:
             return S
         left = remaining * start
         # Rounding may leave a zero curvature just below zero.
-        free = self._structure.precision(S, -left).div_(1.0 - remaining)
+        free = self._structure.precision(S, -left, out).div_(1.0 - remaining)
         return free.clamp_min_(0.0) if self._structure is Diagonal else free
 
     # -------------------------------------------------------------- what an iteration is
@@ -332,7 +337,9 @@ class Variational(torch.optim.Optimizer):
         -------
         Tensor
         """
-        return self._corrected(self._state["curvature"], self._state["remaining"])
+        S = self._state["curvature"]
+        corrected = self._corrected(S, self._state["remaining"])
+        return S.clone() if corrected is S else corrected
 
     def set_curvature(self, curvature: Tensor) -> None:
         """Go on from another S, as that of a Laplace posterior.
@@ -570,11 +577,11 @@ _SETTINGS = (
 )  # fmt: skip
 
 
-def _plus(a: Tensor, factor: Any, b: Tensor) -> Tensor:
-    """a + factor · b, the factor a number or one per weight, in one pass over the weights."""
+def _add(a: Tensor, factor: Any, b: Tensor) -> Tensor:
+    """a + factor · b in the place of a, the factor a number or one per weight."""
     if isinstance(factor, Tensor):
-        return torch.addcmul(a, factor, b)
-    return torch.add(a, b, alpha=factor)
+        return a.addcmul_(factor, b)
+    return a.add_(b, alpha=factor)
 
 
 def _gradient(p: Tensor) -> Tensor:
