@@ -19,20 +19,12 @@ from torch import Tensor
 
 from ._base import BaseDNN2GP, input_tensor
 from ._linearized_vi import maximise_linearized_elbo
-from ._links import (
-    contrast_log_softmax,
-    log_softmax,
-    mean_log_softmax,
-    of_difference,
-    probit_log_softmax,
-)
+from ._links import LINKS, log_proba, log_softmax, mean_uncertainty, of_difference
 from ._random import draw_seed, torch_generator
 from ._source import NetworkSource, check_logits
 from .likelihoods import Bernoulli, Categorical, Likelihood
 
 __all__ = ["DNN2GPClassifier"]
-
-_LINKS = ("probit", "contrast", "mc", "map")
 
 
 class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
@@ -194,7 +186,7 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         "inference": [StrOptions({"laplace", "vi", "linearized-vi"})],
         "posterior_samples": [None, Interval(Integral, 2, None, closed="left")],
         "outputs": [StrOptions({"joint", "independent"})],
-        "link": [StrOptions(set(_LINKS))],
+        "link": [StrOptions(set(LINKS))],
         "class_weight": [dict, StrOptions({"balanced"}), None],
     }
 
@@ -316,10 +308,10 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         ndarray of shape (n_samples,)
         """
         check_is_fitted(self)
-        # Two classes: the probit link keeps the logit's sign, so no variance is needed.
-        shifted = self.inference == "linearized-vi"
-        needs_variance = len(self.classes_) > 2 or self.link == "mc" or shifted
-        log_p = self._log_proba(X, self.link if needs_variance else "map")
+        if len(self.classes_) > 2 or self.link in ("mc", "map"):
+            log_p = self._log_proba(X, self.link)
+        else:  # these links keep the sign of the difference: no variance is needed
+            log_p = log_softmax(self._latent_mean(self._checked_inputs(X)))
         return self.classes_[log_p.argmax(-1).numpy()]
 
     def predict_proba(self, X: ArrayLike, link: str | None = None) -> NDArray:
@@ -403,27 +395,48 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         parts = self.predict_uncertainty(X)
         return np.sqrt(parts.epistemic if target == "p" else parts.total)
 
-    def predict_uncertainty(self, X: ArrayLike, full: bool = False) -> Bunch:
+    def predict_uncertainty(
+        self, X: ArrayLike, full: bool = False, link: str | None = None
+    ) -> Bunch:
         """Variance of the labels, as 0 or 1 per class, split into noise and ignorance (MATH 4).
 
-        Var[y] = Λ_* + Λ_* V_* Λ_*, with Λ_* = diag p - p pᵀ at the network's own p = softmax(f).
+        Var[y] = Λ_* + Λ_* V_* Λ_*, with Λ_* = diag p - p pᵀ at p = softmax(f), f the mean of the
+        logits. That is the first order in V_*: where the mean is sure of a class, however large V_*
+        is, both parts vanish. ``link="mc"`` takes the whole distribution f ~ N(f_*, V_*) instead:
+
+            Var[y] = E[diag p - p pᵀ] + Cov(p)
+
+        (Kwon et al. 2020, arXiv 1806.05978), at most ¼ per class together; it tells inputs of a
+        kind never seen.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features) or (n_samples, ...)
         full : bool, default=False
             Return the covariances between the classes, not the variances alone.
+        link : {"mc"}, default=None
+            None is the first order; "mc" the mean over the draws of ``predict_proba``'s link.
 
         Returns
         -------
         Bunch
             ``aleatoric``, ``epistemic`` and ``total``, each of shape (n_samples, n_classes), or
             (n_samples, n_classes, n_classes) if ``full``.
+
+        Raises
+        ------
+        ValueError
+            If ``link`` is another.
         """
+        if link not in (None, "mc"):
+            raise ValueError(f"link must be None or 'mc', got {link!r}.")
         inputs = self._checked_inputs(X)
         f, V = self._latent_mean(inputs), self._latent_covariance(inputs)
-        aleatoric = self._of_classes(self._likelihood.aleatoric(f))
-        epistemic = self._of_classes(self._likelihood.epistemic(f, V))
+        if link == "mc":
+            aleatoric, epistemic = mean_uncertainty(*of_difference(f, V), self._draw_seed)
+        else:
+            aleatoric = self._of_classes(self._likelihood.aleatoric(f))
+            epistemic = self._of_classes(self._likelihood.epistemic(f, V))
         if not full:
             aleatoric, epistemic = (t.diagonal(dim1=-2, dim2=-1) for t in (aleatoric, epistemic))
         return Bunch(
@@ -562,17 +575,13 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
     def _log_proba(self, X: ArrayLike, link: str | None) -> Tensor:
         """log p, of shape (n_samples, n_classes)."""
         link = self.link if link is None else link
-        if link not in _LINKS:
-            raise ValueError(f"link must be one of {_LINKS}, got {link!r}.")
+        if link not in LINKS:
+            raise ValueError(f"link must be one of {LINKS}, got {link!r}.")
         inputs = self._checked_inputs(X)
         if link == "map":
             return log_softmax(self._outputs(inputs))
-        f, V = of_difference(self._latent_mean(inputs), self._latent_covariance(inputs))
-        if link == "contrast" and f.shape[1] > 1:
-            return contrast_log_softmax(f, V)
-        if link in ("probit", "contrast"):
-            return probit_log_softmax(f, V)
-        return mean_log_softmax(f, V, self._draw_seed)
+        f, V = self._latent_mean(inputs), self._latent_covariance(inputs)
+        return log_proba(link, f, V, self._draw_seed)
 
     def _move_to_linearized_elbo(self, codes: Tensor) -> None:
         """Replace the Laplace posterior by the best Gaussian of the same linear model."""

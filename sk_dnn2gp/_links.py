@@ -6,6 +6,8 @@ Pure functions. Shapes: f (n_samples, n_outputs), V (n_samples, n_outputs, n_out
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -13,12 +15,17 @@ from scipy.special import ndtri
 from torch import Tensor
 
 __all__ = [
+    "LINKS",
     "contrast_log_softmax",
+    "log_proba",
     "log_softmax",
     "mean_log_softmax",
+    "mean_uncertainty",
     "of_difference",
     "probit_log_softmax",
 ]
+
+LINKS = ("probit", "contrast", "mc", "map")
 
 # Draws of the latent function behind a probability by link="mc". Of independent draws the error
 # would be below 0.016; a scrambled Sobol sequence, unbiased too, is far closer, and it covers the
@@ -62,6 +69,24 @@ def contrast_log_softmax(f: Tensor, V: Tensor) -> Tensor:
 
 def mean_log_softmax(f: Tensor, V: Tensor, seed: int) -> Tensor:
     """log of the mean probabilities over draws of f ~ N(f, V), marginally for each example."""
+    total = [torch.logsumexp(log_p, dim=1) for log_p in _drawn_log_p(f, V, seed)]
+    return torch.cat(total) - np.log(_MC_DRAWS)
+
+
+def mean_uncertainty(f: Tensor, V: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """E[diag p - p pᵀ] and Cov(p), each (n, K, K), over the same draws: they add up to Var[y]."""
+    noise, ignorance = [], []
+    for log_p in _drawn_log_p(f, V, seed):
+        p = log_p.exp()
+        mean = p.mean(1)
+        noise.append(torch.diag_embed(mean) - p.mT @ p / _MC_DRAWS)
+        p -= mean[:, None]
+        ignorance.append(p.mT @ p / _MC_DRAWS)
+    return torch.cat(noise), torch.cat(ignorance)
+
+
+def _drawn_log_p(f: Tensor, V: Tensor, seed: int) -> Iterator[Tensor]:
+    """log p (n, draws, K) of a chunk of examples at a time."""
     values, vectors = torch.linalg.eigh(V)
     root = vectors * values.clamp_min(0.0).sqrt()[:, None, :]
     # The same draws for every example: an example's probabilities do not depend on the others.
@@ -69,8 +94,15 @@ def mean_log_softmax(f: Tensor, V: Tensor, seed: int) -> Tensor:
     # In the middle of the sequence's cells, whose corners may be 0, where the quantile is infinite.
     uniform = engine.draw(_MC_DRAWS, dtype=torch.float64) * (1 - 2**-30) + 2**-31
     z = torch.tensor(ndtri(uniform.numpy())).mT.to(f)
-    total = []
     for part in torch.arange(len(f)).split(max(1, 2**20 // z.numel())):
-        draws = f[part, None, :] + (root[part] @ z).mT
-        total.append(torch.logsumexp(log_softmax(draws), dim=1) - np.log(_MC_DRAWS))
-    return torch.cat(total)
+        yield log_softmax(f[part, None, :] + (root[part] @ z).mT)
+
+
+def log_proba(link: str, f: Tensor, V: Tensor, seed: int) -> Tensor:
+    """log p by a link that takes the variance: "probit", "contrast" or "mc"."""
+    f, V = of_difference(f, V)
+    if link == "mc":
+        return mean_log_softmax(f, V, seed)
+    if link == "contrast" and f.shape[1] > 1:
+        return contrast_log_softmax(f, V)
+    return probit_log_softmax(f, V)

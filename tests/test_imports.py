@@ -1,4 +1,4 @@
-"""Imports go only to a lower room (docs/architecture.md), and a bare import needs no extra."""
+"""Imports go only to a lower room (docs/architecture.rst), and a bare import needs no extra."""
 
 import ast
 import subprocess
@@ -17,7 +17,7 @@ LEVELS = {
     3: ("posterior", "evidence"),
     4: ("training", "tuning", "kernels", "_linearized_vi"),
     5: ("_source", "_fitting", "_vi", "_base", "_regressor", "_classifier", "_nngp"),
-    6: ("model_selection", "plotting", "persistence"),
+    6: ("model_selection", "plotting"),
 }
 LEVEL = {name: level for level, names in LEVELS.items() for name in names}
 # Rooms of one level that stand in a row: each may use those before it.
@@ -36,6 +36,8 @@ ORDER = (
     "_base",
     "_regressor",
     "_classifier",
+    "model_selection",
+    "plotting",
 )
 
 

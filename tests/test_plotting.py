@@ -7,10 +7,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from sklearn.gaussian_process.kernels import RBF
+from sklearn.model_selection import GridSearchCV
 from sklearn.utils import Bunch
 
 from sk_dnn2gp import DNN2GPClassifier, DNN2GPRegressor
 from sk_dnn2gp.datasets import make_ring_and_core, make_sine_with_gap
+from sk_dnn2gp.model_selection import TrainingSetSplit, marginal_likelihood_scorer
 from sk_dnn2gp.plotting import (
     CoverageDisplay,
     DecisionMapDisplay,
@@ -142,6 +144,37 @@ def test_marginal_likelihood_of_a_search():
         MarginalLikelihoodDisplay.from_estimator(search, "delta")
     with pytest.raises(ValueError, match="'sigma' alone"):
         MarginalLikelihoodDisplay.from_estimator(search, "sigma")
+
+
+@pytest.mark.parametrize("split", [TrainingSetSplit(), 2])
+def test_marginal_likelihood_of_a_grid_search_over_widths(split):
+    X, y = make_sine_with_gap(30, random_state=0)
+    model = DNN2GPRegressor(prior_precision=0.3, noise_std=0.5, solver="adam", max_iter=30)
+    search = GridSearchCV(
+        model,
+        {"hidden_layer_sizes": [(4,), (1,), (2,)]},
+        scoring={"evidence": marginal_likelihood_scorer, "mse": "neg_mean_squared_error"},
+        refit="evidence",
+        cv=split,
+    ).fit(X, y)
+    display = MarginalLikelihoodDisplay.from_estimator(
+        search, "hidden_layer_sizes", evidence="evidence", loss="mse"
+    )
+    label = "test loss" if split == 2 else "train loss"
+    assert set(display.lines_) == {"evidence", label}
+    assert display.lines_[label].get_xdata().tolist() == [1, 2, 4]
+    mean = search.cv_results_["mean_test_mse"]
+    np.testing.assert_array_equal(display.lines_[label].get_ydata(), -mean[[1, 2, 0]])
+    search.cv_results_["param_hidden_layer_sizes"][0] = (4, 4)
+    with pytest.raises(ValueError, match=r"took the value \(4, 4\): only numbers"):
+        MarginalLikelihoodDisplay.from_estimator(
+            search, "hidden_layer_sizes", evidence="evidence", loss="mse"
+        )
+
+
+def test_a_hyperparameter_at_zero_is_drawn_on_a_linear_axis():
+    display = MarginalLikelihoodDisplay.from_predictions([0, 1], [-7, -9])
+    assert display.ax_.get_xscale() == "linear"
 
 
 def test_without_matplotlib_the_extra_is_named():
