@@ -200,8 +200,8 @@ def maximise_linearized_elbo(
             ConvergenceWarning,
             stacklevel=4,
         )
-    posterior = make_posterior(_as_model(problem, q), memory_limit=memory_limit)
-    return LinearizedPosterior(posterior, q.mean - model.weights, curve)
+    q.posterior.model = _as_model(problem, q)  # of the same Λ̄: the factorisation is its own
+    return LinearizedPosterior(q.posterior, q.mean - model.weights, curve)
 
 
 def _step(problem: _Problem, q: _Iterate, rate: float) -> tuple[_Iterate | None, float]:
@@ -227,10 +227,9 @@ def _slack(elbo: float) -> float:
 def _as_model(problem: _Problem, q: _Iterate) -> LinearModel:
     """The linear model whose exact posterior is q: noise precision Λ̄, targets J μ - Λ̄⁺ r̄."""
     residual, _ = problem.moments(q)
-    L = _root(q.noise_precision)
+    L = q.posterior.model.noise_factor
     return replace(
-        problem.model,
-        noise_factor=L,
+        q.posterior.model,
         whitened_residual=(torch.linalg.pinv(L) @ residual[..., None])[..., 0],
         weights=q.mean,
         log_likelihood=-float(problem.expected_loss(q.f, q.V)),
