@@ -229,7 +229,7 @@ class OGGN(Variational):
 class VOGN(Variational):
     """Variational online Gauss-Newton with a diagonal covariance (MATH 5; Khan et al. 2018).
 
-    Costs about an Adam step on the same batch, with ``mc_samples=1`` and
+    Costs about two Adam steps on the same batch, with ``mc_samples=1`` and
     ``curvature="gradient"``. In a skorch net: ``NeuralNet(module, criterion=nn.CrossEntropyLoss,
     optimizer=VOGN, optimizer__n_data=len(X), lr=0.01)``.
 
