@@ -64,12 +64,13 @@ for ax, (title, values) in zip(axes, maps.items(), strict=True):
         axis,
         axis,
         values.reshape(len(axis), -1),
-        cmap="coolwarm" if of_p else "viridis",
+        cmap="cividis" if of_p else "viridis",
         vmin=0 if of_p else None,
         vmax=1 if of_p else None,
     )
     figure.colorbar(image, ax=ax)
-    ax.scatter(*X.T, c=y, cmap="coolwarm", s=8, edgecolors="k", linewidths=0.3)
+    for label, marker in ((0, "o"), (1, "^")):
+        ax.scatter(*X[y == label].T, marker=marker, s=12, c="white", edgecolors="k", linewidths=0.5)
     ax.set_title(title)
 figure.tight_layout()
 OUTPUT.parent.mkdir(exist_ok=True)

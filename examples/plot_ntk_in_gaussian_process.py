@@ -2,10 +2,10 @@
 The tangent kernel in GaussianProcessRegressor
 ==============================================
 
-A network need not be trained to give a kernel: here the tangent kernel of a random tanh network
-stands in scikit-learn's own Gaussian process, beside the RBF kernel, and after training of the
-network once more. What the network learnt is in its kernel (figure 3 of Khan et al. 2019 has the
-same data set's spirit: a gap without data, where error bars grow).
+A network need not be trained to give a kernel: the tangent kernel of a random tanh network stands
+in scikit-learn's own Gaussian process like any other, beside the RBF kernel and beside the kernel
+of a network that was trained on these data. All three open their error bars in the gap without data
+(as in figure 3 of Khan et al. 2019); the evidence, by which one would choose, is in the titles.
 """
 
 import matplotlib.pyplot as plt

@@ -8,12 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# README's first command, which the tests of the datasets and the estimators cover.
-EXAMPLES = sorted(
-    path.name
-    for path in (ROOT / "examples").glob("plot_*.py")
-    if path.name != "plot_regression_uncertainty.py"
-)
+EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("plot_*.py"))
 
 
 @pytest.mark.slow
