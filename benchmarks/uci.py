@@ -9,14 +9,13 @@ coverage in the units of y, seconds of fit and prediction. Nothing is tuned to t
 from __future__ import annotations
 
 import argparse
-import os
 import time
 import warnings
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from _common import save
+from _uci_data import NAMES, scores, show, splits
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 from sklearn.neural_network import MLPRegressor
@@ -24,8 +23,6 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from sk_dnn2gp import DNN2GPRegressor
-
-FILES = {"wine": "uci_wine-quality-red.npz", "power": "uci_power-plant.npz"}
 
 
 def models(n_features: int) -> dict[str, Any]:
@@ -39,8 +36,8 @@ def models(n_features: int) -> dict[str, Any]:
     return {name: make_pipeline(StandardScaler(), peer) for name, peer in peers.items()}
 
 
-def scores(model: Any, X: Any, y: Any, X_test: Any, y_test: Any) -> list[float]:
-    """RMSE, NLPD, coverage, seconds; a model without error bars has its training residuals'."""
+def fitted_scores(model: Any, X: Any, y: Any, X_test: Any, y_test: Any) -> list[float]:
+    """Scores of a fit; a model without error bars has its training residuals'."""
     start = time.perf_counter()
     model.fit(X, y)
     if hasattr(model[-1], "hidden_layer_sizes") and not hasattr(model[-1], "prior_precision"):
@@ -48,43 +45,31 @@ def scores(model: Any, X: Any, y: Any, X_test: Any, y_test: Any) -> list[float]:
         std = np.full(len(mean), np.std(y - model.predict(X)))
     else:
         mean, std = model.predict(X_test, return_std=True)
-    seconds = time.perf_counter() - start
-    z = (y_test - mean) / std
-    nlpd = 0.5 * np.mean(z**2 + np.log(2 * np.pi * std**2))
-    rmse = np.sqrt(np.mean((y_test - mean) ** 2))
-    return [float(v) for v in (rmse, nlpd, np.mean(np.abs(z) < 1.96), seconds)]
+    return scores(y_test, mean, std, time.perf_counter() - start)
 
 
 def main() -> None:
-    """Print a table for each data set; store it."""
+    """Print a table for each data set; store it after each split."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--splits", type=int, default=5)
     parser.add_argument("--only", default="wine,power")
     parser.add_argument("--rows", type=int, default=1439, help="most training rows")
     args = parser.parse_args()
-    folder = os.environ.get("SK_DNN2GP_DATA")
-    if not folder:
-        raise SystemExit("Name the folder of the data in SK_DNN2GP_DATA.")
     results: dict[str, Any] = {}
     for name in args.only.split(","):
-        with np.load(Path(folder) / FILES[name]) as data:
-            X, y = data["X"].astype(float), data["y"].astype(float).ravel()
-            splits = list(zip(data["train"], data["test"], strict=True))[: args.splits]
         table: dict[str, list] = {}
-        for train, test in splits:
-            train = train[: args.rows]
+        for X, y, X_test, y_test in splits(name, args.splits, args.rows):
             for peer, model in models(X.shape[1]).items():
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
-                    row = scores(model, X[train], y[train], X[test], y[test])
+                    row = fitted_scores(model, X, y, X_test, y_test)
                 table.setdefault(peer, []).append(row)
-        print(f"{name}: {len(splits)} splits, {len(train)} rows")
+            results[name] = {"rows": len(X), "columns": NAMES, "scores": table}
+            save("uci", results)
+        print(f"{name}: {args.splits} splits, {len(X)} rows")
         print(f"{'':22}{'RMSE':>9}{'NLPD':>9}{'95%':>8}{'s':>9}")
         for peer, rows in table.items():
-            mean = np.mean(rows, axis=0)
-            print(f"{peer:22}{mean[0]:9.4f}{mean[1]:9.4f}{mean[2]:8.3f}{mean[3]:9.2f}")
-        results[name] = {"rows": len(train), "scores": table}
-    save("uci", results)
+            show(peer, rows)
 
 
 if __name__ == "__main__":

@@ -11,23 +11,22 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
+from _uci_data import FILES, NAMES, scores, show, splits
 from laplace import marglik_training
 from numpy.typing import NDArray
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 RESULT = Path(__file__).parent / "results" / "uci_laplace.json"
-FILES = {"wine": "uci_wine-quality-red.npz", "power": "uci_power-plant.npz"}
 
 
-def scores(X: NDArray, y: NDArray, X_test: NDArray, y_test: NDArray) -> list[float]:
-    """RMSE, NLPD, 95% coverage, seconds."""
+def fitted_scores(X: NDArray, y: NDArray, X_test: NDArray, y_test: NDArray) -> list[float]:
+    """Scores of a fit."""
     start = time.perf_counter()
     torch.manual_seed(0)
     mean, std = X.mean(0), X.std(0)
@@ -44,11 +43,7 @@ def scores(X: NDArray, y: NDArray, X_test: NDArray, y_test: NDArray) -> list[flo
     sigma = float(la.sigma_noise)
     f = f.detach().numpy().ravel() * y.std() + y.mean()
     total = np.sqrt(variance.detach().numpy().ravel() + sigma**2) * y.std()
-    seconds = time.perf_counter() - start
-    z = (y_test - f) / total
-    nlpd = 0.5 * np.mean(z**2 + np.log(2 * np.pi * total**2))
-    rmse = np.sqrt(np.mean((y_test - f) ** 2))
-    return [float(v) for v in (rmse, nlpd, np.mean(np.abs(z) < 1.96), seconds)]
+    return scores(y_test, f, total, time.perf_counter() - start)
 
 
 def main() -> None:
@@ -58,20 +53,10 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1439)
     args = parser.parse_args()
     result: dict[str, dict] = {}
-    for name, file in FILES.items():
-        with np.load(Path(os.environ["SK_DNN2GP_DATA"]) / file) as data:
-            X, y = data["X"].astype(float), data["y"].astype(float).ravel()
-            splits = list(zip(data["train"], data["test"], strict=True))[: args.splits]
-        rows = []
-        for train, test in splits:
-            train = train[: args.rows]
-            rows.append(scores(X[train], y[train], X[test], y[test]))
-        mean = np.mean(rows, axis=0)
-        print(
-            f"{name}: RMSE {mean[0]:.4f}  NLPD {mean[1]:.4f}  95% {mean[2]:.3f}  s {mean[3]:.2f}",
-            flush=True,
-        )
-        result[name] = {"rows": len(train), "scores": rows}
+    for name in FILES:
+        rows = [fitted_scores(*split) for split in splits(name, args.splits, args.rows)]
+        show(name, rows)
+        result[name] = {"rows": args.rows, "columns": NAMES, "scores": rows}
         RESULT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 

@@ -63,6 +63,7 @@ class BaseDNN2GP(BaseEstimator):
         "batch_size": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
         "tol": [Interval(Real, 0, None, closed="left")],
         "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
+        "evidence_interval": [Interval(Integral, 1, None, closed="left")],
         "n_restarts": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
         "warm_start": ["boolean"],
         "memory_limit": [None, Interval(Real, 0, None, closed="neither")],
@@ -217,6 +218,7 @@ class BaseDNN2GP(BaseEstimator):
             prior_precision=self.prior_precision == "auto",
             noise_std=getattr(self, "noise_std", None) == "auto",
             structure=self._structure,
+            interval=self.evidence_interval,
             memory_limit=self.memory_limit,
         )
 

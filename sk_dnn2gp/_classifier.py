@@ -104,6 +104,9 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         Starts from different weights; the best evidence wins. "auto" is 6 where the evidence
         chooses δ with "gauss-newton" (24 where n_samples times n_outputs times weights is at most
         10,000; most are dropped early), and 1 otherwise.
+    evidence_interval : int, default=20
+        Epochs between updates of δ by the evidence, with solvers other than "gauss-newton"
+        (Immer et al. 2021); at the end the best at the trained weights is taken.
     warm_start : bool, default=False
         Go on from the last fit's weights and δ.
     memory_limit : float, default=None
@@ -213,6 +216,7 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         tol: float = 1e-8,
         n_iter_no_change: int = 10,
         n_restarts: int | str = "auto",
+        evidence_interval: int = 20,
         warm_start: bool = False,
         memory_limit: float | None = None,
         device: Any = "cpu",
@@ -239,6 +243,7 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         self.tol = tol
         self.n_iter_no_change = n_iter_no_change
         self.n_restarts = n_restarts
+        self.evidence_interval = evidence_interval
         self.warm_start = warm_start
         self.memory_limit = memory_limit
         self.device = device

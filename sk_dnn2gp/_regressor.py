@@ -81,6 +81,9 @@ class DNN2GPRegressor(MultiOutputMixin, RegressorMixin, BaseDNN2GP):
         Starts from different weights; the best evidence wins. "auto" is 6 where the evidence
         chooses δ or σ with "gauss-newton" (24 where n_samples times weights is at most 10,000;
         most are dropped early), and 1 otherwise.
+    evidence_interval : int, default=20
+        Epochs between updates of δ and σ by the evidence, with solvers other than "gauss-newton"
+        (Immer et al. 2021); at the end the best at the trained weights is taken.
     warm_start : bool, default=False
         Go on from the last fit's weights, δ and σ.
     normalize_y : bool, default=True
@@ -177,6 +180,7 @@ class DNN2GPRegressor(MultiOutputMixin, RegressorMixin, BaseDNN2GP):
         tol: float = 1e-8,
         n_iter_no_change: int = 10,
         n_restarts: int | str = "auto",
+        evidence_interval: int = 20,
         warm_start: bool = False,
         normalize_y: bool = True,
         memory_limit: float | None = None,
@@ -201,6 +205,7 @@ class DNN2GPRegressor(MultiOutputMixin, RegressorMixin, BaseDNN2GP):
         self.tol = tol
         self.n_iter_no_change = n_iter_no_change
         self.n_restarts = n_restarts
+        self.evidence_interval = evidence_interval
         self.warm_start = warm_start
         self.normalize_y = normalize_y
         self.memory_limit = memory_limit

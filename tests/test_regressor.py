@@ -17,7 +17,7 @@ from skorch import NeuralNet, NeuralNetRegressor
 from skorch.callbacks import LRScheduler
 from torch import nn
 
-from sk_dnn2gp import DNN2GPRegressor
+from sk_dnn2gp import DNN2GPRegressor, tuning
 
 RNG = np.random.default_rng(0)
 X = RNG.uniform(-2, 2, (50, 2))
@@ -220,6 +220,31 @@ def test_auto_with_another_solver_and_a_schedule():
     ).fit(X, Y)
     assert model.prior_precision_ != 1.0
     assert model.score(X, Y) > 0.8
+
+
+def test_adam_takes_the_evidence_s_updates_at_the_chosen_interval(monkeypatch):
+    """Immer et al. 2021: the chosen δ and σ beat δ = σ = 1, in training more than after it."""
+    epochs, moved = [], tuning.update
+
+    def counted(objective, *rest):
+        epochs.append(len(objective.parameters))
+        return moved(objective, *rest)
+
+    monkeypatch.setattr(tuning, "update", counted)
+    options = {
+        "hidden_layer_sizes": (8,), "solver": "adam", "max_iter": 120, "tol": 0.0,
+        "n_iter_no_change": 200, "random_state": 0,
+    }  # fmt: skip
+    fixed = DNN2GPRegressor(**options, prior_precision=1.0, noise_std=1.0).fit(X, Y)
+    assert not epochs
+    after = DNN2GPRegressor(**options, evidence_interval=121).fit(X, Y)
+    assert not epochs
+    within = DNN2GPRegressor(**options, evidence_interval=30).fit(X, Y)
+    assert len(epochs) == 4
+    evidences = [m.log_marginal_likelihood_value_ for m in (fixed, after, within)]
+    assert evidences[0] < evidences[1] < evidences[2]
+    with pytest.raises(ValueError, match="evidence_interval"):
+        DNN2GPRegressor(evidence_interval=0).fit(X, Y)
 
 
 def test_module_class_and_instance():
