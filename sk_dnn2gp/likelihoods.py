@@ -115,7 +115,7 @@ class Gaussian(Likelihood):
 
     def negative_log_likelihood(self, f: Tensor, y: Tensor) -> Tensor:
         squares = ((y - f) ** 2).sum(-1)
-        return squares / (2 * self.noise_std**2) + f.shape[-1] * self._log_normaliser()
+        return squares / (2 * self.noise_std**2) + f.shape[-1] * self.log_normaliser()
 
     def residual(self, f: Tensor, y: Tensor) -> Tensor:
         return (f - y) / self.noise_std**2
@@ -130,7 +130,7 @@ class Gaussian(Likelihood):
         return (f - y) / self.noise_std
 
     def log_noise_determinant(self, f: Tensor) -> Tensor:
-        return f.new_full((len(f),), -2 * f.shape[-1] * self._log_normaliser())
+        return f.new_full((len(f),), -2 * f.shape[-1] * self.log_normaliser())
 
     def mean(self, f: Tensor) -> Tensor:
         return f
@@ -141,7 +141,8 @@ class Gaussian(Likelihood):
     def epistemic(self, f: Tensor, V: Tensor) -> Tensor:
         return V
 
-    def _log_normaliser(self) -> float:
+    def log_normaliser(self) -> float:
+        """½ log 2πσ², of one output."""
         return 0.5 * _LOG_2PI + math.log(self.noise_std)
 
 

@@ -471,3 +471,28 @@ def test_a_summed_loss_is_refused_and_nothing_is_changed(curvature):
     with pytest.raises(ValueError, match="not the batch's mean"):
         optimizer.step(closure)
     assert bool((weights(net) == before).all())
+
+
+@pytest.mark.parametrize("constant", [0.0, 1.0], ids=["plain", "normalised"])
+@pytest.mark.parametrize("noise_std", [0.1, 1.0])
+def test_a_gaussian_closure_must_be_the_mean(noise_std, constant):
+    net, X, _ = problem("mlp")
+    y = torch.linspace(-2, 2, 21, dtype=torch.float64).view(7, 3)
+    likelihood = Gaussian(noise_std)
+    optimizer = VOGN(net.parameters(), lr=1e-3, n_data=7, likelihood=likelihood, random_state=0)
+
+    def take(reduce):
+        def closure():
+            optimizer.zero_grad()
+            nll = (net(X) - y).square().sum(1) / (2 * noise_std**2)
+            loss = reduce(nll + constant * 3 * likelihood.log_normaliser())
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+
+    take(torch.mean)
+    before = weights(net).clone()
+    with pytest.raises(ValueError, match="not the batch's mean .* tell of"):
+        take(torch.sum)
+    assert torch.equal(weights(net), before)

@@ -10,6 +10,7 @@ Shapes: X (n, ...); f, r (n, K); sums of squares (P,) in the order of the optimi
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,13 +21,14 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from ..likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
 from ..linearize import Linearization
 from ..linearize.factors import Dense, Factor, explicit
 from ..linearize.layers import has_rule
 from ..linearize.plan import Plan, factors_from_calls, make_plan, slots_of
 from ..linearize.tape import Call, Twin, backward
 
-__all__ = ["Observation", "Watcher", "parameter_names"]
+__all__ = ["Observation", "Watcher", "check_reduction", "parameter_names"]
 
 # Numbers of a convolution's patches made at a time: 1 MiB in single precision.
 _CACHED = 2**18
@@ -252,6 +254,41 @@ class Watcher:
             raise ValueError(f"The closure returned {type(loss).__name__}, not a loss. {_PROTOCOL}")
         if seen.output_derivative is None or all(p.grad is None for p in self.params):
             raise ValueError(f"The closure did not call loss.backward(). {_PROTOCOL}")
+
+
+def check_reduction(
+    seen: Observation, likelihood: Likelihood | None, sample_weight: Tensor | None
+) -> None:
+    """Refuse a loss that is no mean negative log-likelihood, as far as its derivatives tell.
+
+    A residual p - e_y lies between -1 and 1: more comes of a sum over the batch. A Gaussian's,
+    (f - y)/σ², tells what the mean is, without its constant.
+
+    Raises
+    ------
+    ValueError
+        Saying what the loss should be.
+    """
+    wrong = "The closure's loss is not the batch's mean negative log-likelihood: "
+    if isinstance(likelihood, Bernoulli | Categorical) and sample_weight is None:
+        largest = float(seen.residual.abs().max())
+        if 1.0 + 1e-3 < largest < math.inf:
+            raise ValueError(
+                f"{wrong}its derivative in an output is {largest:.3g} times what one example of "
+                "the mean can have. Take reduction='mean', and no weights."
+            )
+    if isinstance(likelihood, Gaussian):
+        s = torch.ones(()) if sample_weight is None else sample_weight[:, None]
+        told = 0.5 * likelihood.noise_std**2 * float((seen.residual**2 / s).sum(1).mean())
+        constant = seen.f.shape[1] * likelihood.log_normaliser() * float(s.mean())
+        nearest = max(abs(float(seen.loss) - c) for c in (0.0, constant))
+        # Twice what the loss can be: a sum over a batch is less by the square of its length.
+        if 2.0 * nearest + 1e-3 * (1.0 + abs(constant)) < told < math.inf:
+            raise ValueError(
+                f"{wrong}it is {float(seen.loss):.4g}, and its derivatives tell of {told:.4g}, "
+                "without the constant. Sum (f - y)²/2σ² over the outputs and take the mean over "
+                "the batch."
+            )
 
 
 def _keep_input(seen: _Pass, args: tuple) -> None:

@@ -26,9 +26,9 @@ import torch
 from torch import Generator, Tensor, nn
 
 from ..dual import IterationModel, LinearModel
-from ..likelihoods import Bernoulli, Categorical, Likelihood
+from ..likelihoods import Likelihood
 from ..linearize import Linearization
-from ._closure import Observation, Watcher, parameter_names
+from ._closure import Observation, Watcher, check_reduction, parameter_names
 from ._structure import Diagonal, Full, Structure
 
 __all__ = ["GaussianWeights", "Variational"]
@@ -238,7 +238,7 @@ class Variational(torch.optim.Optimizer):
         for w in draws:
             self._set(w)
             seen = self._watcher.observe(closure)
-            self._check_reduction(seen)
+            check_reduction(seen, self.likelihood, self.sample_weight)
             scale = self.n_data / self._checked_batch(seen)
             if record is not None:
                 record.weights.append(w.clone())
@@ -518,18 +518,6 @@ class Variational(torch.optim.Optimizer):
                 "of examples in the whole training set."
             )
         return n
-
-    def _check_reduction(self, seen: Observation) -> None:
-        """A residual p - e_y lies between -1 and 1: more comes of a sum over the batch."""
-        if not isinstance(self.likelihood, Bernoulli | Categorical):
-            return
-        largest = float(seen.residual.abs().max())
-        if self.sample_weight is None and 1.0 + 1e-3 < largest < math.inf:
-            raise ValueError(
-                "The closure's loss is not the batch's mean negative log-likelihood: its "
-                f"derivative in an output is {largest:.3g} times what one example of the mean can "
-                "have. Take reduction='mean', and no weights."
-            )
 
     def _check_finite(self, loss: Tensor, gradient: Tensor, H: Tensor) -> None:
         for name, value in (("loss", loss), ("gradient", gradient), ("curvature", H)):
