@@ -25,6 +25,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from torch import Tensor
 
 from ._fitting import FittedNetwork, fit_network
+from ._prior_groups import precisions
 from ._random import draw_seed, torch_generator
 from ._source import NetworkSource
 from ._vi import VariationalSettings, fit_variational
@@ -52,6 +53,7 @@ class BaseDNN2GP(BaseEstimator):
         "hidden_layer_sizes": ["array-like", Interval(Integral, 1, None, closed="left")],
         "activation": [StrOptions(set(ACTIVATIONS))],
         "prior_precision": [StrOptions({"auto"}), Interval(Real, 0, None, closed="neither")],
+        "prior_groups": [StrOptions({"all", "layer", "feature"})],
         "inference": [StrOptions({"laplace", "vi"})],
         "vi_epochs": [Interval(Integral, 1, None, closed="left")],
         "mc_samples": [Interval(Integral, 1, None, closed="left")],
@@ -158,6 +160,7 @@ class BaseDNN2GP(BaseEstimator):
         seed = draw_seed(self.random_state)
         if self.inference == "vi":
             self._check_variational(tuning)
+        self._check_prior_groups()
         fitted = fit_network(
             NetworkSource(self.net, self.hidden_layer_sizes, self.activation, n_outputs),
             data,
@@ -167,6 +170,7 @@ class BaseDNN2GP(BaseEstimator):
             self.n_restarts,
             seed,
             previous,
+            self.prior_groups,
         )
         if self.inference == "vi":
             settings = VariationalSettings(self.vi_epochs, self.mc_samples, self.batch_size)
@@ -174,6 +178,37 @@ class BaseDNN2GP(BaseEstimator):
                 fitted, data, tuning, settings, seed, self.device
             )
         self._set_fitted(fitted, weight)
+
+    def _check_prior_groups(self) -> None:
+        """Refuse groups of weights where one δ per group cannot be chosen.
+
+        Raises
+        ------
+        ValueError
+            Naming the argument that stands in the way.
+        """
+        if self.prior_groups == "all":
+            return
+        needed = {
+            "net": None,
+            "prior_precision": "auto",
+            "solver": "gauss-newton",
+            "posterior": "full",
+            "warm_start": False,
+        }
+        for name, wanted in needed.items():
+            found = getattr(self, name)
+            if found is not wanted and found != wanted:
+                raise ValueError(
+                    f"prior_groups={self.prior_groups!r} needs {name}={wanted!r}, got {found!r}. "
+                    "optimize_hyperparameters(estimator, groups=...) serves other networks, at "
+                    "their trained weights."
+                )
+        if self.inference == "vi" or self._structure == "independent":
+            raise ValueError(
+                f"prior_groups={self.prior_groups!r} is chosen by the Laplace evidence of all "
+                "outputs together: leave inference='vi' and outputs='independent'."
+            )
 
     def _check_variational(self, tuning: Tuning) -> None:
         """Refuse what a variational posterior cannot be.
@@ -230,6 +265,9 @@ class BaseDNN2GP(BaseEstimator):
         model = fitted.posterior.model
         self.module_, self.net_ = fitted.module, fitted.net
         self.prior_precision_ = fitted.objective.prior_precision
+        names = getattr(self, "feature_names_in_", None)
+        names = [f"x{i}" for i in range(self.n_features_in_)] if names is None else list(names)
+        self.prior_precisions_ = precisions(fitted.module, self.prior_precision_, names)
         self._likelihood = fitted.objective.likelihood
         self.linear_model_, self.posterior_ = model, fitted.posterior
         rows = self.posterior_indices_

@@ -51,6 +51,11 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         Activation of the hidden layers, for ``net=None``.
     prior_precision : float or "auto", default="auto"
         δ > 0; "auto" chooses it by the evidence.
+    prior_groups : {"all", "layer", "feature"}, default="all"
+        Which weights share a δ. "layer": each dense layer's, and all biases; "feature": each
+        input's in the first layer too, so that the inputs that do not matter are switched off
+        (automatic relevance determination). For the default network, with
+        ``prior_precision="auto"``, ``solver="gauss-newton"`` and ``posterior="full"``.
     inference : {"laplace", "vi", "linearized-vi"}, default="laplace"
         How the posterior is found. "laplace": at the minimum of the loss, by its curvature, which
         is too wide a posterior where the network is sure of its data. "linearized-vi": the best
@@ -126,6 +131,9 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         The trained network, in eval mode.
     net_ : skorch.NeuralNet or None
         The skorch net that trained it; None for a frozen net.
+    prior_precisions_ : dict of str to float
+        δ of each group of weights ("all"; or the layers or input features, and "biases", whose own
+        is ``prior_precision_``).
     prior_precision_ : float
         δ used, given or chosen.
     linear_model_ : LinearModel
@@ -200,6 +208,7 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         hidden_layer_sizes: Any = (50,),
         activation: str = "tanh",
         prior_precision: float | str = "auto",
+        prior_groups: str = "all",
         inference: str = "laplace",
         vi_epochs: int = 200,
         mc_samples: int = 4,
@@ -227,6 +236,7 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         self.hidden_layer_sizes = hidden_layer_sizes
         self.activation = activation
         self.prior_precision = prior_precision
+        self.prior_groups = prior_groups
         self.inference = inference
         self.vi_epochs = vi_epochs
         self.mc_samples = mc_samples

@@ -10,6 +10,7 @@ from sklearn.exceptions import ConvergenceWarning
 from skorch import NeuralNet
 from torch import Tensor, nn
 
+from ._prior_groups import choose_groups
 from ._random import seeded
 from ._source import NetworkSource, check_outputs, check_trainable, module_dtype
 from ._threads import few_threads
@@ -74,6 +75,7 @@ def fit_network(
     n_restarts: int | str,
     seed: int,
     previous: NeuralNet | None = None,
+    prior_groups: str = "all",
 ) -> FittedNetwork:
     """Train from one or several starts and keep the network of the best evidence.
 
@@ -90,6 +92,9 @@ def fit_network(
     seed : int
     previous : NeuralNet, optional
         A trained net to go on with (``warm_start``).
+    prior_groups : {"all", "layer", "feature"}
+        Which weights share a δ; others than "all" for the default network, Gauss-Newton and a free
+        δ.
 
     Returns
     -------
@@ -109,7 +114,18 @@ def fit_network(
     n_params = source.count_params(data.X)
     rows = len(data) * source.n_outputs
     with few_threads(2.0 * n_params * rows * min(n_params, rows)):
-        return _searched(source, data, objective, tuning, settings, n_restarts, seed, previous)
+        best, own = _searched(source, data, objective, tuning, settings, n_restarts, seed, previous)
+        if prior_groups != "all":
+            with seeded(seed, settings.device):
+                best = choose_groups(
+                    best,
+                    own,
+                    tuning,
+                    prior_groups == "feature",
+                    lambda module, changed: default_net(module, own, changed, settings),
+                )
+        warn_at_bounds(best.objective, tuning)
+        return _finished(best, own, tuning)
 
 
 def _searched(
@@ -121,8 +137,11 @@ def _searched(
     n_restarts: int | str,
     seed: int,
     previous: NeuralNet | None,
-) -> FittedNetwork:
-    """The restarts, staged where the evidence chooses and Gauss-Newton trains."""
+) -> tuple[Candidate, TrainingData]:
+    """The best of the restarts, and the data in its precision.
+
+    The restarts are staged where the evidence chooses and Gauss-Newton trains.
+    """
     gauss_newton = settings.solver == "gauss-newton" and not source.brings_own_net
     staged = tuning.is_needed and gauss_newton
     if previous is not None:
@@ -145,8 +164,7 @@ def _searched(
             best = tune(candidates, own, tuning)
     else:
         best = max(candidates, key=lambda c: c.evidence)
-    warn_at_bounds(best.objective, tuning)
-    return _finished(best, own, tuning)
+    return best, own
 
 
 def _automatic_restarts(source: NetworkSource, data: TrainingData) -> int:

@@ -48,6 +48,11 @@ class DNN2GPRegressor(MultiOutputMixin, RegressorMixin, BaseDNN2GP):
         δ > 0; "auto" chooses it by the evidence.
     noise_std : float or "auto", default="auto"
         σ > 0, in the units of y as the network sees it (standardised if ``normalize_y``).
+    prior_groups : {"all", "layer", "feature"}, default="all"
+        Which weights share a δ. "layer": each dense layer's, and all biases; "feature": each
+        input's in the first layer too, so that the inputs that do not matter are switched off
+        (automatic relevance determination). For the default network, with
+        ``prior_precision="auto"``, ``solver="gauss-newton"`` and ``posterior="full"``.
     inference : {"laplace", "vi"}, default="laplace"
         How the posterior is found: at the minimum of the loss; or by variational training from
         there (VOGGN for ``posterior="full"``, VOGN for "diag"; theorem 2), whose converged q(w)
@@ -103,6 +108,9 @@ class DNN2GPRegressor(MultiOutputMixin, RegressorMixin, BaseDNN2GP):
         The trained network, in eval mode.
     net_ : skorch.NeuralNet or None
         The skorch net that trained it; None for a frozen net.
+    prior_precisions_ : dict of str to float
+        δ of each group of weights ("all"; or the layers or input features, and "biases", whose own
+        is ``prior_precision_``).
     prior_precision_, noise_std_ : float
         δ and σ used, given or chosen.
     linear_model_ : LinearModel
@@ -168,6 +176,7 @@ class DNN2GPRegressor(MultiOutputMixin, RegressorMixin, BaseDNN2GP):
         activation: str = "tanh",
         prior_precision: float | str = "auto",
         noise_std: float | str = "auto",
+        prior_groups: str = "all",
         inference: str = "laplace",
         vi_epochs: int = 200,
         mc_samples: int = 4,
@@ -193,6 +202,7 @@ class DNN2GPRegressor(MultiOutputMixin, RegressorMixin, BaseDNN2GP):
         self.activation = activation
         self.prior_precision = prior_precision
         self.noise_std = noise_std
+        self.prior_groups = prior_groups
         self.inference = inference
         self.vi_epochs = vi_epochs
         self.mc_samples = mc_samples

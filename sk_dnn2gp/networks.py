@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ACTIVATIONS", "MLP", "Erf", "LeNet5"]
+__all__ = ["ACTIVATIONS", "MLP", "Erf", "LeNet5", "Scale"]
 
 
 class Erf(nn.Module):
@@ -24,6 +24,32 @@ class Erf(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return erf(x), elementwise."""
         return torch.erf(x)
+
+
+class Scale(nn.Module):
+    """Its input times fixed numbers.
+
+    Parameters
+    ----------
+    scale : Tensor of shape (n_features,) or (1,)
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sk_dnn2gp.networks import Scale
+    >>> Scale(torch.tensor([1.0, 2.0]))(torch.ones(1, 2)).tolist()
+    [[1.0, 2.0]]
+    """
+
+    scale: Tensor
+
+    def __init__(self, scale: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("scale", scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x times scale."""
+        return x * self.scale
 
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {

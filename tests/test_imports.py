@@ -16,8 +16,9 @@ LEVELS = {
     2: ("dual", "optim"),
     3: ("posterior", "evidence"),
     4: ("training", "tuning", "kernels", "_linearized_vi"),
-    5: ("_source", "_fitting", "_vi", "_base", "_regressor", "_classifier", "_nngp"),
-    6: ("model_selection", "plotting"),
+    5: ("_source", "_prior_groups", "_fitting", "_vi", "_base"),
+    6: ("_regressor", "_classifier", "_nngp"),
+    7: ("model_selection", "plotting"),
 }
 LEVEL = {name: level for level, names in LEVELS.items() for name in names}
 # Rooms of one level that stand in a row: each may use those before it.
@@ -31,6 +32,7 @@ ORDER = (
     "training",
     "tuning",
     "_source",
+    "_prior_groups",
     "_fitting",
     "_vi",
     "_base",
