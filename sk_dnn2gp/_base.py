@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
-from sklearn.frozen import FrozenEstimator
 from sklearn.utils import Tags
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 from torch import Tensor
 
+from ._checks import check_prior_groups, check_variational, warn_of_scales
 from ._fitting import FittedNetwork, fit_network
 from ._prior_groups import precisions
 from ._random import draw_seed, torch_generator
@@ -40,9 +40,6 @@ from .training import Objective, SolverSettings, TrainingData
 from .tuning import Tuning
 
 __all__: list[str] = []
-
-# Beyond these a feature's spread makes tanh units constant or linear, whatever the weights.
-_SCALE_RANGE = (1e-4, 1e4)
 
 
 class BaseDNN2GP(BaseEstimator):
@@ -101,7 +98,7 @@ class BaseDNN2GP(BaseEstimator):
                 raise ValueError(
                     f"sample_weight leaves {len(X)} sample(s) with a positive weight; 2 are needed."
                 )
-        _warn_of_scales(X)
+        warn_of_scales(X)
         return X, y, weight
 
     def set_params(self, **params: Any) -> BaseDNN2GP:
@@ -159,8 +156,8 @@ class BaseDNN2GP(BaseEstimator):
         data = TrainingData(input_tensor(X), y, torch.tensor(weight))
         seed = draw_seed(self.random_state)
         if self.inference == "vi":
-            self._check_variational(tuning)
-        self._check_prior_groups()
+            check_variational(self, tuning)
+        check_prior_groups(self, tuning)
         fitted = fit_network(
             NetworkSource(self.net, self.hidden_layer_sizes, self.activation, n_outputs),
             data,
@@ -178,58 +175,6 @@ class BaseDNN2GP(BaseEstimator):
                 fitted, data, tuning, settings, seed, self.device
             )
         self._set_fitted(fitted, weight)
-
-    def _check_prior_groups(self) -> None:
-        """Refuse groups of weights where one δ per group cannot be chosen.
-
-        Raises
-        ------
-        ValueError
-            Naming the argument that stands in the way.
-        """
-        if self.prior_groups == "all":
-            return
-        needed = {
-            "net": None,
-            "prior_precision": "auto",
-            "solver": "gauss-newton",
-            "posterior": "full",
-            "warm_start": False,
-        }
-        for name, wanted in needed.items():
-            found = getattr(self, name)
-            if found is not wanted and found != wanted:
-                raise ValueError(
-                    f"prior_groups={self.prior_groups!r} needs {name}={wanted!r}, got {found!r}. "
-                    "optimize_hyperparameters(estimator, groups=...) serves other networks, at "
-                    "their trained weights."
-                )
-        if self.inference == "vi" or self._structure == "independent":
-            raise ValueError(
-                f"prior_groups={self.prior_groups!r} is chosen by the Laplace evidence of all "
-                "outputs together: leave inference='vi' and outputs='independent'."
-            )
-
-    def _check_variational(self, tuning: Tuning) -> None:
-        """Refuse what a variational posterior cannot be.
-
-        Raises
-        ------
-        ValueError
-            Saying what to change.
-        """
-        if tuning.structure not in ("full", "diag"):
-            raise ValueError(
-                f"inference='vi' finds a posterior of all weights, posterior='full' or 'diag', not "
-                f"{tuning.structure!r}."
-            )
-        if tuning.rows is not None:
-            raise ValueError("inference='vi' conditions on all examples: leave posterior_samples.")
-        if isinstance(self.net, FrozenEstimator):
-            raise ValueError(
-                "inference='vi' trains the network, and a FrozenEstimator is used as it is: give "
-                "the net without it, or take inference='laplace'."
-            )
 
     def _posterior_rows(self, n_samples: int) -> Tensor | None:
         """Rows that the posterior is conditioned on, drawn at random; None for all of them."""
@@ -488,18 +433,3 @@ def input_tensor(X: NDArray) -> Tensor:
     whole = np.issubdtype(X.dtype, np.integer)
     dtype = np.int64 if whole else np.float32 if X.dtype == np.float32 else np.float64
     return torch.tensor(np.ascontiguousarray(X, dtype=dtype))
-
-
-def _warn_of_scales(X: NDArray) -> None:
-    """Warn of features whose spread saturates or starves the first layer."""
-    if X.ndim != 2:
-        return
-    spread = X.std(axis=0)
-    odd = np.flatnonzero((spread > _SCALE_RANGE[1]) | ((spread > 0) & (spread < _SCALE_RANGE[0])))
-    if len(odd):
-        warnings.warn(
-            f"X has {len(odd)} feature(s) of extreme spread (feature {odd[0]}: standard deviation "
-            f"{spread[odd[0]]:.1e}), too much for a network. Put StandardScaler before it.",
-            UserWarning,
-            stacklevel=4,
-        )

@@ -18,6 +18,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from ._base import BaseDNN2GP, input_tensor
+from ._checks import check_outputs_option, check_target
 from ._linearized_vi import maximise_linearized_elbo
 from ._links import LINKS, log_proba, log_softmax, mean_uncertainty, of_difference
 from ._random import draw_seed, torch_generator
@@ -298,7 +299,7 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
                 f"y has one class only, {self.classes_.tolist()[0]!r}: a classifier needs at "
                 "least 2 classes (counted where sample_weight is positive)."
             )
-        self._check_outputs_option()
+        check_outputs_option(self)
         if self.class_weight is not None:
             weight = weight * compute_sample_weight(self.class_weight, y)
         n_outputs = self._count_outputs(X)
@@ -403,7 +404,7 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         ValueError
             If ``target`` is unknown.
         """
-        _check_target(target)
+        check_target(target, ("y", "p", "latent"))
         if target == "latent":
             V = self._latent_covariance(self._checked_inputs(X))
             return V.diagonal(dim1=-2, dim2=-1).sqrt().numpy()
@@ -482,7 +483,7 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         ValueError
             If ``target`` is unknown.
         """
-        _check_target(target)
+        check_target(target, ("y", "p", "latent"))
         inputs = self._checked_inputs(X)
         generator = torch_generator(random_state)
         f = self.posterior_.sample(inputs, n_samples, generator).cpu() + self._latent_mean(inputs)
@@ -539,23 +540,6 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         check_is_fitted(self)
         targets = self.linear_model_.transformed_targets().numpy()
         return targets[:, 0] if isinstance(self._likelihood, Bernoulli) else targets
-
-    def _check_outputs_option(self) -> None:
-        if self.inference == "linearized-vi" and (
-            self.posterior == "diag" or self.outputs == "independent"
-        ):
-            raise ValueError(
-                "inference='linearized-vi' needs posterior='full' or 'last_layer' and "
-                f"outputs='joint'; got posterior={self.posterior!r}, outputs={self.outputs!r}."
-            )
-        if self.outputs == "independent" and (
-            self.posterior != "full" or self.prior_precision == "auto"
-        ):
-            raise ValueError(
-                "outputs='independent' needs posterior='full' and a number for prior_precision; "
-                f"got posterior={self.posterior!r} and prior_precision={self.prior_precision!r}. "
-                "outputs='joint' lets the evidence choose it, on posterior_samples if need be."
-            )
 
     def _count_outputs(self, X: NDArray) -> int:
         """One logit for two classes, unless the user's own network has two."""
@@ -630,8 +614,3 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
 
     def _hyperparameters(self) -> list[float]:
         return [self.prior_precision_]
-
-
-def _check_target(target: str) -> None:
-    if target not in ("y", "p", "latent"):
-        raise ValueError(f"target must be 'y', 'p' or 'latent', got {target!r}.")

@@ -18,6 +18,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from ._base import BaseDNN2GP
+from ._checks import check_target
 from ._random import torch_generator
 from .likelihoods import Gaussian
 
@@ -311,7 +312,7 @@ class DNN2GPRegressor(MultiOutputMixin, RegressorMixin, BaseDNN2GP):
         ValueError
             If ``target`` is unknown.
         """
-        _check_target(target)
+        check_target(target, ("y", "latent"))
         parts = self.predict_uncertainty(X)
         return np.sqrt(parts.total if target == "y" else parts.epistemic)
 
@@ -356,7 +357,7 @@ class DNN2GPRegressor(MultiOutputMixin, RegressorMixin, BaseDNN2GP):
         ValueError
             If ``target`` is unknown.
         """
-        _check_target(target)
+        check_target(target, ("y", "latent"))
         inputs = self._checked_inputs(X)
         generator = torch_generator(random_state)
         draws = self.posterior_.sample(inputs, n_samples, generator).cpu() + self._outputs(inputs)
@@ -469,8 +470,3 @@ class DNN2GPRegressor(MultiOutputMixin, RegressorMixin, BaseDNN2GP):
     def _latent_variance(self, inputs: Tensor) -> NDArray:
         """diag V_*, of shape (n_samples, n_outputs), in the network's units."""
         return self._latent_covariance(inputs).diagonal(dim1=-2, dim2=-1).numpy().copy()
-
-
-def _check_target(target: str) -> None:
-    if target not in ("y", "latent"):
-        raise ValueError(f"target must be 'y' or 'latent', got {target!r}.")

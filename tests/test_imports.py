@@ -16,7 +16,7 @@ LEVELS = {
     2: ("dual", "optim"),
     3: ("posterior", "evidence"),
     4: ("training", "tuning", "kernels", "_linearized_vi"),
-    5: ("_source", "_prior_groups", "_fitting", "_vi", "_base"),
+    5: ("_source", "_prior_groups", "_fitting", "_vi", "_checks", "_base"),
     6: ("_regressor", "_classifier", "_nngp"),
     7: ("model_selection", "plotting"),
 }
@@ -35,6 +35,7 @@ ORDER = (
     "_prior_groups",
     "_fitting",
     "_vi",
+    "_checks",
     "_base",
     "_regressor",
     "_classifier",

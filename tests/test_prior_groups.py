@@ -13,9 +13,8 @@ from tests.reference import jacobian
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(100, 4))
-Y = (
-    np.sin(2 * X[:, 0]) + np.sin(1.5 * X[:, 2]) + 0.1 * RNG.normal(size=100)
-)  # x1 and x3 do not matter
+# x1 and x3 do not matter.
+Y = np.sin(2 * X[:, 0]) + np.sin(1.5 * X[:, 2]) + 0.1 * RNG.normal(size=100)
 LABELS = np.where(X[:, 1] > 0.3 * RNG.normal(size=100), "up", "down")
 OPTIONS = {"hidden_layer_sizes": (5,), "n_restarts": 4, "random_state": 0, "normalize_y": False}
 
