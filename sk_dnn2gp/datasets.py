@@ -148,8 +148,17 @@ def fetch_wine_quality_red(
 
     Examples
     --------
+    A local copy, here of two wines, is read without the network:
+
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import numpy as np
     >>> from sk_dnn2gp.datasets import fetch_wine_quality_red
-    >>> wine = fetch_wine_quality_red()  # doctest: +SKIP
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> np.savez(Path(folder.name) / "uci_wine-quality-red.npz", X=np.ones((2, 11)), y=[5, 6])
+    >>> fetch_wine_quality_red(folder=folder.name).data.shape
+    (2, 11)
+    >>> folder.cleanup()
     """
     local = _local("uci_wine-quality-red.npz", folder, ("X", "y"))
     if local is not None:
@@ -194,8 +203,17 @@ def fetch_mnist(
 
     Examples
     --------
+    A local copy, here of two images, is read without the network:
+
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import numpy as np
     >>> from sk_dnn2gp.datasets import fetch_mnist
-    >>> digits = fetch_mnist(subset="test")  # doctest: +SKIP
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> np.savez(Path(folder.name) / "mnist_t10k.npz", images=np.ones((2, 28, 28)), labels=np.arange(2))
+    >>> fetch_mnist(subset="test", folder=folder.name).images.shape
+    (2, 28, 28)
+    >>> folder.cleanup()
     """
     if subset not in ("all", "test"):
         raise ValueError(f"subset must be 'all' or 'test', got {subset!r}.")
@@ -237,8 +255,17 @@ def fetch_cifar10(
 
     Examples
     --------
+    A local copy, here of two pictures, is read without the network:
+
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import numpy as np
     >>> from sk_dnn2gp.datasets import fetch_cifar10
-    >>> pictures = fetch_cifar10()  # doctest: +SKIP
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> np.savez(Path(folder.name) / "cifar10.npz", images=np.ones((2, 32, 32, 3)), labels=np.arange(2))
+    >>> fetch_cifar10(folder=folder.name).images.shape
+    (2, 32, 32, 3)
+    >>> folder.cleanup()
     """
     local = _local("cifar10.npz", folder, ("images", "labels"))
     if local is not None:

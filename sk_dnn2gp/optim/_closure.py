@@ -340,12 +340,12 @@ def _parts(
 ) -> Iterator[slice]:
     """The examples in chunks whose patches stay in the cache, where a layer has any."""
     n = len(calls[0].x)
-    most = max(_patch_numbers(layers[c.layer], c.x, g) for c, g in zip(calls, gs, strict=True))
+    most = max(_patch_numbers(layers[c.layer], g) for c, g in zip(calls, gs, strict=True))
     size = max(1, _CACHED // most) if most else n
     yield from (slice(start, start + size) for start in range(0, n, size))
 
 
-def _patch_numbers(layer: Any, x: Tensor, g: Tensor | None) -> int:
+def _patch_numbers(layer: Any, g: Tensor | None) -> int:
     """Numbers in the patches of one example; 0 for a layer that makes none."""
     if g is None or not hasattr(layer, "kernel_size"):
         return 0
