@@ -210,7 +210,8 @@ def fetch_mnist(
     >>> import numpy as np
     >>> from sk_dnn2gp.datasets import fetch_mnist
     >>> folder = tempfile.TemporaryDirectory()
-    >>> np.savez(Path(folder.name) / "mnist_t10k.npz", images=np.ones((2, 28, 28)), labels=np.arange(2))
+    >>> images = np.ones((2, 28, 28))
+    >>> np.savez(Path(folder.name) / "mnist_t10k.npz", images=images, labels=np.arange(2))
     >>> fetch_mnist(subset="test", folder=folder.name).images.shape
     (2, 28, 28)
     >>> folder.cleanup()
@@ -262,7 +263,8 @@ def fetch_cifar10(
     >>> import numpy as np
     >>> from sk_dnn2gp.datasets import fetch_cifar10
     >>> folder = tempfile.TemporaryDirectory()
-    >>> np.savez(Path(folder.name) / "cifar10.npz", images=np.ones((2, 32, 32, 3)), labels=np.arange(2))
+    >>> images = np.ones((2, 32, 32, 3))
+    >>> np.savez(Path(folder.name) / "cifar10.npz", images=images, labels=np.arange(2))
     >>> fetch_cifar10(folder=folder.name).images.shape
     (2, 32, 32, 3)
     >>> folder.cleanup()
