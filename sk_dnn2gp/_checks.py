@@ -15,6 +15,7 @@ from sklearn.frozen import FrozenEstimator
 from .tuning import Tuning
 
 __all__ = [
+    "check_labels",
     "check_outputs_option",
     "check_prior_groups",
     "check_target",
@@ -36,6 +37,21 @@ def check_target(target: str, allowed: tuple[str, ...]) -> None:
     if target not in allowed:
         names = ", ".join(map(repr, allowed[:-1]))
         raise ValueError(f"target must be {names} or {allowed[-1]!r}, got {target!r}.")
+
+
+def check_labels(y: NDArray, classes: NDArray) -> None:
+    """Refuse labels that ``fit`` did not see.
+
+    Raises
+    ------
+    ValueError
+    """
+    unseen = np.setdiff1d(y, classes)
+    if len(unseen):
+        raise ValueError(
+            f"y holds labels that fit has not seen: {unseen[:5].tolist()}; the classes are "
+            f"{classes.tolist()[:10]}."
+        )
 
 
 def check_prior_groups(estimator: Any, tuning: Tuning) -> None:

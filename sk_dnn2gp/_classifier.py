@@ -18,9 +18,9 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from ._base import BaseDNN2GP, input_tensor
-from ._checks import check_outputs_option, check_target
+from ._checks import check_labels, check_outputs_option, check_target
 from ._linearized_vi import maximise_linearized_elbo
-from ._links import LINKS, log_proba, log_softmax, mean_uncertainty, of_difference
+from ._links import LINKS, log_proba, log_softmax, mean_uncertainty, of_classes, of_difference
 from ._random import draw_seed, torch_generator
 from ._source import NetworkSource, check_logits
 from .likelihoods import Bernoulli, Categorical, Likelihood
@@ -303,7 +303,7 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         if self.class_weight is not None:
             weight = weight * compute_sample_weight(self.class_weight, y)
         n_outputs = self._count_outputs(X)
-        self._likelihood = self._likelihood_of(n_outputs)
+        self._likelihood: Likelihood = Bernoulli() if n_outputs == 1 else Categorical()
         self._draw_seed = draw_seed(self.random_state)
         codes = self._encoded(y)
         self._fit_network(X, codes, weight, self._likelihood, n_outputs)
@@ -451,8 +451,8 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         if link == "mc":
             aleatoric, epistemic = mean_uncertainty(*of_difference(f, V), self._draw_seed)
         else:
-            aleatoric = self._of_classes(self._likelihood.aleatoric(f))
-            epistemic = self._of_classes(self._likelihood.epistemic(f, V))
+            aleatoric = of_classes(self._likelihood.aleatoric(f))
+            epistemic = of_classes(self._likelihood.epistemic(f, V))
         if not full:
             aleatoric, epistemic = (t.diagonal(dim1=-2, dim2=-1) for t in (aleatoric, epistemic))
         return Bunch(
@@ -549,25 +549,9 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         found = check_logits(NetworkSource(self.net, (), "tanh", n_classes), input_tensor(X[:4]))
         return 1 if n_classes == 2 and found == 1 else n_classes
 
-    @staticmethod
-    def _likelihood_of(n_outputs: int) -> Likelihood:
-        return Bernoulli() if n_outputs == 1 else Categorical()
-
     def _encoded(self, y: NDArray) -> Tensor:
-        """Class numbers as the likelihood wants them.
-
-        Raises
-        ------
-        ValueError
-            If y has labels that ``fit`` did not see.
-        """
-        y = np.asarray(y)
-        unseen = np.setdiff1d(y, self.classes_)
-        if len(unseen):
-            raise ValueError(
-                f"y holds labels that fit has not seen: {unseen[:5].tolist()}; the classes are "
-                f"{self.classes_.tolist()[:10]}."
-            )
+        """Class numbers as the likelihood wants them."""
+        check_labels(y, self.classes_)
         index = torch.tensor(np.searchsorted(self.classes_, y))
         return index if isinstance(self._likelihood, Categorical) else index[:, None].double()
 
@@ -601,13 +585,6 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         if self._shift is None:
             return f
         return f + self.posterior_.model.linearization.jvp(inputs, self._shift).double().cpu()
-
-    def _of_classes(self, covariance: Tensor) -> Tensor:
-        """K × K covariances over the classes: p₀ = 1 - p₁ where there is one logit."""
-        if not isinstance(self._likelihood, Bernoulli):
-            return covariance
-        signs = torch.tensor([[1.0, -1.0], [-1.0, 1.0]], dtype=covariance.dtype)
-        return covariance * signs
 
     def _evidence_offset(self, weight: NDArray) -> float:
         return 0.0

@@ -21,6 +21,7 @@ __all__ = [
     "log_softmax",
     "mean_log_softmax",
     "mean_uncertainty",
+    "of_classes",
     "of_difference",
     "probit_log_softmax",
 ]
@@ -39,6 +40,13 @@ def of_difference(f: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
         return f, V
     sign = f.new_tensor([[-1.0, 1.0]])
     return f @ sign.mT, sign @ V @ sign.mT
+
+
+def of_classes(covariance: Tensor) -> Tensor:
+    """Covariances over the classes: p₀ = 1 - p₁ where there is one logit."""
+    if covariance.shape[-1] != 1:
+        return covariance
+    return covariance * covariance.new_tensor([[1.0, -1.0], [-1.0, 1.0]])
 
 
 def log_softmax(f: Tensor) -> Tensor:
