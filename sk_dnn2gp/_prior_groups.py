@@ -138,13 +138,14 @@ def choose_groups(
 
     groups = GroupedWeights.of(best.net.module_, by_feature)
     best = settled(groups, groups, best.objective.copy())
-    trust = _TRUST
+    evidence, trust = _evidence(best, groups, tuning), _TRUST
     for _ in range(_MOVES):
         objective = best.objective.copy()
-        following = groups.rescaled(_move(best, groups, objective, tuning, trust))
+        following = groups.rescaled(_move(evidence, objective, tuning, trust))
         candidate = settled(following, groups, objective)
         if candidate.evidence >= best.evidence + _GAIN:
             best, groups, trust = candidate, following, min(_TRUST, 2.0 * trust)
+            evidence = _evidence(best, groups, tuning)
         elif trust > _LEAST_TRUST:
             trust *= 0.5
         else:
@@ -154,18 +155,23 @@ def choose_groups(
     return best
 
 
+def _evidence(best: Candidate, groups: GroupedWeights, tuning: Tuning) -> GroupedEvidence:
+    """At the weights of ``best``, as a function of every δ_k and σ."""
+    assert best.posterior is not None
+    sigma = getattr(best.objective.likelihood, "noise_std", None)
+    model, index = best.posterior.model, groups.index()
+    return GroupedEvidence.from_model(model, index, sigma, tuning.memory_limit)
+
+
 def _move(
-    best: Candidate, groups: GroupedWeights, objective: Objective, tuning: Tuning, trust: float
+    evidence: GroupedEvidence, objective: Objective, tuning: Tuning, trust: float
 ) -> np.ndarray:
     """Put the best δ of the biases and σ within ``trust`` (of logs) into ``objective``.
 
     Returns √(δ/δ_k) of the other groups.
     """
-    assert best.posterior is not None
-    sigma = gaussian(objective).noise_std if hasattr(objective.likelihood, "noise_std") else None
-    index = groups.index()
-    n_groups = index.max() + 1
-    evidence = GroupedEvidence.from_model(best.posterior.model, index, sigma, tuning.memory_limit)
+    sigma = getattr(objective.likelihood, "noise_std", None)
+    n_groups = int(evidence.groups.max()) + 1
     start = np.log([objective.prior_precision] * n_groups + ([] if sigma is None else [sigma]))
     ranges = [PRIOR_PRECISION_BOUNDS] * n_groups + ([] if sigma is None else [NOISE_STD_BOUNDS])
     low, high = np.log(ranges).T
