@@ -1,9 +1,9 @@
 """Trained deep networks as Gaussian processes, at home in scikit-learn."""
 
-from ._classifier import DNN2GPClassifier
-from ._nngp import NNGPClassifier
-from ._regressor import DNN2GPRegressor
 from ._version import __version__
+from .estimators.classifier import DNN2GPClassifier
+from .estimators.nngp_classifier import NNGPClassifier
+from .estimators.regressor import DNN2GPRegressor
 from .kernels import (
     ConvNetKernel,
     InfiniteNTKKernel,
@@ -12,7 +12,7 @@ from .kernels import (
     NTKKernel,
     ResNetKernel,
 )
-from .model_selection import (
+from .model_selection.scorer import (
     TrainingSetSplit,
     evidence_path,
     marginal_likelihood_scorer,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sklearn.exceptions import ConvergenceWarning
 
-from ._linalg import CholeskyJitterWarning
+from ._utils.linalg import CholeskyJitterWarning
 
 __all__ = [
     "ApproximationWarning",

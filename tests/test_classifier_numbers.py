@@ -12,7 +12,7 @@ from skorch import NeuralNet
 from torch import nn
 
 from sk_dnn2gp import DNN2GPClassifier
-from sk_dnn2gp._links import (
+from sk_dnn2gp.links import (
     contrast_log_softmax,
     mean_uncertainty,
     of_difference,

@@ -10,7 +10,7 @@ from sk_dnn2gp.likelihoods import Categorical, Gaussian
 from sk_dnn2gp.linearize import Linearization
 from sk_dnn2gp.networks import MLP
 from sk_dnn2gp.optim import GaussNewton
-from sk_dnn2gp.optim._curvature import FunctionSpaceCurvature, WeightSpaceCurvature
+from sk_dnn2gp.optim.curvature import FunctionSpaceCurvature, WeightSpaceCurvature
 from tests.cases import CASES, data
 from tests.reference import GaussianReference, jacobian
 

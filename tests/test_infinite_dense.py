@@ -13,7 +13,7 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import WhiteKernel
 
 from sk_dnn2gp.kernels import InfiniteNTKKernel, NNGPKernel, NTKKernel
-from sk_dnn2gp.kernels.activations import _SERIES, Hermite, dual_activation
+from sk_dnn2gp.kernels.infinite.activations import _SERIES, Hermite, dual_activation
 
 from .kernel_contract import check_kernel
 

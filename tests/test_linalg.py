@@ -4,9 +4,9 @@ import pytest
 import torch
 from numpy.linalg import LinAlgError
 
-from sk_dnn2gp._linalg import CholeskyJitterWarning, cholesky, nonnegative_variance
-from sk_dnn2gp._memory import limit_in_bytes
-from sk_dnn2gp._threads import few_threads
+from sk_dnn2gp._utils.linalg import CholeskyJitterWarning, cholesky, nonnegative_variance
+from sk_dnn2gp._utils.memory import limit_in_bytes
+from sk_dnn2gp._utils.threads import few_threads
 
 
 def test_jitter_is_reported():

@@ -9,10 +9,10 @@ from sklearn.utils._param_validation import InvalidParameterError
 from torch import nn
 
 from sk_dnn2gp import DNN2GPClassifier, DNN2GPRegressor
-from sk_dnn2gp._linearized_vi import maximise_linearized_elbo, standard_normal_nodes
-from sk_dnn2gp.dual import LinearModel
 from sk_dnn2gp.evidence import log_marginal_likelihood
+from sk_dnn2gp.inference.linearized import maximise_linearized_elbo, standard_normal_nodes
 from sk_dnn2gp.likelihoods import Bernoulli, Categorical, Gaussian
+from sk_dnn2gp.linear_model import LinearModel
 from sk_dnn2gp.linearize import Linearization
 from sk_dnn2gp.networks import MLP
 from sk_dnn2gp.posterior import make_posterior

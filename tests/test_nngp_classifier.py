@@ -11,11 +11,11 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from sk_dnn2gp import NNGPClassifier
-from sk_dnn2gp._linalg import CholeskyJitterWarning
+from sk_dnn2gp._utils.linalg import CholeskyJitterWarning
 from sk_dnn2gp.kernels import ConvNetKernel, NNGPKernel
 
 
-@pytest.mark.filterwarnings("ignore::sk_dnn2gp._linalg.CholeskyJitterWarning")
+@pytest.mark.filterwarnings("ignore::sk_dnn2gp._utils.linalg.CholeskyJitterWarning")
 @parametrize_with_checks([NNGPClassifier()])
 def test_scikit_learn_checks(estimator, check):
     check(estimator)

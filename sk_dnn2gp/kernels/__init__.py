@@ -1,8 +1,8 @@
 """Kernels of networks for scikit-learn's Gaussian processes."""
 
-from .conv import ConvNetKernel, ResNetKernel
-from .dense import InfiniteNTKKernel, NNGPKernel
 from .features import NTKFeatures
+from .infinite.conv import ConvNetKernel, ResNetKernel
+from .infinite.dense import InfiniteNTKKernel, NNGPKernel
 from .ntk import NTKKernel
 
 __all__ = [

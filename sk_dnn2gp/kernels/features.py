@@ -18,7 +18,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from .._memory import batches, chunk_length, require_memory
+from .._utils.memory import batches, chunk_length, require_memory
 from ..linearize import Linearization
 from .ntk import NTKKernel
 

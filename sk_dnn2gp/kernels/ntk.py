@@ -21,7 +21,7 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import Hyperparameter, Kernel, WhiteKernel
 from torch import Tensor, nn
 
-from .._memory import MIB, batches, limit_in_bytes
+from .._utils.memory import MIB, batches, limit_in_bytes
 from ..linearize import Linearization
 
 __all__ = ["NTKKernel", "network_module"]

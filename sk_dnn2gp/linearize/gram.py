@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._memory import batches, limit_in_bytes
+from .._utils.memory import batches, limit_in_bytes
 from .factors import (
     Dense,
     Factor,

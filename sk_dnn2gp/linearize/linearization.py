@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._memory import batches, chunk_length, limit_in_bytes
+from .._utils.memory import batches, chunk_length, limit_in_bytes
 from .choice import chosen_names, last_layer
 from .factors import Factor, Rows, add_squares, apply, covered, diagonal_blocks, write_rows
 from .gram import Side, add_products, gram_matrix, mirrored

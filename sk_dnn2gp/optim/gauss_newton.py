@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..likelihoods import Likelihood
 from ..linearize import Linearization
-from ._surface import ClosureSurface, Point, RecordedSurface
+from .surface import ClosureSurface, Point, RecordedSurface
 
 __all__ = ["GaussNewton"]
 

@@ -12,8 +12,8 @@ from typing import Any
 from torch import nn
 
 from ..likelihoods import Likelihood
-from ._structure import Diagonal, Full
-from ._variational import GaussianWeights, Variational
+from .structure import Diagonal, Full
+from .update import GaussianWeights, Variational
 
 __all__ = ["OGGN", "OGN", "VOGGN", "VOGN", "GaussianWeights"]
 

@@ -8,10 +8,10 @@ and Ito, which the colour-blind tell apart.
 Shapes: X (n_samples, n_features), means and variances (n_samples,) or (n_samples, n_classes).
 """
 
-from ._classification import DecisionMapDisplay, UncertaintyDisplay
-from ._matrices import KernelDisplay, PosteriorMeanDisplay
-from ._regression import CoverageDisplay, PredictiveDisplay
-from ._tuning import MarginalLikelihoodDisplay
+from .classification import DecisionMapDisplay, UncertaintyDisplay
+from .matrices import KernelDisplay, PosteriorMeanDisplay
+from .regression import CoverageDisplay, PredictiveDisplay
+from .tuning import MarginalLikelihoodDisplay
 
 __all__ = [
     "CoverageDisplay",

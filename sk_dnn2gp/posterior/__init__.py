@@ -14,8 +14,8 @@ Each posterior class offers, for test inputs X of shape (n_samples, ...) and K o
 diagonal, or independent outputs.
 """
 
-from ._factory import Posterior, make_posterior
 from .diagonal import DiagonalPosterior
+from .factory import Posterior, make_posterior
 from .function_space import FunctionSpacePosterior
 from .independent import IndependentPosterior, output_gram
 from .weight_space import WeightSpacePosterior

@@ -11,7 +11,7 @@ from functools import cached_property
 import torch
 from torch import Generator, Tensor
 
-from ..dual import LinearModel
+from ..linear_model import LinearModel
 
 __all__ = ["DiagonalPosterior"]
 
@@ -30,7 +30,7 @@ class DiagonalPosterior:
     Examples
     --------
     >>> import torch
-    >>> from sk_dnn2gp.dual import LinearModel
+    >>> from sk_dnn2gp.linear_model import LinearModel
     >>> from sk_dnn2gp.likelihoods import Gaussian
     >>> from sk_dnn2gp.linearize import Linearization
     >>> from sk_dnn2gp.posterior import DiagonalPosterior

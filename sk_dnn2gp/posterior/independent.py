@@ -13,9 +13,9 @@ from functools import cached_property
 import torch
 from torch import Generator, Tensor
 
-from .._linalg import cholesky, nonnegative_variance
-from .._memory import batches, chunk_length, require_memory
-from ..dual import LinearModel
+from .._utils.linalg import cholesky, nonnegative_variance
+from .._utils.memory import batches, chunk_length, require_memory
+from ..linear_model import LinearModel
 
 __all__ = ["IndependentPosterior", "output_gram"]
 
@@ -39,7 +39,7 @@ class IndependentPosterior:
     Examples
     --------
     >>> import torch
-    >>> from sk_dnn2gp.dual import LinearModel
+    >>> from sk_dnn2gp.linear_model import LinearModel
     >>> from sk_dnn2gp.likelihoods import Gaussian
     >>> from sk_dnn2gp.linearize import Linearization
     >>> from sk_dnn2gp.posterior import IndependentPosterior

@@ -11,8 +11,8 @@ from functools import cached_property
 import torch
 from torch import Generator, Tensor
 
-from .._linalg import cholesky
-from ..dual import LinearModel
+from .._utils.linalg import cholesky
+from ..linear_model import LinearModel
 
 __all__ = ["WeightSpacePosterior"]
 
@@ -36,7 +36,7 @@ class WeightSpacePosterior:
     Examples
     --------
     >>> import torch
-    >>> from sk_dnn2gp.dual import LinearModel
+    >>> from sk_dnn2gp.linear_model import LinearModel
     >>> from sk_dnn2gp.likelihoods import Gaussian
     >>> from sk_dnn2gp.linearize import Linearization
     >>> from sk_dnn2gp.posterior import WeightSpacePosterior

@@ -9,9 +9,9 @@ import pytest
 import torch
 from mpmath import mp
 
-from sk_dnn2gp.dual import LinearModel
 from sk_dnn2gp.evidence import log_marginal_likelihood
 from sk_dnn2gp.likelihoods import Bernoulli, Categorical
+from sk_dnn2gp.linear_model import LinearModel
 from sk_dnn2gp.linearize import Linearization
 from sk_dnn2gp.posterior import FunctionSpacePosterior, WeightSpacePosterior
 

@@ -12,9 +12,9 @@ import torch
 from sklearn.base import clone
 
 from sk_dnn2gp import DNN2GPClassifier
-from sk_dnn2gp.dual import LinearModel
 from sk_dnn2gp.evidence import EvidenceSpectrum, log_marginal_likelihood
 from sk_dnn2gp.likelihoods import Bernoulli, Categorical
+from sk_dnn2gp.linear_model import LinearModel
 from sk_dnn2gp.linearize import Linearization
 from sk_dnn2gp.networks import MLP
 from sk_dnn2gp.posterior import FunctionSpacePosterior, WeightSpacePosterior

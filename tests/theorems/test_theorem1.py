@@ -6,9 +6,9 @@ import torch
 from sklearn.gaussian_process import GaussianProcessRegressor
 
 from sk_dnn2gp import DNN2GPRegressor
-from sk_dnn2gp.dual import LinearModel
 from sk_dnn2gp.evidence import EvidenceSpectrum, log_marginal_likelihood
 from sk_dnn2gp.likelihoods import Gaussian
+from sk_dnn2gp.linear_model import LinearModel
 from sk_dnn2gp.linearize import Linearization
 from sk_dnn2gp.posterior import (
     DiagonalPosterior,

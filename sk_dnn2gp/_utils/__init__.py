@@ -1,0 +1,1 @@
+"""What every room may use: linear algebra, memory, randomness, threads."""

@@ -1,0 +1,122 @@
+"""Factorisations in float64 whose failures are named, never silent (MATH 9)."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from numpy.linalg import LinAlgError
+from torch import Tensor
+
+__all__ = ["CholeskyJitterWarning", "cholesky", "nonnegative_variance", "symmetric_eigenvalues"]
+
+# Jitter relative to the mean diagonal: from rounding size, by tens, to a visible change.
+_JITTERS = (1e-14, 1e-13, 1e-12, 1e-11, 1e-10, 1e-9, 1e-8)
+# A variance below -1e-8 of its scale is an error and not rounding (MATH 9).
+_VARIANCE_TOLERANCE = 1e-8
+
+
+class CholeskyJitterWarning(UserWarning):
+    """A Cholesky factorisation succeeded only after jitter was added to the diagonal."""
+
+
+def cholesky(A: Tensor, what: str = "the matrix", advice: str = "") -> Tensor:
+    """Lower Cholesky factor of ``A``, with reported jitter where rounding asks for it.
+
+    Parameters
+    ----------
+    A : Tensor of shape (n, n), float64
+        Symmetric positive definite; only its lower triangle is read. Not modified.
+    what, advice : str
+        Name of the matrix, and what to change when it fails, for the messages.
+
+    Returns
+    -------
+    Tensor of shape (n, n)
+        Lower triangular L with L Lᵀ = A (+ jitter).
+
+    Raises
+    ------
+    numpy.linalg.LinAlgError
+        If A holds NaN or infinity, or is not positive definite even with the largest jitter.
+
+    Warns
+    -----
+    CholeskyJitterWarning
+        With the size of the jitter, when some was needed.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sk_dnn2gp._utils.linalg import cholesky
+    >>> cholesky(4.0 * torch.eye(2, dtype=torch.float64)).diagonal().tolist()
+    [2.0, 2.0]
+    """
+    L, info = torch.linalg.cholesky_ex(A)
+    if not info.any() and bool(torch.isfinite(L.diagonal(dim1=-2, dim2=-1)).all()):
+        return L
+    if not bool(torch.isfinite(A).all()):
+        raise LinAlgError(f"{what} holds NaN or infinite entries. {advice}".strip())
+    mean_diagonal = A.diagonal().mean()
+    for relative in _JITTERS:
+        jittered = A.clone()
+        jittered.diagonal().add_(relative * mean_diagonal)
+        L, info = torch.linalg.cholesky_ex(jittered)
+        if not info.any():
+            warnings.warn(
+                f"The Cholesky factorisation of {what} needed jitter {relative:.0e} times the "
+                f"mean of its diagonal ({float(mean_diagonal):.3g}). {advice}".strip(),
+                CholeskyJitterWarning,
+                stacklevel=3,
+            )
+            return L
+    raise LinAlgError(
+        f"{what} is not positive definite, not even with jitter {_JITTERS[-1]:.0e} times the mean "
+        f"of its diagonal. {advice}".strip()
+    )
+
+
+def nonnegative_variance(variance: Tensor, scale: Tensor, what: str = "the variance") -> Tensor:
+    """Round tiny negative variances to zero; raise on real ones (MATH 9).
+
+    Parameters
+    ----------
+    variance : Tensor
+        Differences of larger numbers, so rounding may leave them just below zero.
+    scale : Tensor, broadcastable to ``variance``
+        What they are small against (the prior variance).
+    what : str
+        Name for the message.
+
+    Returns
+    -------
+    Tensor
+        ``variance`` with rounding-sized negatives set to zero.
+
+    Raises
+    ------
+    numpy.linalg.LinAlgError
+        If an entry lies below -1e-8 times its scale.
+    """
+    if bool((variance < -_VARIANCE_TOLERANCE * scale).any()):
+        worst = float((variance / scale.clamp_min(torch.finfo(variance.dtype).tiny)).min())
+        raise LinAlgError(
+            f"{what} is negative by {-worst:.1e} of its prior scale, more than rounding explains. "
+            "The model is too badly conditioned: raise prior_precision or noise_std, or "
+            "standardise the inputs."
+        )
+    return variance.clamp_min(0.0)
+
+
+def symmetric_eigenvalues(A: Tensor) -> Tensor:
+    """Eigenvalues of a positive semi-definite matrix, ascending, rounding below zero removed.
+
+    Parameters
+    ----------
+    A : Tensor of shape (n, n), float64
+
+    Returns
+    -------
+    Tensor of shape (n,)
+    """
+    return torch.linalg.eigvalsh(A).clamp_min(0.0)

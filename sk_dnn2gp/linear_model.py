@@ -1,0 +1,370 @@
+"""The network as a linear model: the one home of theorems 1 (MATH 3) and 2 (MATH 5).
+
+At weights w* the generalised Gauss-Newton approximation turns the network into
+
+    ỹ_i = J_i w + ε_i,   ε_i ~ N(0, Λ_i⁻¹),   w ~ N(0, diag(δ)⁻¹),      ỹ_i = J_i w* - Λ_i⁻¹ r_i
+
+whose posterior is the Laplace posterior N(w*, Σ), and whose function-space view is a Gaussian
+process with the neural tangent kernel (Khan et al. 2019, theorem 1). Λ⁻¹ need not exist, so the
+model is kept whitened: features Φ_i = L_iᵀ J_i, targets t_i = Φ_i w* - u_i.
+
+Shapes: X (n_samples, ...); noise_factor L (n_samples, n_outputs, n_outputs);
+whitened_residual u (n_samples, n_outputs); weights w* (n_params,).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from .likelihoods import Likelihood
+from .linearize import Linearization
+
+__all__ = ["IterationModel", "LinearModel"]
+
+
+@dataclass(frozen=True)
+class LinearModel:
+    """A linear model in the network's weights, with whitened data (MATH 3, model B).
+
+    Parameters
+    ----------
+    linearization : Linearization
+        The network as a linear map at w*.
+    X : Tensor of shape (n_samples, ...)
+        Training inputs.
+    noise_factor : Tensor of shape (n_samples, n_outputs, n_outputs), float64
+        L_i with L_i L_iᵀ = s_i Λ_i, where s_i is the sample weight.
+    whitened_residual : Tensor of shape (n_samples, n_outputs), float64
+        u_i = L_i⁺ r_i.
+    weights : Tensor of shape (n_params,), float64
+        w*, the weights the network is linearised at.
+    prior_precision : Tensor of shape () or (n_params,), float64
+        δ, one number or one per weight.
+    log_likelihood : float
+        Σ s_i log p(y_i | f(x_i)), a weight s counting its example s times.
+    log_noise_determinant : float
+        Σ s_i log det(Λ_i / 2π), on the range of Λ where it is singular.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sk_dnn2gp.linear_model import LinearModel
+    >>> from sk_dnn2gp.likelihoods import Gaussian
+    >>> from sk_dnn2gp.linearize import Linearization
+    >>> net = torch.nn.Linear(1, 1, bias=False, dtype=torch.float64)
+    >>> _ = torch.nn.init.constant_(net.weight, 0.5)
+    >>> X = torch.tensor([[1.0], [2.0]], dtype=torch.float64)
+    >>> model = LinearModel.from_laplace(Linearization(net), X, X, Gaussian(1.0), 1.0)
+    >>> model.gradient.tolist()  # Jᵀ r + δ w = -2.5 + 0.5
+    [-2.0]
+    """
+
+    linearization: Linearization
+    X: Tensor
+    noise_factor: Tensor
+    whitened_residual: Tensor
+    weights: Tensor
+    prior_precision: Tensor
+    log_likelihood: float
+    log_noise_determinant: float
+
+    @classmethod
+    def from_laplace(
+        cls,
+        linearization: Linearization,
+        X: Tensor,
+        y: Tensor,
+        likelihood: Likelihood,
+        prior_precision: float | Tensor,
+        sample_weight: Tensor | None = None,
+        outputs: Tensor | None = None,
+    ) -> LinearModel:
+        """Theorem 1: the linear model whose posterior is the Laplace posterior at these weights.
+
+        Parameters
+        ----------
+        linearization : Linearization
+        X : Tensor of shape (n_samples, ...)
+        y : Tensor
+            Targets as ``likelihood`` wants them.
+        likelihood : Likelihood
+        prior_precision : float or Tensor of shape (n_params,)
+            δ > 0.
+        sample_weight : Tensor of shape (n_samples,), optional
+            s ≥ 0: how many times each example counts.
+        outputs : Tensor of shape (n_samples, n_outputs), optional
+            f(X) where the caller has it already.
+
+        Returns
+        -------
+        LinearModel
+
+        Raises
+        ------
+        ValueError
+            If ``prior_precision`` is not positive and finite.
+        """
+        f = (linearization.outputs(X) if outputs is None else outputs).double()
+        y = y.double() if y.is_floating_point() else y
+        L = likelihood.noise_precision_factor(f)
+        u = likelihood.whitened_residual(f, y)
+        log_p = -likelihood.negative_log_likelihood(f, y)
+        log_det = likelihood.log_noise_determinant(f)
+        if sample_weight is not None:
+            s = sample_weight.double()
+            root = s.sqrt()
+            L, u = L * root[:, None, None], u * root[:, None]
+            log_p, log_det = s * log_p, s * log_det
+        return cls(
+            linearization=linearization,
+            X=X,
+            noise_factor=L,
+            whitened_residual=u,
+            weights=linearization.weights(),
+            prior_precision=_checked_precision(prior_precision, linearization),
+            log_likelihood=float(log_p.sum()),
+            log_noise_determinant=float(log_det.sum()),
+        )
+
+    @staticmethod
+    def from_variational(
+        linearizations: Sequence[Linearization],
+        X: Tensor,
+        noise_factor: Tensor,
+        residual: Tensor,
+        mean: Tensor,
+        precision: Tensor,
+        prior_precision: float | Tensor,
+        rate: float,
+        scale: float = 1.0,
+    ) -> IterationModel:
+        """Theorem 2: the linear model whose posterior is the next iterate of VOGGN (MATH 5).
+
+        Its prior is N(m_t, V_t) with V_t⁻¹ = (1-β)Σ_t⁻¹ + βδI and m_t = (1-β) V_t Σ_t⁻¹ μ_t; its
+        data, for every example and draw, ỹ_is = J_s μ_t - Λ_s⁻¹ r_s with noise precision βΛ_s/M.
+
+        Parameters
+        ----------
+        linearizations : sequence of Linearization
+            The network at each of the M draws w_s.
+        X : Tensor of shape (n_samples, ...)
+            The batch.
+        noise_factor : Tensor of shape (n_draws, n_samples, n_outputs, n_outputs), float64
+            L_s with L_s L_sᵀ = Λ_s.
+        residual : Tensor of shape (n_draws, n_samples, n_outputs), float64
+            r_s = ∂ℓ/∂f.
+        mean : Tensor of shape (n_params,), float64
+            μ_t.
+        precision : Tensor of shape (n_params, n_params) or (n_params,), float64
+            Σ_t⁻¹, a matrix or its diagonal.
+        prior_precision : float or Tensor of shape (n_params,)
+            δ.
+        rate : float
+            β, of both the mean and the precision.
+        scale : float, default=1.0
+            N/n_samples of a minibatch: every example stands for so many.
+
+        Returns
+        -------
+        IterationModel
+        """
+        delta = torch.as_tensor(prior_precision, dtype=torch.float64).expand(len(mean))
+        kept = (1.0 - rate) * precision
+        dense = torch.diag(kept) if kept.ndim == 1 else kept
+        V_inverse = dense + rate * torch.diag(delta.to(mean.device))
+        pull = dense @ mean
+        return IterationModel(
+            linearizations=tuple(linearizations),
+            X=X,
+            noise_factor=noise_factor,
+            data_weight=rate * scale / len(linearizations),
+            residual=residual,
+            mean=mean,
+            prior_mean=torch.linalg.solve(V_inverse, pull),
+            prior_precision=V_inverse,
+        )
+
+    @property
+    def n_rows(self) -> int:
+        """NK: the number of whitened rows."""
+        return self.whitened_residual.numel()
+
+    @property
+    def n_params(self) -> int:
+        """P: the number of weights."""
+        return len(self.weights)
+
+    @cached_property
+    def data_gradient(self) -> Tensor:
+        """Σ_i J_iᵀ r_i = Φᵀu, of shape (n_params,): the gradient of the loss without the prior."""
+        r = (self.noise_factor @ self.whitened_residual[..., None])[..., 0]
+        return self.linearization.vjp(self.X, r)
+
+    @cached_property
+    def gradient(self) -> Tensor:
+        """∇loss(w*) = Φᵀu + δ w*, of shape (n_params,): zero at a true minimum."""
+        return self.data_gradient + self.prior_precision * self.weights
+
+    @cached_property
+    def whitened_targets(self) -> Tensor:
+        """t_i = Φ_i w* - u_i, of shape (n_samples, n_outputs)."""
+        Jw = self.linearization.jvp(self.X, self.weights).double()
+        return (self.noise_factor.mT @ Jw[..., None])[..., 0] - self.whitened_residual
+
+    def transformed_targets(self) -> Tensor:
+        """ỹ_i = J_i w* - Λ_i⁺ r_i, of shape (n_samples, n_outputs): theorem 1's data.
+
+        Where Λ_i is singular its pseudo-inverse is meant: the part of ỹ_i that the noise model
+        can see. Examples of weight zero carry no data; their target is J_i w*.
+        """
+        Jw = self.linearization.jvp(self.X, self.weights).double()
+        # Λ⁺ r = (L Lᵀ)⁺ L u = (Lᵀ)⁺ u
+        step = torch.linalg.pinv(self.noise_factor.mT) @ self.whitened_residual[..., None]
+        return Jw - step[..., 0]
+
+    def with_prior_precision(self, prior_precision: float | Tensor) -> LinearModel:
+        """Return the same model under another δ; nothing is recomputed."""
+        delta = _checked_precision(prior_precision, self.linearization)
+        changed = replace(self, prior_precision=delta)
+        for name in ("data_gradient", "whitened_targets"):
+            if name in self.__dict__:
+                changed.__dict__[name] = self.__dict__[name]
+        return changed
+
+    def parameter_scale(self) -> list[float] | None:
+        """One prior variance 1/δ per named parameter; None where δ is one number.
+
+        Raises
+        ------
+        ValueError
+            If δ varies inside a parameter tensor, which function space does not support.
+        """
+        if self.prior_precision.ndim == 0:
+            return None
+        pieces = self.prior_precision.split(list(self.linearization.parameter_sizes))
+        if any(bool((piece != piece[0]).any()) for piece in pieces):
+            raise ValueError(
+                "prior_precision varies within one parameter tensor; function space needs one "
+                "value per tensor. Use the weight-space posterior for one per weight."
+            )
+        return [1.0 / float(piece[0]) for piece in pieces]
+
+
+@dataclass(frozen=True)
+class IterationModel:
+    """One variational iteration as a linear model and as a Gaussian process (MATH 5, theorem 2).
+
+    Rows are ordered draw by draw, example by example, output by output. A row's features are the
+    Jacobian at that draw. Dense: for networks of up to a few thousand weights.
+
+    Parameters
+    ----------
+    linearizations : tuple of Linearization
+        The network at each draw w_s.
+    X : Tensor of shape (n_samples, ...)
+    noise_factor : Tensor of shape (n_draws, n_samples, n_outputs, n_outputs)
+        L_s.
+    data_weight : float
+        βN/(nM): what a row of the batch counts for.
+    residual : Tensor of shape (n_draws, n_samples, n_outputs)
+        r_s.
+    mean : Tensor of shape (n_params,)
+        μ_t.
+    prior_mean : Tensor of shape (n_params,)
+        m_t.
+    prior_precision : Tensor of shape (n_params, n_params)
+        V_t⁻¹.
+    """
+
+    linearizations: tuple[Linearization, ...]
+    X: Tensor
+    noise_factor: Tensor
+    data_weight: float
+    residual: Tensor
+    mean: Tensor
+    prior_mean: Tensor
+    prior_precision: Tensor
+
+    @cached_property
+    def jacobian(self) -> Tensor:
+        """J_s(x_i), of shape (n_draws n_samples n_outputs, n_params)."""
+        return self.features(self.X)
+
+    def features(self, X: Tensor) -> Tensor:
+        """Jacobians of other inputs at every draw, of shape (n_draws len(X) n_outputs, P)."""
+        rows = [part.flatten(0, 1) for lin in self.linearizations for _, part in lin.iter_rows(X)]
+        return torch.cat(rows)
+
+    def transformed_targets(self) -> Tensor:
+        """ỹ = J_s μ_t - Λ_s⁺ r_s, of shape (n_draws, n_samples, n_outputs)."""
+        Lambda = self.noise_factor @ self.noise_factor.mT
+        step = torch.linalg.pinv(Lambda, hermitian=True) @ self.residual[..., None]
+        return (self.jacobian @ self.mean).view(self.residual.shape) - step[..., 0]
+
+    def noise_precision(self) -> Tensor:
+        """βΛ_s/M (times N/n), of shape (n_draws, n_samples, n_outputs, n_outputs)."""
+        return self.data_weight * self.noise_factor @ self.noise_factor.mT
+
+    def posterior(self) -> tuple[Tensor, Tensor]:
+        """Mean (P,) and precision (P, P) of the linear model's weights: the next iterate."""
+        Phi = self._whitened(self.jacobian)
+        A = self.prior_precision + Phi.mT @ Phi
+        b = self.prior_precision @ self.prior_mean + Phi.mT @ self._whitened_targets()
+        return torch.linalg.solve(A, b), A
+
+    def prior_process(self, X: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean J m_t and covariance J V_t Jᵀ of the Gaussian process at X (the paper's eq. 14)."""
+        J = self.features(X)
+        return J @ self.prior_mean, J @ torch.linalg.solve(self.prior_precision, J.mT)
+
+    def predict(self, X: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and covariance of the process at X given its data, by kernels alone.
+
+        Parameters
+        ----------
+        X : Tensor of shape (n, ...)
+
+        Returns
+        -------
+        mean : Tensor of shape (n_draws n n_outputs,)
+        covariance : Tensor of shape (n_draws n n_outputs, n_draws n n_outputs)
+        """
+        J = self.features(X)
+        half = torch.linalg.solve(self.prior_precision, self.jacobian.mT)
+        # Whitened data, Lᵀ(ỹ - Jm) with unit noise: Λ⁻¹ is never formed.
+        cross = self._whitened((J @ half).mT).mT
+        B = self._whitened(self._whitened(self.jacobian @ half).mT)
+        B.diagonal().add_(1.0)
+        expected = self._whitened((self.jacobian @ self.prior_mean)[:, None])[:, 0]
+        innovation = self._whitened_targets() - expected
+        gain = torch.linalg.solve(B, cross.mT).mT
+        mean, covariance = self.prior_process(X)
+        return mean + gain @ innovation, covariance - gain @ cross.mT
+
+    def _whitened(self, rows: Tensor) -> Tensor:
+        """√(βN/(nM)) Lᵀ on rows (n_draws n_samples n_outputs, p): their noise is then one."""
+        blocks = rows.reshape(*self.residual.shape, -1)
+        return self.data_weight**0.5 * (self.noise_factor.mT @ blocks).flatten(0, 2)
+
+    def _whitened_targets(self) -> Tensor:
+        """Whitened ỹ: Lᵀ J μ - L⁺ r, where no Λ⁻¹ is formed."""
+        u = torch.linalg.pinv(self.noise_factor) @ self.residual[..., None]
+        Jmu = self._whitened((self.jacobian @ self.mean)[:, None])[:, 0]
+        return Jmu - self.data_weight**0.5 * u.flatten()
+
+
+def _checked_precision(prior_precision: float | Tensor, linearization: Linearization) -> Tensor:
+    delta = torch.as_tensor(prior_precision, dtype=torch.float64)
+    if delta.ndim > 0 and delta.shape != (linearization.n_params,):
+        raise ValueError(
+            f"prior_precision must be one number or one per weight ({linearization.n_params}), "
+            f"got shape {tuple(delta.shape)}."
+        )
+    if not bool((torch.isfinite(delta) & (delta > 0)).all()):
+        raise ValueError(f"prior_precision must be positive and finite, got {prior_precision!r}.")
+    return delta.to(linearization.device)

@@ -1,0 +1,184 @@
+"""A regression's bands along one input, and how often they hold what they promise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import erf
+from sklearn.utils.validation import check_consistent_length
+
+from .axes import BLACK, BLUE, new_axes
+
+__all__ = ["CoverageDisplay", "PredictiveDisplay"]
+
+
+class PredictiveDisplay:
+    """Mean of a one-dimensional regression with its epistemic and total bands (figure 3).
+
+    Parameters
+    ----------
+    x : ndarray of shape (n_points,)
+        Sorted inputs.
+    mean, epistemic_std, total_std : ndarray of shape (n_points,)
+        In the units of y.
+    data : tuple of two ndarrays, default=None
+        Inputs and targets to be scattered.
+
+    Attributes
+    ----------
+    ax_, figure_ : Axes and Figure
+    line_ : Line2D
+        The mean.
+    epistemic_band_, total_band_ : FillBetweenPolyCollection
+    data_ : PathCollection or None
+
+    Examples
+    --------
+    >>> from sk_dnn2gp.plotting import PredictiveDisplay
+    >>> d = PredictiveDisplay.from_predictions([1, 0], [2, 3], [1, 1], [2, 2])
+    >>> d.line_.get_xdata().tolist(), d.line_.get_ydata().tolist()
+    ([0.0, 1.0], [3.0, 2.0])
+    """
+
+    def __init__(
+        self,
+        x: NDArray,
+        mean: NDArray,
+        epistemic_std: NDArray,
+        total_std: NDArray,
+        data: tuple[NDArray, NDArray] | None = None,
+    ) -> None:
+        self.x, self.mean = x, mean
+        self.epistemic_std, self.total_std, self.data = epistemic_std, total_std, data
+
+    @classmethod
+    def from_estimator(
+        cls, estimator: Any, X: ArrayLike, *, data: Any = None, ax: Any = None
+    ) -> PredictiveDisplay:
+        """Draw a fitted DNN2GPRegressor of one feature and one output at X.
+
+        Raises ValueError if X has more than one column.
+        """
+        X = np.asarray(X, dtype=float)
+        if X.ndim != 2 or X.shape[1] != 1:
+            raise ValueError(f"X must have one column to be drawn along, got shape {X.shape}.")
+        parts = estimator.predict_uncertainty(X)
+        stds = np.sqrt(parts.epistemic), np.sqrt(parts.total)
+        return cls.from_predictions(X, estimator.predict(X), *stds, data=data, ax=ax)
+
+    @classmethod
+    def from_predictions(
+        cls,
+        x: ArrayLike,
+        mean: ArrayLike,
+        epistemic_std: ArrayLike,
+        total_std: ArrayLike,
+        *,
+        data: Any = None,
+        ax: Any = None,
+    ) -> PredictiveDisplay:
+        """Draw given numbers, in any order of x; ValueError if they are not of one length."""
+        columns = [np.asarray(a, dtype=float).ravel() for a in (x, mean, epistemic_std, total_std)]
+        check_consistent_length(*columns)
+        order = np.argsort(columns[0], kind="stable")
+        if data is not None:
+            data = tuple(np.asarray(part, dtype=float).ravel() for part in data)
+            check_consistent_length(*data)
+        x, mean, epistemic, total = (column[order] for column in columns)
+        return cls(x, mean, epistemic, total, data).plot(ax=ax)
+
+    def plot(self, ax: Any = None, *, n_std: float = 2.0) -> PredictiveDisplay:
+        """Draw bands of ``n_std`` standard deviations."""
+        self.ax_, self.figure_ = new_axes(ax)
+        self.total_band_ = self._band(self.total_std, n_std, 0.2, "with noise")
+        self.epistemic_band_ = self._band(self.epistemic_std, n_std, 0.45, "epistemic")
+        (self.line_,) = self.ax_.plot(self.x, self.mean, color=BLUE, label="mean")
+        self.data_ = None
+        if self.data is not None:
+            self.data_ = self.ax_.scatter(*self.data, s=8, color=BLACK, zorder=3, label="data")
+        self.ax_.set(xlabel="x", ylabel="y")
+        self.ax_.legend()
+        return self
+
+    def _band(self, std: NDArray, n_std: float, alpha: float, label: str) -> Any:
+        low, high = self.mean - n_std * std, self.mean + n_std * std
+        label = f"±{n_std:g} std, {label}"
+        return self.ax_.fill_between(
+            self.x, low, high, color=BLUE, alpha=alpha, linewidth=0, label=label
+        )
+
+
+class CoverageDisplay:
+    """How often intervals hold what they promise: a calibration curve for regression.
+
+    For each nominal probability α the central interval of N(mean, std²) at every example, and the
+    part of the targets inside it. On the diagonal, the error bars are trustworthy; above it too
+    wide, below it too narrow.
+
+    Parameters
+    ----------
+    nominal : ndarray of shape (n_levels,)
+        α, between 0 and 1.
+    empirical : ndarray of shape (n_levels,)
+        Part of the targets inside.
+    name : str, default=None
+
+    Attributes
+    ----------
+    ax_ : Axes
+    figure_ : Figure
+    line_ : Line2D
+    diagonal_ : Line2D
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sk_dnn2gp.plotting import CoverageDisplay
+    >>> y = np.random.RandomState(0).randn(500)
+    >>> display = CoverageDisplay.from_predictions(y, np.zeros(500), np.ones(500))
+    >>> bool(np.abs(display.empirical - display.nominal).max() < 0.1)
+    True
+    """
+
+    def __init__(self, nominal: NDArray, empirical: NDArray, name: str | None = None) -> None:
+        self.nominal, self.empirical, self.name = nominal, empirical, name
+
+    @classmethod
+    def from_estimator(
+        cls, estimator: Any, X: ArrayLike, y: ArrayLike, *, name: str | None = None, ax: Any = None
+    ) -> CoverageDisplay:
+        """Draw a fitted regressor's ``predict(X, return_std=True)`` against y."""
+        mean, std = estimator.predict(X, return_std=True)
+        return cls.from_predictions(y, mean, std, name=name or type(estimator).__name__, ax=ax)
+
+    @classmethod
+    def from_predictions(
+        cls,
+        y: ArrayLike,
+        mean: ArrayLike,
+        std: ArrayLike,
+        *,
+        name: str | None = None,
+        ax: Any = None,
+    ) -> CoverageDisplay:
+        """Draw given numbers; ValueError if lengths differ or a std is not positive."""
+        y, mean, std = (np.asarray(a, dtype=float).ravel() for a in (y, mean, std))
+        check_consistent_length(y, mean, std)
+        if not (std > 0).all():
+            raise ValueError(f"std must be positive, got a smallest value of {std.min():.3g}.")
+        nominal = np.linspace(0.02, 0.98, 49)
+        # |z| is below the quantile of the central interval where 2Φ(|z|) - 1 is below α.
+        inside = erf(np.abs(y - mean) / std / np.sqrt(2.0))
+        empirical = (inside[:, None] <= nominal).mean(axis=0)
+        return cls(nominal, empirical, name).plot(ax=ax)
+
+    def plot(self, ax: Any = None) -> CoverageDisplay:
+        """Draw the curve and the diagonal."""
+        self.ax_, self.figure_ = new_axes(ax)
+        (self.diagonal_,) = self.ax_.plot([0, 1], [0, 1], ":", color=BLACK, label="calibrated")
+        (self.line_,) = self.ax_.plot(self.nominal, self.empirical, color=BLUE, label=self.name)
+        self.ax_.set(xlabel="nominal coverage", ylabel="empirical coverage", aspect="equal")
+        self.ax_.legend()
+        return self

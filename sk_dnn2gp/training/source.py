@@ -1,0 +1,257 @@
+"""Where networks come from: the ``net`` argument understood, checked and started once a restart."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import clone
+from sklearn.frozen import FrozenEstimator
+from skorch import NeuralNet
+from torch import Tensor, nn
+
+from ..exceptions import ApproximationWarning
+from ..networks import MLP
+
+__all__ = ["NetworkSource", "check_logits", "check_outputs", "check_trainable", "module_dtype"]
+
+# What autograd calls operations that only rearrange numbers.
+_REARRANGING = ("View", "UnsafeView", "Reshape", "Squeeze", "Unsqueeze", "Slice", "Select", "Alias")
+
+
+class NetworkSource:
+    """Where each restart's network comes from: the ``net`` argument, understood once.
+
+    Parameters
+    ----------
+    net : None, torch.nn.Module, type, NeuralNet or FrozenEstimator
+        The estimator's argument.
+    hidden_layer_sizes : sequence of int
+    activation : str
+        Both for ``net=None``.
+    n_outputs : int
+        K that the likelihood needs.
+
+    Raises
+    ------
+    TypeError
+        If ``net`` is none of these.
+    ValueError
+        If ``net`` is a fitted skorch net that is not frozen, or a frozen one that is not fitted.
+    """
+
+    def __init__(
+        self,
+        net: Any,
+        hidden_layer_sizes: Sequence[int],
+        activation: str,
+        n_outputs: int,
+    ) -> None:
+        self.net = net
+        self.hidden_layer_sizes = hidden_layer_sizes
+        self.activation = activation
+        self.n_outputs = n_outputs
+        self._check()
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether the network is used as trained."""
+        return isinstance(self.net, FrozenEstimator)
+
+    @property
+    def brings_own_net(self) -> bool:
+        """Whether the user gave a skorch net, with its own optimiser and callbacks."""
+        return isinstance(self.net, NeuralNet)
+
+    def frozen_module(self) -> nn.Module:
+        """A copy of the trained module of a frozen net: the user's own stays as it is."""
+        return copy.deepcopy(self.net.estimator.module_)
+
+    def start(self, X: Tensor, restart: int) -> tuple[nn.Module, NeuralNet | None]:
+        """Return a network to train, and its skorch net if the user brought one.
+
+        Called with the generators seeded. ``restart`` > 0 draws fresh weights for a module
+        instance too, whose own weights are the first start.
+        """
+        if self.brings_own_net:
+            net = _prepared(clone(self.net, safe=False))
+            net.initialize()
+            return net.module_, net
+        if self.net is None:
+            shape = (X.shape[1], tuple(np.atleast_1d(self.hidden_layer_sizes)))
+            return MLP(*shape, self.n_outputs, self.activation), None
+        module = self.net() if isinstance(self.net, type) else copy.deepcopy(self.net)
+        if restart > 0 and not isinstance(self.net, type):
+            _reset_parameters(module)
+        return module, None
+
+    def count_params(self, X: Tensor) -> int:
+        """P, from a network that is thrown away; the generators are left as found."""
+        with torch.random.fork_rng(devices=[]):
+            module, _ = self.start(X, 0)
+        return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+    def _check(self) -> None:
+        if self.is_frozen:
+            inner = self.net.estimator
+            if not isinstance(getattr(inner, "module_", None), nn.Module):
+                raise ValueError(
+                    "net is a FrozenEstimator around an estimator without a trained torch module "
+                    f"({type(inner).__name__}). Fit the skorch net before freezing it."
+                )
+        elif isinstance(self.net, NeuralNet):
+            if getattr(self.net, "history_", None):
+                warnings.warn(
+                    "net is a fitted skorch net: a clone of it is trained from new weights. Wrap "
+                    "it as sklearn.frozen.FrozenEstimator(net) to use it as trained.",
+                    UserWarning,
+                    stacklevel=4,
+                )
+        elif not (
+            self.net is None
+            or isinstance(self.net, nn.Module)
+            or (isinstance(self.net, type) and issubclass(self.net, nn.Module))
+        ):
+            raise TypeError(
+                "net must be None, a torch Module class or instance, a skorch NeuralNet, or a "
+                f"FrozenEstimator around a fitted one; got {type(self.net).__name__}."
+            )
+
+
+def _prepared(net: NeuralNet) -> NeuralNet:
+    """Train on all rows unless the user asked for a split: the GP conditions on all of them."""
+    signatures = [
+        inspect.signature(vars(c).get("__init__", object)).parameters for c in type(net).__mro__
+    ]
+    default = next((s["train_split"].default for s in signatures if "train_split" in s), None)
+    if net.train_split is not None and _same_split(net.train_split, default):
+        net.set_params(train_split=None)
+    return net
+
+
+def _same_split(split: Any, default: Any) -> bool:
+    same_type = type(split) is type(default)
+    return split is default or (same_type and vars(split) == vars(default))
+
+
+def _reset_parameters(module: nn.Module) -> None:
+    for layer in module.modules():
+        reset = getattr(layer, "reset_parameters", None)
+        if callable(reset):
+            reset()
+
+
+def check_trainable(module: nn.Module) -> None:
+    """Refuse what mixes examples in training, warn of what training sees and the GP does not.
+
+    Raises
+    ------
+    ValueError
+        If ``module`` holds a BatchNorm layer in training mode, or no weights to train.
+
+    Warns
+    -----
+    ApproximationWarning
+        If ``module`` holds a dropout layer.
+    """
+    if not any(p.requires_grad for p in module.parameters()):
+        raise ValueError("net has no weights to train (no parameter with requires_grad=True).")
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            raise ValueError(
+                f"net holds a BatchNorm layer ({name!r}), which mixes the examples of a batch "
+                "while it trains, so that the loss is no sum over examples. Use LayerNorm or "
+                "GroupNorm, or train the net yourself and pass "
+                "sklearn.frozen.FrozenEstimator(net)."
+            )
+        if isinstance(layer, nn.modules.dropout._DropoutNd) and layer.p > 0:
+            warnings.warn(
+                f"net holds a dropout layer ({name!r}): it is active in training and off in the "
+                "Gaussian process, whose weights are then not at a minimum of the MAP loss. "
+                "Set p=0; prior_precision is the regulariser here.",
+                ApproximationWarning,
+                stacklevel=4,
+            )
+
+
+def check_outputs(module: nn.Module, X: Tensor, n_outputs: int) -> None:
+    """Check that the module takes X and gives one row of ``n_outputs`` numbers per example.
+
+    Raises
+    ------
+    ValueError
+        Naming the shapes found and wanted.
+    """
+    training = module.training
+    module.eval()
+    try:
+        with torch.no_grad():
+            f = module(X[:2])
+    except (RuntimeError, TypeError, IndexError) as error:
+        raise ValueError(
+            f"net does not take X of shape {tuple(X.shape)} and dtype {X.dtype}: {error}"
+        ) from error
+    finally:
+        module.train(training)
+    wanted = (len(X[:2]), n_outputs)
+    if not isinstance(f, Tensor) or tuple(f.shape) != wanted:
+        found = tuple(f.shape) if isinstance(f, Tensor) else type(f).__name__
+        raise ValueError(
+            f"net must return a tensor of shape (n_samples, {n_outputs}), here {wanted}, "
+            f"but returned {found}. Give its last layer {n_outputs} output(s), one row per example."
+        )
+
+
+def check_logits(source: NetworkSource, X: Tensor) -> int:
+    """Number of outputs of a classifier's network, which must be logits.
+
+    Raises
+    ------
+    ValueError
+        If they are probabilities: rows that sum to one, or the values of a last Sigmoid.
+    """
+    with torch.random.fork_rng(devices=[]):
+        module = source.frozen_module() if source.is_frozen else source.start(X, 0)[0]
+    module = module.cpu().eval()
+    try:
+        with torch.enable_grad():  # the graph tells what the last operation was
+            f = module(X.to(module_dtype(module)) if X.is_floating_point() else X)
+    except (RuntimeError, TypeError, IndexError) as error:
+        raise ValueError(
+            f"net does not take X of shape {tuple(X.shape)} and dtype {X.dtype}: {error}"
+        ) from error
+    if not isinstance(f, Tensor) or f.ndim != 2:
+        found = tuple(f.shape) if isinstance(f, Tensor) else type(f).__name__
+        raise ValueError(
+            f"net must return a tensor of logits of shape (n_samples, n_outputs), got {found}."
+        )
+    fractions = bool(((f >= 0) & (f <= 1)).all())
+    sums_to_one = f.shape[1] > 1 and bool(((f.sum(1) - 1).abs() < 1e-4).all())
+    if fractions and (sums_to_one or _last_operation(f).startswith("SigmoidBackward")):
+        raise ValueError(
+            "net returns probabilities, and logits are needed: remove the softmax or sigmoid at "
+            "its end (a module for skorch's NeuralNetClassifier has one). The likelihood applies "
+            "it, in a form that loses no digits."
+        )
+    return f.shape[1]
+
+
+def _last_operation(f: Tensor) -> str:
+    """Autograd's name of the last operation that did more than rearrange numbers."""
+    step = f.grad_fn
+    while step is not None and step.name().startswith(_REARRANGING):
+        step = step.next_functions[0][0]
+    return "" if step is None else step.name()
+
+
+def module_dtype(module: nn.Module) -> torch.dtype:
+    """Precision of the module's first floating-point parameter."""
+    for p in module.parameters():
+        if p.is_floating_point():
+            return p.dtype
+    return torch.float64
