@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -535,3 +536,144 @@ def test_one_hidden_layer_in_closed_form():
     active = (h > 0).double() * net[2].weight.detach().double()
     expected = (X.double() @ X.double().mT + 1) * (active @ active.mT) + h @ h.mT + 1
     assert_close(K, expected, torch.float32)
+
+
+def loaded(net: nn.Module, w: Tensor, names: tuple[str, ...]) -> nn.Module:
+    """A fresh copy of a network with w in the place of the named weights."""
+    fresh = copy.deepcopy(net)
+    own = dict(fresh.named_parameters())
+    parts = w.split([own[name].numel() for name in names])
+    with torch.no_grad():
+        for name, part in zip(names, parts, strict=True):
+            own[name].copy_(part.view_as(own[name]))
+    return fresh
+
+
+class Tied(nn.Module):
+    """A table used twice, a weight by hand, and a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(5, 3)
+        self.out = nn.Linear(3, 5)
+        self.out.weight = self.table.weight
+        self.gain = nn.Parameter(torch.randn(3))
+        self.register_buffer("shift", torch.randn(3))
+
+    def forward(self, tokens):
+        return self.out(self.table(tokens).mean(1) * self.gain + self.shift)
+
+
+AT = {
+    "chain": lambda: (
+        nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2)),
+        torch.randn(6, 3),
+    ),
+    "norms": lambda: (norms(), torch.randn(4, 2, 5, 5)),
+    "recurrent": lambda: (Recurrent(nn.GRU), torch.randn(3, 4, 3)),
+    "tied": lambda: (Tied(), torch.randint(0, 5, (4, 3))),
+    "attention": lambda: (Attention(), torch.randn(3, 5, 4)),
+    "weight norm": lambda: (
+        nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 4)), nn.Linear(4, 2)),
+        torch.randn(5, 3),
+    ),
+}
+
+
+def float64_case(name: str) -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(6)
+    net, X = AT[name]()
+    return net.double().eval(), X.double() if X.is_floating_point() else X
+
+
+def check_at(lin: Linearization, net: nn.Module, X: Tensor, w: Tensor) -> None:
+    """Everything but the Gram matrix's variants, against a fresh module that holds w."""
+    fresh = loaded(net, w, lin.parameter_names)
+    J = dense_jacobian(fresh, X, lin.parameter_names)
+    with torch.no_grad():
+        assert_close(lin.outputs(X), fresh(X))
+        assert_close(lin.module(X), fresh(X))
+    assert torch.equal(lin.weights(), w)
+    u = torch.linspace(-1, 1, J[..., 0].numel()).double().view(J.shape[:2])
+    assert_close(lin.rows(X), J)
+    assert_close(lin.gram(X), J.flatten(0, 1) @ J.flatten(0, 1).mT)
+    assert_close(lin.ggn(X), J.flatten(0, 1).mT @ J.flatten(0, 1))
+    assert_close(lin.ggn_diagonal(X), J.square().sum((0, 1)))
+    assert_close(lin.jvp(X, w), J @ w)
+    assert_close(lin.vjp(X, u), torch.einsum("nkp,nk->p", J, u))
+    assert_close(lin.recording(X).rows(), J)
+
+
+@pytest.mark.parametrize("parameters", [None, "last_layer", "some"])
+@pytest.mark.parametrize("name", AT)
+def test_at_given_weights(name, parameters):
+    net, X = float64_case(name)
+    if parameters == "some":
+        parameters = [n for n, _ in net.named_parameters()][1:3]
+    state = copy.deepcopy(net.state_dict())
+    following = Linearization(net, parameters=parameters)
+    following.outputs(X)
+    here = following.weights()
+    generator = torch.Generator().manual_seed(0)
+    w, w2 = (here + 0.3 * torch.randn(len(here), generator=generator).double() for _ in range(2))
+    first = following.at(w)
+    second = first.at(w2)
+    assert second.parameter_names == following.parameter_names
+    recording = first.recording(X)  # a graph kept while the other one is at work
+    check_at(second, net, X, w2)
+    check_at(first, net, X, w)
+    check_at(second, net, X, w2)
+    assert_close(recording.rows(), first.rows(X))
+    check_at(following.at(here), net, X, here)
+    assert all(torch.equal(state[key], value) for key, value in net.state_dict().items())
+    check_at(copy.deepcopy(second), net, X, w2)
+    if name != "weight norm":  # torch refuses to pickle parametrized modules
+        check_at(pickle.loads(pickle.dumps(second)), net, X, w2)
+
+
+def test_at_is_frozen():
+    net, X = float64_case("norms")
+    lin = Linearization(net, parameters=["0.weight", "10.bias"])
+    w = lin.weights()
+    at = lin.at(w)
+    expected, same = at.outputs(X), Linearization(copy.deepcopy(net)).outputs(X)
+    with torch.no_grad():
+        net[0].weight.mul_(2.0)  # w, which is given
+        net[0].bias.add_(1.0)  # not w: as the module has it when the weights are given
+        net[1].running_mean.add_(1.0)
+    at.weights().zero_()
+    at.module[0].weight.data.zero_()
+    w.zero_()
+    assert torch.equal(at.outputs(X), expected)
+    assert_close(expected, same)
+    fresh = loaded(net, at.weights(), lin.parameter_names)  # with the other weights as they are now
+    assert_close(lin.at(at.weights()).outputs(X), fresh(X).detach())
+    with pytest.raises(ValueError, match="w must have shape"):
+        lin.at(w[:-1])
+
+
+def test_at_in_another_precision():
+    net, X = float64_case("chain")
+    net, w = net.float(), torch.linspace(-1, 1, 32, dtype=torch.float64)
+    double = Linearization(net, dtype=torch.float64).at(w)
+    check_at(double, copy.deepcopy(net).double(), X, w)
+    single = Linearization(net).at(w)
+    assert single.outputs(X).dtype == torch.float32
+    assert_close(single.outputs(X), double.outputs(X), torch.float32)
+    assert_close(single.weights(), w, torch.float32)
+
+
+@pytest.mark.parametrize("name", ["chain", "norms", "recurrent", "tied"])
+def test_threads_share_a_family(name):
+    net, X = float64_case(name)
+    lin = Linearization(net)
+    lin.outputs(X)
+    w = lin.weights()
+    family = [lin.at((1.0 + 0.1 * i) * w) for i in range(4)]
+    work = lambda at: (at.outputs(X), at.rows(X), at.gram(X), at.vjp(X, at.outputs(X)))  # noqa: E731
+    fresh = [work(Linearization(loaded(net, at.weights(), lin.parameter_names))) for at in family]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(work, family * 16))
+    for i, results in enumerate(found):
+        for a, b in zip(results, fresh[i % 4], strict=True):
+            assert_close(a, b)

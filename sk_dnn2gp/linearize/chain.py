@@ -9,7 +9,7 @@ Shapes: X (n, D), a (n, I), slopes (n, O), C (n, K, R), g (n, R, O).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,9 +43,16 @@ _SLOPES: dict[type, _Slope] = {
 _NOTHING_IN_EVAL_MODE = (nn.Identity, nn.Dropout)
 
 
+# Weight and bias of a dense layer; None for an activation.
+_Weights = Sequence[tuple[Tensor, Tensor | None] | None]
+
+
 @dataclass
 class Chain:
-    """Layers in the order of their calls; ``numbers`` are those of the dense ones on the tape."""
+    """Layers in the order of their calls; ``numbers`` are those of the dense ones on the tape.
+
+    It holds no weights: they are given to every pass, as :meth:`weights` finds them.
+    """
 
     steps: list[tuple[Any, _Slope | None]]
     numbers: list[int] = field(default_factory=list)
@@ -54,21 +61,38 @@ class Chain:
         """The inputs of the dense layers among what the steps left."""
         return [a for (_, slope), a in zip(self.steps, kept, strict=True) if slope is None]
 
-    def forward(self, X: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def weights(self) -> list[tuple[Tensor, Tensor | None] | None]:
+        """The present weight and bias of every dense layer, None for an activation."""
+        return [
+            (layer.weight, layer.bias) if slope is None else None for layer, slope in self.steps
+        ]
+
+    def outputs(self, X: Tensor, weights: _Weights) -> Tensor:
+        """f(X), with whatever graph X and the weights ask for."""
+        for (layer, _), pair in zip(self.steps, weights, strict=True):
+            if pair is not None:
+                X = F.linear(X, *pair)
+            else:
+                X = layer.forward(X.clone() if getattr(layer, "inplace", False) else X)
+        return X
+
+    def forward(self, X: Tensor, weights: _Weights) -> tuple[Tensor, list[Tensor]]:
         """f(X), and what each step leaves for the way back: inputs and slopes."""
         kept = []
         with torch.no_grad():
-            for layer, slope in self.steps:
-                if slope is None:
+            for (layer, slope), pair in zip(self.steps, weights, strict=True):
+                if pair is not None:
                     kept.append(X)
-                    X = F.linear(X, layer.weight, layer.bias)
+                    X = F.linear(X, *pair)
                 else:
                     h = layer.forward(X.clone() if getattr(layer, "inplace", False) else X)
                     kept.append(slope(layer, X, h))
                     X = h
         return X, kept
 
-    def backward(self, C: Tensor, kept: list[Tensor], same: bool = False) -> list[Tensor]:
+    def backward(
+        self, C: Tensor, kept: list[Tensor], weights: _Weights, same: bool = False
+    ) -> list[Tensor]:
         """Derivatives (n, R, O) at the outputs of the dense layers, in the order of their calls.
 
         With ``same``, C is that of the first example for all.
@@ -78,14 +102,14 @@ class Chain:
         g = C[:1].mT if same else C.mT
         with torch.no_grad():
             for place in range(len(self.steps) - 1, -1, -1):
-                layer, slope = self.steps[place]
-                if slope is not None:
+                pair = weights[place]
+                if pair is None:
                     g, same = g * kept[place][:, None], False
                     continue
                 found.append(spread(g, n) if same else g)
                 if place == 0:
                     break
-                g = (g.flatten(0, 1) @ layer.weight).view(g.shape[0], R, -1)
+                g = (g.flatten(0, 1) @ pair[0]).view(g.shape[0], R, -1)
         return found[::-1]
 
 

@@ -1,4 +1,4 @@
-"""A network at its present weights as a linear map: f(x) and J(x) = ∂f/∂w (MATH 6).
+"""A network at given weights as a linear map: f(x) and J(x) = ∂f/∂w (:ref:`math-ntk`).
 
 One forward pass keeps the input a of every layer with a rule; one backward pass per cotangent c
 gives g = ∂(cᵀf)/∂(layer output). The layer's part of a row cᵀJ is the outer product g aᵀ, of a
@@ -12,7 +12,10 @@ from __future__ import annotations
 
 import copy
 import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,7 +27,7 @@ from .factors import Factor, Rows, add_squares, apply, covered, diagonal_blocks,
 from .gram import Side, add_products, gram_matrix, mirrored
 from .layers import has_rule
 from .plan import Plan, explicit_rows, factors_from_calls, make_plan, slots_of
-from .tape import Cotangents, Twin, backward, evaluated, run_chain
+from .tape import Cotangents, Twin, backward, evaluated, run_chain, whole_copy
 
 __all__ = ["Linearization", "Recording"]
 
@@ -32,8 +35,20 @@ __all__ = ["Linearization", "Recording"]
 _ROWS = 4096
 
 
+class _Shared:
+    """What linearisations of one network share: the copy that runs, and a plan per kind of data."""
+
+    def __init__(self) -> None:
+        self.twin: Any = None  # a Twin, once data has been seen
+        self.plans: dict[tuple, Plan] = {}
+        self.lock = threading.RLock()
+
+    def __reduce__(self) -> tuple:
+        return _Shared, ()
+
+
 class Linearization:
-    """The network as a linear map at its present weights.
+    """The network as a linear map: at the module's present weights, or :meth:`at` given ones.
 
     Parameters
     ----------
@@ -50,6 +65,9 @@ class Linearization:
 
     Attributes
     ----------
+    module : torch.nn.Module
+        The module, or its copy in ``dtype``. Of a linearisation :meth:`at` given weights: a module
+        of its own that holds them, made when it is first asked for.
     n_params : int
         P.
     parameter_names, parameter_sizes : tuple
@@ -88,20 +106,23 @@ class Linearization:
         self.memory_limit = memory_limit
         own = next((p.dtype for p in module.parameters() if p.is_floating_point()), None)
         self._source = module if dtype is not None and dtype != own else None
-        self.module = module if self._source is None else copy.deepcopy(module).to(dtype)
-        self._twin: Any = None  # a Twin, once data has been seen
-        self._plans: dict[tuple, Plan] = {}
-        names = chosen_names(self.module, parameters)
-        named = dict(self.module.named_parameters())
+        self._module = module if self._source is None else copy.deepcopy(module).to(dtype)
+        self._shared = _Shared()
+        self._flat: Tensor | None = None  # w where it is given, in the working precision
+        self._named: dict[str, Tensor] | None = None  # the same by name: views
+        self._cache: dict[str, Any] = {}
+        names = chosen_names(self._module, parameters)
+        named = dict(self._module.named_parameters())
         some = next(iter(named.values()))
         self.dtype, self.device = some.dtype, some.device
         if names is not None:
             self._set_names(names)
 
     def _set_names(self, names: tuple[str, ...]) -> None:
-        named = dict(self.module.named_parameters())
+        named = dict(self._module.named_parameters())
         self.parameter_names = names
-        self.parameter_sizes = tuple(named[name].numel() for name in names)
+        self._shapes = [named[name].shape for name in names]
+        self.parameter_sizes = tuple(shape.numel() for shape in self._shapes)
         self.n_params = sum(self.parameter_sizes)
 
     def __getattr__(self, name: str) -> Any:
@@ -115,7 +136,99 @@ class Linearization:
         raise AttributeError(name)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_twin": None, "_plans": {}}
+        return {**self.__dict__, "_named": None, "_cache": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._name_weights()
+
+    def at(self, w: Tensor) -> Linearization:
+        """The same network at given weights, for good.
+
+        Nothing is copied but w: all linearisations that come of one another by this method share
+        one copy of the network and what is known of it. The weights that are not w, and buffers,
+        are those of the module now; later changes of the module are not seen.
+
+        Parameters
+        ----------
+        w : Tensor of shape (n_params,)
+            In the order of ``parameter_names``.
+
+        Returns
+        -------
+        Linearization
+            Immutable, and safe to use from several threads.
+
+        Raises
+        ------
+        ValueError
+            If w is not of that shape.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from sk_dnn2gp.linearize import Linearization
+        >>> net = torch.nn.Linear(1, 1, dtype=torch.float64)
+        >>> lin = Linearization(net).at(torch.tensor([2.0, 3.0], dtype=torch.float64))
+        >>> lin.outputs(torch.ones(1, 1, dtype=torch.float64)).item()  # 2 x + 3
+        5.0
+        """
+        if w.shape != (self.n_params,):
+            raise ValueError(f"w must have shape ({self.n_params},), got {tuple(w.shape)}.")
+        found = object.__new__(Linearization)
+        found.__dict__.update(self._family().__dict__)
+        found._flat = w.detach().to(self.device, self.dtype, copy=True)
+        found._cache = {}
+        found._name_weights()
+        return found
+
+    def _name_weights(self) -> None:
+        if self._flat is None:
+            return
+        parts = self._flat.split(list(self.parameter_sizes))
+        self._named = {
+            name: part.view(shape)
+            for name, part, shape in zip(self.parameter_names, parts, self._shapes, strict=True)
+        }
+
+    def _family(self) -> Linearization:
+        """A linearisation of a copy of the network that no one else holds."""
+        if self._flat is not None:
+            return self
+        module = self._module if self._source is None else self._source
+        chosen = set(self.parameter_names)
+        others = [p for name, p in module.named_parameters() if name not in chosen]
+        key = tuple((id(t), t._version) for t in (*others, *module.buffers()))
+        if key != self._cache.get("key"):
+            self._refresh()
+            frozen = object.__new__(Linearization)
+            frozen.__dict__.update(self.__dict__, _source=None, _shared=_Shared(), _cache={})
+            frozen._module = whole_copy(self._module)
+            frozen._shared.plans.update(self._shared.plans)
+            self._cache = {"key": key, "family": frozen}
+        return self._cache["family"]
+
+    @property
+    def module(self) -> nn.Module:
+        """A module at these weights; see the class."""
+        if self._named is None:
+            return self._module
+        if "module" not in self._cache:
+            module = whole_copy(self._module)
+            mine = dict(module.named_parameters())
+            with torch.no_grad():
+                for name, value in self._named.items():
+                    mine[name].copy_(value)
+            self._cache["module"] = module
+        return self._cache["module"]
+
+    @property
+    def _twin(self) -> Any:
+        return self._shared.twin
+
+    @property
+    def _plans(self) -> dict[tuple, Plan]:
+        return self._shared.plans
 
     @property
     def n_outputs(self) -> int:
@@ -126,7 +239,7 @@ class Linearization:
         AttributeError
             Before that.
         """
-        for plan in self._plans.values():
+        for plan in list(self._plans.values()):
             return plan.n_outputs
         raise AttributeError("n_outputs is known after the first call with data, e.g. outputs(X).")
 
@@ -137,8 +250,10 @@ class Linearization:
         -------
         Tensor
         """
+        if self._flat is not None:
+            return self._flat.to(torch.float64, copy=True)
         self._refresh()
-        named = dict(self.module.named_parameters())
+        named = dict(self._module.named_parameters())
         return torch.cat([named[n].detach().flatten() for n in self.parameter_names]).double()
 
     def outputs(self, X: Tensor) -> Tensor:
@@ -154,10 +269,10 @@ class Linearization:
         """
         X, plan = self._prepared(X)
         length = min(_ROWS, chunk_length(2 * plan.graph_bytes, self.memory_limit))
-        with torch.no_grad():
-            if len(X) <= length:
-                return self._twin.net(X)
-            return torch.cat([self._twin.net(X[part]) for part in batches(len(X), length)])
+        parts = [X] if len(X) <= length else [X[part] for part in batches(len(X), length)]
+        with torch.no_grad(), self._running(plan) as run:
+            outputs = [run(part) for part in parts]
+        return outputs[0] if len(parts) == 1 else torch.cat(outputs)
 
     def rows(self, X: Tensor, cotangents: Cotangents = None) -> Tensor:
         """Cᵀ J for one chunk.
@@ -350,27 +465,43 @@ class Linearization:
         X, plan = self._prepared(X)
         total = torch.zeros(self.n_params, dtype=torch.float64, device=self.device)
         length = chunk_length(4 * plan.graph_bytes, self.memory_limit)
-        named = dict(self._twin.net.named_parameters())
-        leaves = [named[name] for name in self.parameter_names]
-        frozen = any(not p.requires_grad for p in leaves)
         for part in batches(len(X), length):
-            total += self._pull(X[part], u[part], leaves, frozen)
+            total += self._pull(X[part], u[part])
         return total
 
-    def _pull(self, X: Tensor, u: Tensor, leaves: list[Tensor], frozen: bool) -> Tensor:
-        with torch.enable_grad():
-            if frozen:
-                leaves = [p.detach().requires_grad_() for p in leaves]
-                weights = dict(zip(self.parameter_names, leaves, strict=True))
-                f = torch.func.functional_call(self._twin.net, weights, (X,))
-            else:
-                f = self._twin.net(X)
-            if not f.requires_grad:
-                return torch.zeros(self.n_params, dtype=torch.float64, device=self.device)
-            grads = torch.autograd.grad(
-                f, leaves, u.to(f), allow_unused=True, materialize_grads=True
-            )
+    def _pull(self, X: Tensor, u: Tensor) -> Tensor:
+        leaves = self._leaves()
+        with torch.enable_grad(), self._twin.holding(leaves) as net:
+            f = net(X)
+        if not f.requires_grad:
+            return torch.zeros(self.n_params, dtype=torch.float64, device=self.device)
+        grads = torch.autograd.grad(
+            f, list(leaves.values()), u.to(f), allow_unused=True, materialize_grads=True
+        )
         return torch.cat([g.flatten() for g in grads]).double()
+
+    def _leaves(self) -> dict[str, Tensor]:
+        """The weights, to be differentiated in."""
+        named = self._named or dict(self._twin.net.named_parameters())
+        return {name: named[name].detach().requires_grad_() for name in self.parameter_names}
+
+    @contextmanager
+    def _running(self, plan: Plan) -> Iterator[Callable[[Tensor], Tensor]]:
+        """The network at these weights as a function; chains need no turn at the shared copy."""
+        if plan.chain is not None and self._named is not None:
+            yield partial(plan.chain.outputs, weights=self._chain_weights())
+        else:
+            with self._twin.holding(self._named) as net:
+                yield net
+
+    def _chain_weights(self) -> list:
+        """Weights of the layers of a chain; given ones are found once."""
+        if self._named is None:
+            return self._twin.chain.weights()
+        if "chain" not in self._cache:
+            with self._twin.holding(self._named):
+                self._cache["chain"] = self._twin.chain.weights()
+        return self._cache["chain"]
 
     def _small(
         self, X: Tensor, X2: Tensor | None, scale: list[float] | None, trace: bool
@@ -382,7 +513,8 @@ class Linearization:
             return None
         if 24 * n * n2 * plan.n_outputs**2 > limit_in_bytes(self.memory_limit):
             return None
-        return plan.small.gram(X, None if X2 is None else self._prepared(X2)[0], scale, trace)
+        X2 = None if X2 is None else self._prepared(X2)[0]
+        return plan.small.gram(X, X2, self._chain_weights(), scale, trace)
 
     def _sides(
         self, X: Tensor, X2: Tensor | None, c: Cotangents, c2: Cotangents
@@ -449,7 +581,7 @@ class Linearization:
             return
         with torch.no_grad():
             for tensors in ("parameters", "buffers"):
-                mine = list(getattr(self.module, tensors)())
+                mine = list(getattr(self._module, tensors)())
                 theirs = [t.detach() for t in getattr(self._source, tensors)()]
                 if mine:
                     torch._foreach_copy_([t.detach() for t in mine], theirs)
@@ -464,21 +596,39 @@ class Linearization:
         if X.ndim == 0 or len(X) == 0:
             raise ValueError(f"X must hold at least one example, got shape {tuple(X.shape)}.")
         self._refresh()
-        if self._twin is None or not self._twin.is_current():
-            self._twin, self._plans = Twin(self.module), {}
-            self._set_names(self.__dict__.get("parameter_names") or last_layer(self._twin, X))
-            self._twin.watch(has_rule)
         key = (X.dtype, *X.shape[1:])
-        if key not in self._plans:
-            slots = slots_of(self.parameter_names, self.parameter_sizes)
-            self._plans[key] = make_plan(self._twin, slots, X)
+        if not self._has_twin() or key not in self._plans:
+            with self._shared.lock:
+                self._look_at(X, key)
         return X, self._plans[key]
+
+    def _has_twin(self) -> bool:
+        """Whether there is a copy to run, of the very weights that the module has."""
+        twin = self._twin
+        return twin is not None and (self._named is not None or twin.is_current())
+
+    def _look_at(self, X: Tensor, key: tuple) -> None:
+        """Copy the module where that is due, and plan for data like X."""
+        shared = self._shared
+        if not self._has_twin():
+            if shared.twin is not None:
+                shared.plans = {}
+            twin = Twin(self._module)
+            if "parameter_names" not in self.__dict__:
+                self._set_names(last_layer(twin, X))
+            twin.watch(has_rule)
+            shared.twin = twin
+        if key not in shared.plans:
+            slots = slots_of(self.parameter_names, self.parameter_sizes)
+            with shared.twin.holding(self._named):
+                shared.plans[key] = make_plan(shared.twin, slots, X)
 
 
 class Recording:
     """One forward pass of a linearisation, kept for its rows.
 
-    Valid until the module's weights change. Made by :meth:`Linearization.recording`.
+    Valid until the module's weights change, and for good at given weights. Made by
+    :meth:`Linearization.recording`.
 
     Parameters
     ----------
@@ -497,9 +647,11 @@ class Recording:
     def __init__(self, linearization: Linearization, X: Tensor, plan: Plan) -> None:
         self._of, self._twin, self._plan, self._X = linearization, linearization._twin, plan, X
         if plan.chain is not None:
-            self._f, self._kept, self._calls = run_chain(plan.chain, X)
+            self._weights = linearization._chain_weights()
+            self._f, self._kept, self._calls = run_chain(plan.chain, X, self._weights)
         else:
-            self._f, calls = self._twin.record(lambda: self._twin.net(X))
+            with self._twin.holding(linearization._named) as net:
+                self._f, calls = self._twin.record(lambda: net(X))
             self._calls = [call for call in calls if plan.serves[call.layer]]
         self.outputs = self._f.detach()
 
@@ -508,14 +660,14 @@ class Recording:
         C = evaluated(cotangents, self.outputs)
         plan = self._plan
         if plan.chain is not None:
-            gs: list = plan.chain.backward(C, self._kept, same=cotangents is None)
+            gs: list = plan.chain.backward(C, self._kept, self._weights, same=cotangents is None)
         else:
             gs = backward(
                 self._f, self._calls, C, by_example=plan.by_example, same=cotangents is None
             )
         factors = factors_from_calls(self._calls, gs, self._twin.layers, plan.slots)
         if plan.explicit:
-            factors.append(explicit_rows(self._twin, plan, self._X, C))
+            factors.append(explicit_rows(self._twin, plan, self._X, C, self._of._named))
         if not factors:  # no weight reaches the outputs: rows of zeros
             factors = [Rows(self.outputs.new_zeros(len(self._X), C.shape[2], 0), ())]
         return factors

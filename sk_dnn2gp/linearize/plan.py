@@ -9,7 +9,7 @@ network cannot be vectorised (GRU, LSTM).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -127,7 +127,8 @@ def _chain_agrees(chain: Chain, X: Tensor, f: Tensor, calls: list[Call]) -> bool
         return False
     C = torch.linspace(0.5, 1.5, 2 * f.numel()).to(f).view(*f.shape, 2)
     true = backward(f, calls, C, keep_graph=True)
-    return _all_agree(true, chain.backward(C, chain.forward(X)[1]))
+    weights = chain.weights()
+    return _all_agree(true, chain.backward(C, chain.forward(X, weights)[1], weights))
 
 
 def _all_agree(true: Sequence[Tensor | None], found: Sequence[Tensor | None]) -> bool:
@@ -336,12 +337,15 @@ def factors_from_calls(
     return combine(found)
 
 
-def explicit_rows(twin: Twin, plan: Plan, X: Tensor, C: Tensor) -> Rows:
+def explicit_rows(
+    twin: Twin, plan: Plan, X: Tensor, C: Tensor, weights: Mapping[str, Tensor] | None
+) -> Rows:
     """Rows of the parameters without a rule."""
-    named = dict(twin.net.named_parameters())
-    leaves = {n: named[n].detach() for n in plan.explicit}
     how = _vectorised_rows if plan.vectorised else _looped_rows
-    return Rows(how(twin.net, leaves, X, C), plan.explicit_slots)
+    with twin.holding(weights) as net:
+        named = dict(net.named_parameters()) if weights is None else weights
+        leaves = {n: named[n].detach() for n in plan.explicit}
+        return Rows(how(net, leaves, X, C), plan.explicit_slots)
 
 
 def _vectorised_rows(net: nn.Module, leaves: dict[str, Tensor], X: Tensor, C: Tensor) -> Tensor:

@@ -54,11 +54,16 @@ class SmallChain:
         return pairs + (n + n2) * R * self._per_row <= _FEW
 
     def gram(
-        self, X: Tensor, X2: Tensor | None, scale: Sequence[float] | None, trace: bool
+        self,
+        X: Tensor,
+        X2: Tensor | None,
+        weights: Sequence,
+        scale: Sequence[float] | None,
+        trace: bool,
     ) -> Tensor:
         """The Gram matrix of all outputs, or its trace over them, float64."""
-        left = self._run(X)
-        right = left if X2 is None else self._run(X2)
+        left = self._run(X, weights)
+        right = left if X2 is None else self._run(X2, weights)
         total: Any = None
         for slots, (a, g), (a2, g2) in zip(self.slots, left, right, strict=True):
             s_w, s_b = (_factor(slot, scale) for slot in slots)
@@ -72,32 +77,32 @@ class SmallChain:
                 total = term if total is None else np.add(total, term, out=total)
         return torch.from_numpy(total)
 
-    def _run(self, X: Tensor) -> list[tuple[NDArray, NDArray | None]]:
+    def _run(self, X: Tensor, weights: Sequence) -> list[tuple[NDArray, NDArray | None]]:
         """Inputs a (n, I) and derivatives g (n, R, O) of every dense layer; None is identity."""
         x, kept = _double(X), []
-        for layer, activation in self.steps:
+        for (_, activation), pair in zip(self.steps, weights, strict=True):
             if activation is None:
                 kept.append(x)
-                x = x @ _double(layer.weight).T
-                if layer.bias is not None:
-                    x += _double(layer.bias)
+                x = x @ _double(pair[0]).T
+                if pair[1] is not None:
+                    x += _double(pair[1])
             else:
                 x = activation[0](x)
                 kept.append(activation[1](x))
-        return self._back(kept)
+        return self._back(kept, weights)
 
-    def _back(self, kept: list[NDArray]) -> list[tuple[NDArray, NDArray | None]]:
+    def _back(self, kept: list[NDArray], weights: Sequence) -> list[tuple[NDArray, NDArray | None]]:
         found: list[tuple[NDArray, NDArray | None]] = []
         g: Any = None
         for place in range(len(self.steps) - 1, -1, -1):
-            layer, activation = self.steps[place]
+            activation = self.steps[place][1]
             if activation is not None:
                 g = np.eye(self.n_outputs) if g is None else g
                 g = g * kept[place][:, None]  # (R, O) or (n, R, O) times (n, 1, O)
                 continue
             found.append((kept[place], g))
             if place:
-                W = _double(layer.weight)
+                W = _double(weights[place][0])
                 g = W if g is None else g @ W
         return found[::-1]
 

@@ -1,8 +1,9 @@
 """Run the user's module without touching it, and keep what its layers saw.
 
 The module is copied once in structure only: parameters and buffers are shared by reference, so
-weights changed in place are seen, while hooks and eval mode stay on the copy. A forward pass
-records (layer, input, edge of the output in the graph) for every call of a layer with a rule.
+weights changed in place are seen, while hooks and eval mode stay on the copy. Other weights stand
+in the copy for the length of a forward pass, one thread at a time. A forward pass records (layer,
+input, edge of the output in the graph) for every call of a layer with a rule.
 
 Shapes: X (n, ...), f (n, K), cotangents C (n, K, R), recorded derivatives g (n, R, ...).
 """
@@ -11,7 +12,8 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +24,7 @@ from torch.autograd.graph import get_gradient_edge
 from .chain import Chain, chain_of
 from .reverse import reverse
 
-__all__ = ["Call", "Cotangents", "Twin", "backward", "evaluated", "run_chain"]
+__all__ = ["Call", "Cotangents", "Twin", "backward", "evaluated", "run_chain", "whole_copy"]
 
 Cotangents = Tensor | Callable[[Tensor], Tensor] | None
 
@@ -51,23 +53,36 @@ class Twin:
 
     def __init__(self, module: nn.Module) -> None:
         self.sources = _tensors_with_owners(module)
-        memo = {id(tensor): tensor for _, _, tensor in self.sources}
-        for m in module.modules():
-            memo.update((id(v), v) for v in vars(m).values() if isinstance(v, Tensor))
-        try:
-            self.net = copy.deepcopy(module, memo).eval()
-        except Exception as error:
-            raise TypeError(
-                f"module of type {type(module).__name__} cannot be copied ({error}); keep what "
-                "cannot be deep-copied out of its attributes."
-            ) from error
+        self.net = _copied(module, {id(t): t for t in _all_tensors(module)}).eval()
         self.layers: list[nn.Module] = []
         self.chain = chain_of(self.net)
         self._local = threading.local()
+        self._lock = threading.RLock()
+        self._places = _places(self.net)
 
     def is_current(self) -> bool:
         """Whether the module still owns the very tensors that the copy shares."""
         return all(owner.get(name) is tensor for owner, name, tensor in self.sources)
+
+    @contextmanager
+    def holding(self, weights: Mapping[str, Tensor] | None) -> Iterator[nn.Module]:
+        """The copy with these tensors as its weights of these names; None leaves its own.
+
+        One thread at a time; what a graph keeps of the weights outlives this.
+        """
+        with self._lock:
+            places = [
+                (owner, key, owner[key], tensor)
+                for name, tensor in (weights or {}).items()
+                for owner, key in self._places[name]
+            ]
+            try:
+                for owner, key, _, tensor in places:
+                    owner[key] = tensor
+                yield self.net
+            finally:
+                for owner, key, own, _ in places:
+                    owner[key] = own
 
     def watch(self, has_rule: Callable[[nn.Module], bool]) -> None:
         """Record the calls of the layers with a rule from now on."""
@@ -99,11 +114,55 @@ class Twin:
             self._local.calls = None
 
 
-def run_chain(chain: Chain, X: Tensor) -> tuple[Tensor, list, list]:
+def run_chain(chain: Chain, X: Tensor, weights: Sequence) -> tuple[Tensor, list, list]:
     """f(X), what :meth:`Chain.backward` needs, and the calls of the chain's dense layers."""
-    f, kept = chain.forward(X)
+    f, kept = chain.forward(X, weights)
     inputs = chain.inputs(kept)
     return f, kept, [Call(i, a, None) for i, a in zip(chain.numbers, inputs, strict=True)]
+
+
+def whole_copy(module: nn.Module) -> nn.Module:
+    """A copy of a module that shares nothing with it, not even a graph.
+
+    Raises
+    ------
+    TypeError
+        If the module cannot be copied.
+    """
+    tensors = {id(t): t for t in _all_tensors(module)}
+    return _copied(module, {key: _own(t) for key, t in tensors.items()})
+
+
+def _own(t: Tensor) -> Tensor:
+    own = t.detach().clone()
+    return nn.Parameter(own, t.requires_grad) if isinstance(t, nn.Parameter) else own
+
+
+def _copied(module: nn.Module, memo: dict[int, Tensor]) -> nn.Module:
+    try:
+        return copy.deepcopy(module, dict(memo))
+    except Exception as error:
+        raise TypeError(
+            f"module of type {type(module).__name__} cannot be copied ({error}); keep what "
+            "cannot be deep-copied out of its attributes."
+        ) from error
+
+
+def _all_tensors(module: nn.Module) -> list[Tensor]:
+    """Parameters, buffers and tensors that are plain attributes."""
+    plain = [v for m in module.modules() for v in vars(m).values() if isinstance(v, Tensor)]
+    return [tensor for _, _, tensor in _tensors_with_owners(module)] + plain
+
+
+def _places(net: nn.Module) -> dict[str, list[tuple[dict, str]]]:
+    """Where each parameter stands: shared ones stand in several places."""
+    names = {id(p): name for name, p in net.named_parameters()}
+    found: dict[str, list[tuple[dict, str]]] = {name: [] for name in names.values()}
+    for m in net.modules():
+        for key, p in m._parameters.items():
+            if p is not None:
+                found[names[id(p)]].append((m._parameters, key))
+    return found
 
 
 def _tensors_with_owners(module: nn.Module) -> list[tuple[dict, str, Tensor]]:
