@@ -1,4 +1,6 @@
-"""The network as a linear model: the one home of theorems 1 (MATH 3) and 2 (MATH 5).
+"""The network as a linear model: the one home of theorem 1 and theorem 2.
+
+(:ref:`math-laplace` and :ref:`math-variational`.)
 
 At weights w* the generalised Gauss-Newton approximation turns the network into
 
@@ -14,7 +16,7 @@ whitened_residual u (n_samples, n_outputs); weights w* (n_params,).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -23,13 +25,14 @@ from torch import Tensor
 
 from .likelihoods import Likelihood
 from .linearize import Linearization
+from .linearize.tape import Cotangents
 
 __all__ = ["IterationModel", "LinearModel"]
 
 
 @dataclass(frozen=True)
 class LinearModel:
-    """A linear model in the network's weights, with whitened data (MATH 3, model B).
+    """A linear model in the network's weights, with whitened data (:ref:`math-laplace`, model B).
 
     Parameters
     ----------
@@ -43,8 +46,8 @@ class LinearModel:
         u_i = L_i⁺ r_i.
     weights : Tensor of shape (n_params,), float64
         w*, the weights the network is linearised at.
-    prior_precision : Tensor of shape () or (n_params,), float64
-        δ, one number or one per weight.
+    prior_precision : Tensor of shape (n_params,), float64
+        δ, one per weight: one number for all is broadcast where a model is made.
     log_likelihood : float
         Σ s_i log p(y_i | f(x_i)), a weight s counting its example s times.
     log_noise_determinant : float
@@ -94,7 +97,7 @@ class LinearModel:
             Targets as ``likelihood`` wants them.
         likelihood : Likelihood
         prior_precision : float or Tensor of shape (n_params,)
-            δ > 0.
+            δ > 0, for all weights or one each.
         sample_weight : Tensor of shape (n_samples,), optional
             s ≥ 0: how many times each example counts.
         outputs : Tensor of shape (n_samples, n_outputs), optional
@@ -143,10 +146,11 @@ class LinearModel:
         rate: float,
         scale: float = 1.0,
     ) -> IterationModel:
-        """Theorem 2: the linear model whose posterior is the next iterate of VOGGN (MATH 5).
+        """Theorem 2: the linear model whose posterior is VOGGN's next iterate.
 
         Its prior is N(m_t, V_t) with V_t⁻¹ = (1-β)Σ_t⁻¹ + βδI and m_t = (1-β) V_t Σ_t⁻¹ μ_t; its
-        data, for every example and draw, ỹ_is = J_s μ_t - Λ_s⁻¹ r_s with noise precision βΛ_s/M.
+        data, for every example and draw, ỹ_is = J_s μ_t - Λ_s⁻¹ r_s with noise precision βΛ_s/M
+        (:ref:`math-variational`).
 
         Parameters
         ----------
@@ -236,31 +240,87 @@ class LinearModel:
                 changed.__dict__[name] = self.__dict__[name]
         return changed
 
-    def parameter_scale(self) -> list[float] | None:
-        """One prior variance 1/δ per named parameter; None where δ is one number.
+    def prior_gram(
+        self,
+        X: Tensor,
+        X2: Tensor | None = None,
+        *,
+        cotangents: Cotangents = None,
+        cotangents2: Cotangents = None,
+    ) -> Tensor:
+        """Cᵀ J D⁻¹ J₂ᵀ C₂ with D = diag(δ): prior covariances of f (:ref:`math-groups`).
 
-        Raises
-        ------
-        ValueError
-            If δ varies inside a parameter tensor, which function space does not support.
+        Parameters
+        ----------
+        X, X2 : Tensor of shape (n, ...), (n2, ...)
+            ``X2=None`` is X itself.
+        cotangents, cotangents2 : Tensor of shape (n, n_outputs, n_rows), callable or None
+            C of either side; None is the identity on both. Of X alone, C₂ is C.
+
+        Returns
+        -------
+        Tensor of shape (n n_rows, n2 n_rows2), float64
         """
-        if self.prior_precision.ndim == 0:
-            return None
-        pieces = self.prior_precision.split(list(self.linearization.parameter_sizes))
-        if any(bool((piece != piece[0]).any()) for piece in pieces):
-            raise ValueError(
-                "prior_precision varies within one parameter tensor; function space needs one "
-                "value per tensor. Use the weight-space posterior for one per weight."
-            )
-        return [1.0 / float(piece[0]) for piece in pieces]
+        if X2 is None:
+            cotangents2 = None
+        variances = self._prior_variances
+        if isinstance(variances, Tensor):
+            return self._gram_of_rows(X, X2, cotangents, cotangents2)
+        gram = self.linearization.gram
+        sides = {"cotangents": cotangents, "cotangents2": cotangents2}
+        if isinstance(variances, float):
+            return gram(X, X2, **sides).mul_(variances)
+        return gram(X, X2, **sides, parameter_scale=variances)
+
+    def prior_blocks(self, X: Tensor, *, cotangents: Cotangents = None) -> Tensor:
+        """Cᵀ J D⁻¹ Jᵀ C per example, of shape (n_samples, n_rows, n_rows), float64."""
+        linearization, variances = self.linearization, self._prior_variances
+        if isinstance(variances, Tensor):
+            parts = linearization.iter_rows(X, cotangents)
+            return torch.cat([(rows * variances) @ rows.mT for _, rows in parts])
+        if isinstance(variances, float):
+            return linearization.diagonal_blocks(X, cotangents=cotangents).double() * variances
+        return linearization.diagonal_blocks(
+            X, cotangents=cotangents, parameter_scale=variances
+        ).double()
+
+    @cached_property
+    def _prior_variances(self) -> float | list[float] | Tensor:
+        """1/δ: of all weights, of each tensor, or of each weight, as few as there are."""
+        variances = 1.0 / self.prior_precision
+        if bool((variances == variances[0]).all()):
+            return float(variances[0])
+        pieces = variances.split(list(self.linearization.parameter_sizes))
+        if all(bool((piece == piece[0]).all()) for piece in pieces):
+            return [float(piece[0]) for piece in pieces]
+        return variances
+
+    def _gram_of_rows(self, X: Tensor, X2: Tensor | None, C: Cotangents, C2: Cotangents) -> Tensor:
+        """:meth:`prior_gram` where δ varies inside a tensor: rows scaled by D^(-1/2), in chunks.
+
+        Where the rows of one side do not fit, those of the columns are made anew for each chunk.
+        """
+        bands = []
+        for left in self._scaled_rows(X, C):
+            others = self._scaled_rows(X, C) if X2 is None else self._scaled_rows(X2, C2)
+            bands.append(torch.cat([left @ right.mT for right in others], dim=1))
+        K = torch.cat(bands)
+        return K if X2 is not None else torch.add(K, K.mT).mul_(0.5)
+
+    def _scaled_rows(self, X: Tensor, C: Cotangents) -> Iterator[Tensor]:
+        """Chunks of Cᵀ J D^(-1/2), of shape (n n_rows, n_params)."""
+        root = self.prior_precision.rsqrt()
+        for _, rows in self.linearization.iter_rows(X, C):
+            yield rows.flatten(0, 1) * root
 
 
 @dataclass(frozen=True)
 class IterationModel:
-    """One variational iteration as a linear model and as a Gaussian process (MATH 5, theorem 2).
+    """One variational iteration as a linear model and as a Gaussian process (theorem 2).
 
-    Rows are ordered draw by draw, example by example, output by output. A row's features are the
-    Jacobian at that draw. Dense: for networks of up to a few thousand weights.
+    See :ref:`math-variational`. Rows are ordered draw by draw, example by example, output by
+    output. A row's features are the Jacobian at that draw. Dense: for networks of up to a few
+    thousand weights.
 
     Parameters
     ----------
@@ -359,12 +419,13 @@ class IterationModel:
 
 
 def _checked_precision(prior_precision: float | Tensor, linearization: Linearization) -> Tensor:
-    delta = torch.as_tensor(prior_precision, dtype=torch.float64)
-    if delta.ndim > 0 and delta.shape != (linearization.n_params,):
+    """δ of every weight, of shape (n_params,)."""
+    delta, P = torch.as_tensor(prior_precision, dtype=torch.float64), linearization.n_params
+    if delta.ndim > 0 and delta.shape != (P,):
         raise ValueError(
-            f"prior_precision must be one number or one per weight ({linearization.n_params}), "
+            f"prior_precision must be one number or one per weight ({P}), "
             f"got shape {tuple(delta.shape)}."
         )
     if not bool((torch.isfinite(delta) & (delta > 0)).all()):
         raise ValueError(f"prior_precision must be positive and finite, got {prior_precision!r}.")
-    return delta.to(linearization.device)
+    return delta.to(linearization.device).expand(P).contiguous()

@@ -12,7 +12,8 @@ from torch import nn
 from sk_dnn2gp.likelihoods import Bernoulli, Categorical, Gaussian
 from sk_dnn2gp.linearize.tape import Call
 from sk_dnn2gp.networks import MLP
-from sk_dnn2gp.optim import OGGN, OGN, VOGGN, VOGN, _closure
+from sk_dnn2gp.optim import OGGN, OGN, VOGGN, VOGN
+from sk_dnn2gp.optim import closure as closure_module
 from tests.cases import CASES, trained
 from tests.reference import jacobian, weights
 
@@ -100,7 +101,7 @@ def brute_diagonal(net, X, y, likelihood, curvature):
 @pytest.mark.parametrize("curvature", ["ggn", "gradient"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_diagonal_curvature_is_brute_force(name, curvature, cached, monkeypatch):
-    monkeypatch.setattr(_closure, "_CACHED", cached)
+    monkeypatch.setattr(closure_module, "_CACHED", cached)
     net, X, y = problem(name)
     reference, before = copy.deepcopy(net), copy.deepcopy(net.state_dict())
     optimizer = OGN(

@@ -226,7 +226,7 @@ def _diagonal_start(model: LinearModel, module: nn.Module, seed: int) -> tuple[T
     steps = laplace.sample_weights(_START_DRAWS, torch.Generator().manual_seed(seed))
     named = dict(module.named_parameters())
     parameters = [named[name] for name in model.linearization.parameter_names]
-    S = torch.zeros_like(laplace.precision)
+    S = torch.zeros_like(laplace.inverse_diagonal)
     for step in steps:
         with moved(parameters, step):
             S += model.linearization.ggn_diagonal(model.X, cotangents=model.noise_factor)

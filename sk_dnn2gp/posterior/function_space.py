@@ -1,25 +1,30 @@
-"""The exact posterior by an NK×NK factor, whatever the number of weights (MATH 3).
+"""The exact posterior by an NK×NK factor, whatever the number of weights (:ref:`math-laplace`).
 
-With K = J J'ᵀ/δ the prior covariance of f,  B = I + Lᵀ K L  and
+With K = J D⁻¹ J'ᵀ the prior covariance of f, D = diag(δ),  B = I + Lᵀ K L  and
 V_* = K_** - K_*L B⁻¹ Lᵀ K_*ᵀ. No Jacobian is formed: every kernel comes from the layer rules.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cached_property
 
 import torch
+from sklearn.utils import gen_batches
 from torch import Generator, Tensor
 
-from .._utils.linalg import cholesky, nonnegative_variance
-from .._utils.memory import batches, chunk_length
+from .._utils.linalg import nonnegative_variance
+from .._utils.memory import chunk_length
 from ..linear_model import LinearModel
+from .precision import DensePrecision
 
-__all__ = ["FunctionSpacePosterior"]
+__all__ = ["FunctionSpacePosterior", "draws_of"]
 
 
 class FunctionSpacePosterior:
-    """The Gaussian process view of the posterior, by a factor of B = I + ΦΦᵀ/δ (MATH 3).
+    """The Gaussian process view of the posterior, by a factor of B = I + Φ D⁻¹ Φᵀ.
+
+    See :ref:`math-laplace`.
 
     Parameters
     ----------
@@ -46,27 +51,25 @@ class FunctionSpacePosterior:
     0.25
     """
 
+    is_exact = True
+
     def __init__(self, model: LinearModel, memory_limit: float | None = None) -> None:
         self.model = model
         self.memory_limit = memory_limit
-        B = self._kernel(model.X, None, model.noise_factor, None)
+        B = model.prior_gram(model.X, cotangents=model.noise_factor)
         B.diagonal().add_(1.0)
-        self.cholesky_factor = cholesky(
-            B, "B = I + ΦΦᵀ/δ", "Raise prior_precision or noise_std, or standardise the inputs."
-        )
+        advice = "Raise prior_precision or noise_std, or standardise the inputs."
+        self.B = DensePrecision(B, "B = I + ΦΦᵀ/δ", advice)
 
-    @cached_property
+    @property
     def log_determinant(self) -> float:
         """log|B|."""
-        return float(2.0 * self.cholesky_factor.diagonal().log().sum())
+        return self.B.log_determinant
 
     @cached_property
     def effective_dimension(self) -> float:
         """γ = NK - tr B⁻¹: how many weights the data determine."""
-        half_inverse = torch.linalg.solve_triangular(
-            self.cholesky_factor, torch.eye(self.model.n_rows).to(self.cholesky_factor), upper=False
-        )
-        return self.model.n_rows - float((half_inverse**2).sum())
+        return float((1.0 - self.B.inverse_diagonal).sum())
 
     @cached_property
     def newton_decrement(self) -> float:
@@ -74,60 +77,117 @@ class FunctionSpacePosterior:
         g = self.model.gradient
         return max(0.0, float(g @ self.solve(g)))
 
+    @cached_property
+    def inverse_diagonal(self) -> Tensor:
+        """diag(A⁻¹) = 1/δ - Σ_r (C⁻¹ΦD⁻¹)²_rp, of shape (n_params,), with B = C Cᵀ.
+
+        So many columns of Φ at a time as fit the memory limit, the rows made anew for each.
+        """
+        model, parts = self.model, []
+        length = chunk_length(2 * 8 * model.n_rows, self.memory_limit)
+        for part in gen_batches(model.n_params, length):
+            chunks = model.linearization.iter_rows(model.X, model.noise_factor)
+            Phi = torch.cat([rows.flatten(0, 1)[:, part].clone() for _, rows in chunks])
+            parts.append(self.B.half_solve(Phi).square().sum(0))
+        prior = 1.0 / model.prior_precision
+        explained = torch.cat(parts) * prior**2
+        return nonnegative_variance(prior - explained, prior, "a weight's posterior variance")
+
     def solve(self, v: Tensor) -> Tensor:
-        """A⁻¹ v = h - D⁻¹Φᵀ B⁻¹ Φ h with h = D⁻¹v, D = diag(δ), of shape (n_params,)."""
-        model = self.model
-        h = v / model.prior_precision
-        Jh = model.linearization.jvp(model.X, h).double()
-        Phi_h = (model.noise_factor.mT @ Jh[..., None]).reshape(-1, 1)
-        inner = torch.cholesky_solve(Phi_h, self.cholesky_factor)
-        L_inner = model.noise_factor @ inner.reshape(len(model.X), -1, 1)
-        return h - model.linearization.vjp(model.X, L_inner[..., 0]) / model.prior_precision
+        """A⁻¹ v = h - D⁻¹Φᵀ B⁻¹ Φ h with h = D⁻¹v, of shape (n_params,)."""
+        h = v / self.model.prior_precision
+        return h - self._pulled_back(self._features_times(h))
+
+    def variance(self, X: Tensor) -> Tensor:
+        """Marginal variances of f, of shape (n_samples, n_outputs): norms of columns."""
+        parts = []
+        for prior, half in self._halves(X):
+            prior = prior.diagonal(dim1=1, dim2=2)
+            difference = prior - half.square().sum(0).view(prior.shape)
+            parts.append(nonnegative_variance(difference, prior, "the posterior variance"))
+        return torch.cat(parts)
 
     def covariance(self, X: Tensor) -> Tensor:
         """Marginal V_* per example, of shape (n_samples, n_outputs, n_outputs)."""
-        R, K = self.model.n_rows, self.model.noise_factor.shape[1]
         blocks = []
-        for part in batches(len(X), chunk_length(3 * 8 * R * K, self.memory_limit)):
-            prior = self._prior_blocks(X[part])
-            cross = self._kernel(self.model.X, X[part], self.model.noise_factor, None)
-            half = self._half_solve(cross).reshape(R, -1, K).permute(1, 2, 0)
-            blocks.append(_difference(prior, half @ half.mT))
+        for prior, half in self._halves(X):
+            rows = half.reshape(len(half), *prior.shape[:2]).permute(1, 2, 0)
+            blocks.append(_difference(prior, rows @ rows.mT))
         return torch.cat(blocks)
 
     def joint_covariance(self, X: Tensor) -> Tensor:
         """V_* over all examples and outputs, of shape (n K, n K)."""
-        prior = self._kernel(X, None, None, None)
-        cross = self._kernel(self.model.X, X, self.model.noise_factor, None)
-        half = self._half_solve(cross)
-        return _difference(prior, half.mT @ half)
+        half = self._half(X)
+        return _difference(self.model.prior_gram(X), half.mT @ half)
 
     def sample(self, X: Tensor, n_samples: int, generator: Generator | None = None) -> Tensor:
         """Draw zero-mean fluctuations of f(X), of shape (n_samples, len(X), n_outputs)."""
-        covariance = self.joint_covariance(X)
-        # V_* is singular whenever NK test rows exceed the rank, so a symmetric root, no Cholesky.
-        values, vectors = torch.linalg.eigh(covariance)
-        z = torch.randn(len(values), n_samples, dtype=torch.float64, generator=generator)
-        draws = vectors @ (values.clamp_min(0.0).sqrt()[:, None] * z.to(values.device))
-        return draws.mT.reshape(n_samples, len(X), -1)
+        draws = draws_of(self.joint_covariance(X), n_samples, generator)
+        return draws.reshape(n_samples, len(X), -1)
 
-    def _kernel(self, X: Tensor, X2: Tensor | None, L: Tensor | None, L2: Tensor | None) -> Tensor:
-        """Lᵀ K(X, X2) L2 with K = J diag(1/δ) Jᵀ."""
-        scale = self.model.parameter_scale()
-        gram = self.model.linearization.gram(
-            X, X2, cotangents=L, cotangents2=L2, parameter_scale=scale
-        )
-        return gram if scale is not None else gram.div_(self.model.prior_precision)
+    def sample_weights(self, n_samples: int, generator: Generator | None = None) -> Tensor:
+        """Draw w - w* from N(0, A⁻¹), of shape (n_samples, n_params), by Matheron's rule.
 
-    def _prior_blocks(self, X: Tensor) -> Tensor:
-        scale = self.model.parameter_scale()
-        blocks = self.model.linearization.diagonal_blocks(X, parameter_scale=scale)
-        return (
-            blocks.double() if scale is not None else blocks.double() / self.model.prior_precision
-        )
+        From the prior, corrected by what the data say of it: with w ~ N(0, D⁻¹) and ε ~ N(0, I),
+        w - D⁻¹Φᵀ B⁻¹ (Φw + ε) has the covariance A⁻¹ (Wilson et al. 2020, equation 5).
+        """
+        model, draws = self.model, []
+        for _ in range(n_samples):
+            z = torch.randn(model.n_params + model.n_rows, dtype=torch.float64, generator=generator)
+            z, noise = z.to(model.weights.device).split([model.n_params, model.n_rows])
+            w = z * model.prior_precision.rsqrt()
+            draws.append(w - self._pulled_back(self._features_times(w) + noise))
+        return torch.stack(draws)
 
-    def _half_solve(self, columns: Tensor) -> Tensor:
-        return torch.linalg.solve_triangular(self.cholesky_factor, columns, upper=False)
+    def _features_times(self, v: Tensor) -> Tensor:
+        """Φ v, of shape (n_rows,)."""
+        Jv = self.model.linearization.jvp(self.model.X, v).double()
+        return (self.model.noise_factor.mT @ Jv[..., None]).flatten()
+
+    def _pulled_back(self, t: Tensor) -> Tensor:
+        """D⁻¹Φᵀ B⁻¹ t, of shape (n_params,)."""
+        model = self.model
+        u = model.noise_factor @ self.B.solve(t).view(len(model.X), -1, 1)
+        return model.linearization.vjp(model.X, u[..., 0]) / model.prior_precision
+
+    def _halves(self, X: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Chunks of K_** per example (n, K, K) and C⁻¹ Lᵀ K_*ᵀ (n_rows, n K), with B = C Cᵀ."""
+        R, K = self.model.n_rows, self.model.noise_factor.shape[1]
+        for part in gen_batches(len(X), chunk_length(3 * 8 * R * K, self.memory_limit)):
+            yield self.model.prior_blocks(X[part]), self._half(X[part])
+
+    def _half(self, X: Tensor) -> Tensor:
+        model = self.model
+        cross = model.prior_gram(model.X, X, cotangents=model.noise_factor)
+        return self.B.half_solve(cross)
+
+
+def draws_of(covariance: Tensor, n_samples: int, generator: Generator | None) -> Tensor:
+    """Draw from N(0, covariance), which may be singular.
+
+    A covariance of more rows than weights is singular: a symmetric root, no Cholesky factor.
+
+    Parameters
+    ----------
+    covariance : Tensor of shape (n, n)
+    n_samples : int
+    generator : torch.Generator, optional
+
+    Returns
+    -------
+    Tensor of shape (n_samples, n)
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sk_dnn2gp.posterior.function_space import draws_of
+    >>> draws = draws_of(torch.ones(2, 2, dtype=torch.float64), 3, None)
+    >>> bool((draws[:, 0] - draws[:, 1]).abs().max() < 1e-7)
+    True
+    """
+    values, vectors = torch.linalg.eigh(covariance)
+    z = torch.randn(len(values), n_samples, dtype=torch.float64, generator=generator)
+    return (vectors @ (values.clamp_min(0.0).sqrt()[:, None] * z.to(values.device))).mT
 
 
 def _difference(prior: Tensor, explained: Tensor) -> Tensor:

@@ -11,17 +11,22 @@ from __future__ import annotations
 from functools import cached_property
 
 import torch
+from sklearn.utils import gen_batches
 from torch import Generator, Tensor
 
-from .._utils.linalg import cholesky, nonnegative_variance
-from .._utils.memory import batches, chunk_length, require_memory
+from .._utils.linalg import nonnegative_variance
+from .._utils.memory import chunk_length, require_memory
 from ..linear_model import LinearModel
+from .function_space import draws_of
+from .precision import DensePrecision
 
 __all__ = ["IndependentPosterior", "output_gram"]
 
 
 class IndependentPosterior:
-    """Independent outputs: one factor of B_k per output (an approximation of MATH 3).
+    """Independent outputs: one factor of B_k per output (an approximation).
+
+    Of :ref:`math-laplace`.
 
     Parameters
     ----------
@@ -50,6 +55,8 @@ class IndependentPosterior:
     [[0.25, 0.25]]
     """
 
+    is_exact = False
+
     def __init__(self, model: LinearModel, memory_limit: float | None = None) -> None:
         self.model = model
         self.memory_limit = memory_limit
@@ -60,23 +67,22 @@ class IndependentPosterior:
             f"The posterior of {K} independent outputs ({N} examples)",
             "Use a subset of the data, posterior='last_layer' or 'diag', or raise memory_limit.",
         )
-        self.cholesky_factors = [self._factor(k) for k in range(K)]
+        self.B = [self._factor(k) for k in range(K)]
 
     @cached_property
     def log_determinant(self) -> float:
         """Σ_k log|B_k|."""
-        return sum(float(2.0 * C.diagonal().log().sum()) for C in self.cholesky_factors)
+        return sum(B.log_determinant for B in self.B)
 
     @cached_property
     def effective_dimension(self) -> float:
         """Σ_k (N - tr B_k⁻¹): weights that several outputs share are counted in each."""
-        total = 0.0
-        for C in self.cholesky_factors:
-            half = torch.linalg.solve_triangular(
-                C, torch.eye(len(C), dtype=C.dtype, device=C.device), upper=False
-            )
-            total += len(C) - float((half**2).sum())
-        return total
+        return sum(float((1.0 - B.inverse_diagonal).sum()) for B in self.B)
+
+    @property
+    def inverse_diagonal(self) -> Tensor:
+        """Not defined: see :meth:`solve`."""
+        return self.solve(self.model.weights)
 
     @property
     def newton_decrement(self) -> float:
@@ -93,17 +99,25 @@ class IndependentPosterior:
         """
         raise ValueError(
             "Independent outputs have no common posterior precision of the weights, so that the "
-            "dual evidence and the Newton decrement are not defined. Use outputs='joint'."
+            "dual evidence, the Newton decrement, and variances and draws of the weights are not "
+            "defined. Use outputs='joint'."
         )
+
+    def sample_weights(self, n_samples: int, generator: Generator | None = None) -> Tensor:
+        """Not defined: see :meth:`solve`."""
+        return self.solve(self.model.weights)
+
+    def variance(self, X: Tensor) -> Tensor:
+        """Marginal variances of f, of shape (n_samples, n_outputs)."""
+        return torch.stack([self._variance(k, X) for k in range(len(self.B))], -1)
 
     def covariance(self, X: Tensor) -> Tensor:
         """Marginal V_* per example, diagonal, of shape (n_samples, n_outputs, n_outputs)."""
-        K = len(self.cholesky_factors)
-        return torch.diag_embed(torch.stack([self._variance(k, X) for k in range(K)], -1))
+        return torch.diag_embed(self.variance(X))
 
     def joint_covariance(self, X: Tensor) -> Tensor:
         """V_* over all examples and outputs, of shape (n K, n K), zero between outputs."""
-        K, n = len(self.cholesky_factors), len(X)
+        K, n = len(self.B), len(X)
         joint = torch.zeros(n, K, n, K, dtype=torch.float64, device=X.device)
         for k in range(K):
             joint[:, k, :, k] = self._output_covariance(k, X)
@@ -111,56 +125,33 @@ class IndependentPosterior:
 
     def sample(self, X: Tensor, n_samples: int, generator: Generator | None = None) -> Tensor:
         """Draw zero-mean fluctuations of f(X), of shape (n_samples, len(X), n_outputs)."""
-        draws = []
-        for k in range(len(self.cholesky_factors)):
-            values, vectors = torch.linalg.eigh(self._output_covariance(k, X))
-            z = torch.randn(len(values), n_samples, dtype=torch.float64, generator=generator)
-            draws.append(vectors @ (values.clamp_min(0.0).sqrt()[:, None] * z.to(values.device)))
-        return torch.stack(draws, -1).transpose(0, 1)
+        covariances = (self._output_covariance(k, X) for k in range(len(self.B)))
+        return torch.stack([draws_of(V, n_samples, generator) for V in covariances], -1)
 
-    def _factor(self, k: int) -> Tensor:
-        B = self._kernel(k, self.model.X)
+    def _factor(self, k: int) -> DensePrecision:
+        B = self.model.prior_gram(self.model.X, cotangents=_cotangents(self.model, k))
         B.diagonal().add_(1.0)
-        return cholesky(B, f"B of output {k}", "Raise prior_precision, or standardise the inputs.")
-
-    @property
-    def _scale(self) -> list[float] | None:
-        return self.model.parameter_scale()
-
-    def _kernel(self, k: int, X: Tensor, X2: Tensor | None = None, whiten: bool = True) -> Tensor:
-        """D_k K_k(X, X2), with D_k on the training side; both sides where ``X2`` is None."""
-        linearization = self.model.linearization
-        unit = linearization.unit_cotangents(k)
-        left = _cotangents(self.model, k) if whiten else unit
-        gram = linearization.gram(
-            X,
-            X2,
-            cotangents=left,
-            cotangents2=left if X2 is None else unit,
-            parameter_scale=self._scale,
-        )
-        return gram if self._scale is not None else gram.div_(self.model.prior_precision)
+        advice = "Raise prior_precision, or standardise the inputs."
+        return DensePrecision(B, f"B of output {k}", advice)
 
     def _variance(self, k: int, X: Tensor) -> Tensor:
         unit, parts = self.model.linearization.unit_cotangents(k), []
-        N = len(self.model.X)
-        for part in batches(len(X), chunk_length(3 * 8 * N, self.memory_limit)):
-            prior = self.model.linearization.diagonal_blocks(
-                X[part], cotangents=unit, parameter_scale=self._scale
-            )[:, 0, 0].double()
-            prior = prior if self._scale is not None else prior / self.model.prior_precision
-            half = self._half(k, X[part])
-            variance = prior - (half**2).sum(0)
+        for part in gen_batches(len(X), chunk_length(3 * 8 * len(self.model.X), self.memory_limit)):
+            prior = self.model.prior_blocks(X[part], cotangents=unit)[:, 0, 0]
+            variance = prior - self._half(k, X[part]).square().sum(0)
             parts.append(nonnegative_variance(variance, prior, "the posterior variance"))
         return torch.cat(parts)
 
     def _output_covariance(self, k: int, X: Tensor) -> Tensor:
-        half = self._half(k, X)
-        return self._kernel(k, X, whiten=False) - half.mT @ half
+        half, unit = self._half(k, X), self.model.linearization.unit_cotangents(k)
+        return self.model.prior_gram(X, cotangents=unit) - half.mT @ half
 
     def _half(self, k: int, X: Tensor) -> Tensor:
-        cross = self._kernel(k, self.model.X, X)
-        return torch.linalg.solve_triangular(self.cholesky_factors[k], cross, upper=False)
+        """C⁻¹ D_k K_k(training, X), with B_k = C Cᵀ."""
+        model = self.model
+        unit = model.linearization.unit_cotangents(k)
+        cross = model.prior_gram(model.X, X, cotangents=_cotangents(model, k), cotangents2=unit)
+        return self.B[k].half_solve(cross)
 
 
 def output_gram(model: LinearModel, k: int) -> Tensor:

@@ -1,0 +1,245 @@
+"""A Gaussian over weights, by its precision: the one home of its Cholesky, solutions and draws.
+
+A precision is a matrix or a diagonal. Both are held as a factor, and offer the same:
+
+    solve              A⁻¹ v                  half_solve        C⁻¹ v with A = C Cᵀ
+    scale              z -> C⁻ᵀ z, of covariance A⁻¹ for a standard normal z
+    log_determinant    log|A|                 inverse_diagonal  diag A⁻¹
+
+The squared norm of a column of C⁻¹V is vᵀA⁻¹v: variances and covariances are products of half
+solutions, and so never negative. Shapes: A (P, P) or (P,); columns V (P, n); draws z (n, P).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Generator, Tensor
+
+from .._utils.linalg import cholesky
+
+__all__ = [
+    "DensePrecision",
+    "DiagonalPrecision",
+    "GaussianWeights",
+    "Precision",
+    "precision_of",
+    "with_prior",
+]
+
+
+class DensePrecision:
+    """A dense positive definite matrix A, held as its lower Cholesky factor.
+
+    Parameters
+    ----------
+    A : Tensor of shape (n, n), float64
+        Not modified, and not kept.
+    what, advice : str
+        Name of the matrix, and what to change where it has no factor, for the message.
+
+    Raises
+    ------
+    numpy.linalg.LinAlgError
+        If A is not positive definite in floating point.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sk_dnn2gp.posterior.precision import DensePrecision
+    >>> A = DensePrecision(4.0 * torch.eye(2, dtype=torch.float64))
+    >>> A.inverse_diagonal.tolist()
+    [0.25, 0.25]
+    """
+
+    def __init__(
+        self,
+        A: Tensor,
+        what: str = "the posterior precision S + δ",
+        advice: str = "Raise prior_precision or lower the learning rates.",
+    ) -> None:
+        self.factor = cholesky(A, what, advice)
+
+    def solve(self, v: Tensor) -> Tensor:
+        """A⁻¹ v for v (n,) or (n, m)."""
+        columns = v[:, None] if v.ndim == 1 else v
+        return torch.cholesky_solve(columns, self.factor).view(v.shape)
+
+    def half_solve(self, columns: Tensor) -> Tensor:
+        """C⁻¹ V, of shape (n, m)."""
+        return torch.linalg.solve_triangular(self.factor, columns, upper=False)
+
+    def scale(self, z: Tensor) -> Tensor:
+        """C⁻ᵀ z for every row of z (m, n), or for z (n,)."""
+        columns = z.mT if z.ndim == 2 else z[:, None]
+        draws = torch.linalg.solve_triangular(self.factor.mT, columns, upper=True)
+        return draws.mT if z.ndim == 2 else draws[:, 0]
+
+    @cached_property
+    def log_determinant(self) -> float:
+        """log|A|."""
+        return float(2.0 * self.factor.diagonal().log().sum())
+
+    @cached_property
+    def inverse_diagonal(self) -> Tensor:
+        """diag A⁻¹, of shape (n,)."""
+        return torch.cholesky_inverse(self.factor).diagonal().clone()
+
+
+class DiagonalPrecision:
+    """A positive diagonal, held as A^(-1/2): draws need it, and a solution takes it twice.
+
+    Parameters
+    ----------
+    A : Tensor of shape (n,)
+        The diagonal. Not modified, and not kept.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sk_dnn2gp.posterior.precision import DiagonalPrecision
+    >>> DiagonalPrecision(torch.tensor([4.0, 16.0])).inverse_diagonal.tolist()
+    [0.25, 0.0625]
+    """
+
+    def __init__(self, A: Tensor) -> None:
+        self.factor = A.rsqrt()
+
+    def solve(self, v: Tensor) -> Tensor:
+        """v/A for v (n,) or (n, m)."""
+        root = self._beside(v)
+        return torch.mul(v, root).mul_(root)
+
+    def half_solve(self, columns: Tensor) -> Tensor:
+        """V/√A, of shape (n, m)."""
+        return columns * self._beside(columns)
+
+    def scale(self, z: Tensor) -> Tensor:
+        """z/√A for every row of z (m, n), or for z (n,); in the place of z."""
+        return z.mul_(self.factor)
+
+    @cached_property
+    def log_determinant(self) -> float:
+        """Σ log A."""
+        return float(-2.0 * self.factor.log().sum())
+
+    @cached_property
+    def inverse_diagonal(self) -> Tensor:
+        """1/A, of shape (n,)."""
+        return self.factor.square()
+
+    def _beside(self, v: Tensor) -> Tensor:
+        return self.factor if v.ndim == 1 else self.factor[:, None]
+
+
+Precision = DensePrecision | DiagonalPrecision
+
+
+def precision_of(A: Tensor) -> Precision:
+    """A's factor, by its shape.
+
+    Parameters
+    ----------
+    A : Tensor of shape (n, n) or (n,)
+        A precision, or its diagonal.
+
+    Returns
+    -------
+    Precision
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sk_dnn2gp.posterior.precision import precision_of
+    >>> precision_of(torch.tensor([4.0])).solve(torch.tensor([1.0])).item()
+    0.25
+    """
+    return DensePrecision(A) if A.ndim == 2 else DiagonalPrecision(A)
+
+
+def with_prior(S: Tensor, delta: Tensor | float, out: Tensor | None = None) -> Tensor:
+    """A = S + δ, of the shape of the curvature S.
+
+    Parameters
+    ----------
+    S : Tensor of shape (n, n) or (n,)
+        A curvature, or its diagonal.
+    delta : Tensor of shape (n,) or float
+        δ.
+    out : Tensor of the shape of S, optional
+        Where the result goes; it may be S.
+
+    Returns
+    -------
+    Tensor of the shape of S
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sk_dnn2gp.posterior.precision import with_prior
+    >>> with_prior(torch.ones(2, 2), 0.5).tolist()
+    [[1.5, 1.0], [1.0, 1.5]]
+    """
+    if S.ndim == 1:
+        return S + delta if out is None else torch.add(S, delta, out=out)
+    A = S.clone() if out is None else out.copy_(S)
+    A.diagonal().add_(delta)
+    return A
+
+
+@dataclass(frozen=True)
+class GaussianWeights:
+    """A Gaussian over the weights, q = N(μ, A⁻¹) (:ref:`math-variational`).
+
+    Parameters
+    ----------
+    mean : Tensor of shape (n_params,), float64
+        μ, in the order of the optimiser's parameters.
+    precision : Tensor of shape (n_params, n_params) or (n_params,), float64
+        A = S + δ, a matrix or its diagonal.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sk_dnn2gp.optim import GaussianWeights
+    >>> one = torch.ones(2, dtype=torch.float64)
+    >>> round(GaussianWeights(one, 4 * one).kl_divergence(1.0), 4)
+    1.6363
+    """
+
+    mean: Tensor
+    precision: Tensor
+
+    @cached_property
+    def factored(self) -> Precision:
+        """A as a factor."""
+        return precision_of(self.precision)
+
+    def variances(self) -> Tensor:
+        """diag A⁻¹, of shape (n_params,): the variances of the weights."""
+        return self.factored.inverse_diagonal
+
+    def sample(self, n_samples: int, generator: Generator | None = None) -> Tensor:
+        """Draw weights, of shape (n_samples, n_params)."""
+        z = torch.randn(n_samples, len(self.mean), dtype=torch.float64, generator=generator)
+        return self.mean + self.factored.scale(z.to(self.mean.device))
+
+    def kl_divergence(self, prior_precision: float | Tensor) -> float:
+        """KL(q ‖ N(0, I/δ)) = ½ [δ tr A⁻¹ + δ‖μ‖² - P + log|A| - P log δ].
+
+        Parameters
+        ----------
+        prior_precision : float or Tensor of shape (n_params,)
+            δ.
+
+        Returns
+        -------
+        float
+        """
+        delta = torch.as_tensor(prior_precision, dtype=torch.float64).expand(len(self.mean))
+        delta = delta.to(self.mean.device)
+        squares = float((delta * (self.variances() + self.mean**2)).sum())
+        log_ratio = self.factored.log_determinant - float(delta.log().sum())
+        return 0.5 * (squares - len(self.mean) + log_ratio)

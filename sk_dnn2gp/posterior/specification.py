@@ -1,0 +1,391 @@
+"""Which posterior: small objects with their settings, for which a string is shorthand.
+
+Each says which weights the linear model takes (``parameters``), which examples (``rows``), makes
+the posterior of a linear model (``build``), and states whether that is the exact posterior of the
+process whose kernel is the whole network's (``is_network_process``). A new posterior edits one
+file, and ``NAMES`` where a string is to mean it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, clone
+from sklearn.utils import check_random_state
+
+from .._utils.memory import limit_in_bytes, require_memory
+from ..linear_model import LinearModel
+from .contract import Posterior
+from .diagonal import DiagonalPosterior
+from .function_space import FunctionSpacePosterior
+from .independent import IndependentPosterior
+from .weight_space import WeightSpacePosterior
+
+__all__ = [
+    "NAMES",
+    "Diagonal",
+    "Full",
+    "IndependentOutputs",
+    "LastLayer",
+    "PosteriorSpecification",
+    "SubsetOfData",
+    "SubsetOfWeights",
+    "resolve_posterior",
+]
+
+
+class PosteriorSpecification(BaseEstimator):
+    """What every specification offers; what is here holds unless a class says otherwise.
+
+    Attributes
+    ----------
+    parameters : None, "last_layer" or tuple of str
+        Which weights are w: what :class:`~sk_dnn2gp.linearize.Linearization` takes.
+    is_network_process : bool
+        Whether the posterior is, exactly, that of the Gaussian process whose kernel is the
+        network's neural tangent kernel over all weights and whose data are all examples.
+    has_common_precision : bool
+        Whether the posterior is a Gaussian over weights, with one precision A: draws of the
+        weights, the Newton decrement and the dual evidence need one.
+    """
+
+    is_network_process: bool = False
+    has_common_precision: bool = True
+
+    @property
+    def parameters(self) -> Any:
+        """All weights."""
+        return None
+
+    def rows(self, n_samples: int, random_state: Any = None) -> NDArray | None:
+        """Which examples the posterior is of: indices in order, or None for all.
+
+        Parameters
+        ----------
+        n_samples : int
+        random_state : int, RandomState instance or None
+            Where the specification has none of its own.
+
+        Returns
+        -------
+        ndarray of shape (n_chosen,), or None
+        """
+        return None
+
+    def validate(self) -> None:
+        """Refuse settings that cannot work.
+
+        Raises
+        ------
+        ValueError
+            With the name of the setting, what was found and what to give.
+        """
+        limit = getattr(self, "memory_limit", None)
+        if limit is not None and not (_is_number(limit) and limit > 0):
+            raise ValueError(
+                f"{type(self).__name__}: memory_limit must be a positive number of MiB, or None "
+                f"for scikit-learn's working_memory; got {limit!r}."
+            )
+
+    def build(self, model: LinearModel) -> Posterior:
+        """Make the posterior.
+
+        Parameters
+        ----------
+        model : LinearModel
+            Of the weights ``parameters`` and the examples ``rows``.
+
+        Returns
+        -------
+        Posterior
+
+        Raises
+        ------
+        MemoryError
+            If a factor does not fit, saying what would.
+        numpy.linalg.LinAlgError
+            If a matrix has no factor in floating point.
+        """
+        raise NotImplementedError
+
+
+class Full(PosteriorSpecification):
+    """The exact posterior of all weights, in the space where it is cheaper.
+
+    P×P where P ≤ NK, NK×NK otherwise (:ref:`math-laplace`).
+
+    Parameters
+    ----------
+    memory_limit : float, optional
+        MiB for the factor and temporary work; None is scikit-learn's ``working_memory``.
+
+    Examples
+    --------
+    >>> from sk_dnn2gp.posterior import Full
+    >>> Full(memory_limit=200.0).is_network_process
+    True
+    """
+
+    is_network_process = True
+
+    def __init__(self, memory_limit: float | None = None) -> None:
+        self.memory_limit = memory_limit
+
+    def build(self, model: LinearModel) -> Posterior:
+        """Make the posterior, in weight space or in function space."""
+        size = min(model.n_params, model.n_rows)
+        largest = int((limit_in_bytes(self.memory_limit) / 16) ** 0.5)
+        require_memory(
+            2 * 8 * size**2,
+            self.memory_limit,
+            f"The full posterior (P={model.n_params} weights, NK={model.n_rows} rows)",
+            f"Within it fits min(P, NK) <= {largest}: use posterior='last_layer' or 'diag', a "
+            f"smaller network, a subset of the data, or raise memory_limit.",
+        )
+        if model.n_params <= model.n_rows:
+            return WeightSpacePosterior(model, self.memory_limit)
+        return FunctionSpacePosterior(model, self.memory_limit)
+
+
+class LastLayer(Full):
+    """The exact posterior of the last layer's weights, the others held as they are.
+
+    Parameters
+    ----------
+    memory_limit : float, optional
+        MiB for the factor and temporary work; None is scikit-learn's ``working_memory``.
+
+    Examples
+    --------
+    >>> from sk_dnn2gp.posterior import LastLayer
+    >>> LastLayer().parameters
+    'last_layer'
+    """
+
+    is_network_process = False
+
+    def __init__(self, memory_limit: float | None = None) -> None:
+        super().__init__(memory_limit)
+
+    @property
+    def parameters(self) -> str:
+        """The layer with weights that is called last."""
+        return "last_layer"
+
+
+class SubsetOfWeights(Full):
+    """The exact posterior of weights chosen by name, the others held as they are.
+
+    Parameters
+    ----------
+    parameters : sequence of str
+        Names as in the module's ``named_parameters()``.
+    memory_limit : float, optional
+        MiB for the factor and temporary work; None is scikit-learn's ``working_memory``.
+
+    Examples
+    --------
+    >>> from sk_dnn2gp.posterior import SubsetOfWeights
+    >>> SubsetOfWeights(("0.weight", "2.weight")).is_network_process
+    False
+    """
+
+    is_network_process = False
+    parameters: Any = None
+
+    def __init__(self, parameters: Sequence[str] = (), memory_limit: float | None = None) -> None:
+        super().__init__(memory_limit)
+        self.parameters = parameters
+
+    def validate(self) -> None:
+        """Refuse settings that cannot work."""
+        super().validate()
+        names = self.parameters
+        sequence = isinstance(names, Sequence) and not isinstance(names, str)
+        if not sequence or not names or not all(isinstance(name, str) for name in names):
+            raise ValueError(
+                "SubsetOfWeights: parameters must be names of parameters of the module, such as "
+                f"('0.weight', '0.bias'), at least one; got {names!r}."
+            )
+        if len(set(names)) < len(names):
+            raise ValueError(f"SubsetOfWeights: parameters names some twice: {names!r}.")
+
+
+class Diagonal(PosteriorSpecification):
+    """The diagonal of the posterior precision alone: linear in the number of weights.
+
+    Correlations between weights are dropped (:ref:`math-laplace`).
+
+    Parameters
+    ----------
+    memory_limit : float, optional
+        MiB for temporary work; None is scikit-learn's ``working_memory``.
+
+    Examples
+    --------
+    >>> from sk_dnn2gp.posterior import Diagonal
+    >>> Diagonal().is_network_process
+    False
+    """
+
+    def __init__(self, memory_limit: float | None = None) -> None:
+        self.memory_limit = memory_limit
+
+    def build(self, model: LinearModel) -> Posterior:
+        """Make the posterior."""
+        return DiagonalPosterior(model, self.memory_limit)
+
+
+class IndependentOutputs(PosteriorSpecification):
+    """One process per output, their correlations dropped: K factors of N×N.
+
+    Parameters
+    ----------
+    memory_limit : float, optional
+        MiB for the factors and temporary work; None is scikit-learn's ``working_memory``.
+
+    Examples
+    --------
+    >>> from sk_dnn2gp.posterior import IndependentOutputs
+    >>> IndependentOutputs().has_common_precision
+    False
+    """
+
+    has_common_precision = False
+
+    def __init__(self, memory_limit: float | None = None) -> None:
+        self.memory_limit = memory_limit
+
+    def build(self, model: LinearModel) -> Posterior:
+        """Make the posterior."""
+        return IndependentPosterior(model, self.memory_limit)
+
+
+class SubsetOfData(PosteriorSpecification):
+    """The posterior given a random part of the examples, which never says too little variance.
+
+    The network is trained on all of them; of the exact posterior, leaving examples out can only
+    widen every variance.
+
+    Parameters
+    ----------
+    n_samples : int
+        How many examples; all of them where there are no more.
+    posterior : str or PosteriorSpecification, default="full"
+        Which posterior, given those.
+    random_state : int, RandomState instance or None, default=None
+        Of the choice; None takes the seed of the fit.
+
+    Examples
+    --------
+    >>> from sk_dnn2gp.posterior import SubsetOfData
+    >>> SubsetOfData(3, random_state=0).rows(100).tolist()
+    [2, 26, 86]
+    """
+
+    def __init__(
+        self,
+        n_samples: int,
+        posterior: str | PosteriorSpecification = "full",
+        random_state: Any = None,
+    ) -> None:
+        self.n_samples = n_samples
+        self.posterior = posterior
+        self.random_state = random_state
+
+    @property
+    def parameters(self) -> Any:
+        """Those of the inner posterior."""
+        return self._inner().parameters
+
+    @property
+    def has_common_precision(self) -> bool:  # type: ignore[override]
+        """As the inner posterior."""
+        return self._inner().has_common_precision
+
+    def rows(self, n_samples: int, random_state: Any = None) -> NDArray | None:
+        """Which examples, in order; None where there are no more than asked for."""
+        if self.n_samples >= n_samples:
+            return None
+        seed = random_state if self.random_state is None else self.random_state
+        chosen = check_random_state(seed).choice(n_samples, self.n_samples, replace=False)
+        return np.sort(chosen)
+
+    def validate(self) -> None:
+        """Refuse settings that cannot work."""
+        n = self.n_samples
+        if isinstance(n, bool) or not isinstance(n, Integral) or n < 1:
+            raise ValueError(
+                f"SubsetOfData: n_samples must be a positive number of examples, got {n!r}."
+            )
+        if isinstance(self.posterior, SubsetOfData):
+            raise ValueError(
+                "SubsetOfData: posterior must not be a SubsetOfData again: give the least "
+                f"n_samples of the two; got {self.posterior!r}."
+            )
+        self._inner().validate()
+
+    def build(self, model: LinearModel) -> Posterior:
+        """Make the inner posterior, of a model of the chosen examples."""
+        return self._inner().build(model)
+
+    def _inner(self) -> PosteriorSpecification:
+        return resolve_posterior(self.posterior)
+
+
+# What each string is shorthand for; another posterior adds its class here.
+NAMES: dict[str, type[PosteriorSpecification]] = {
+    "auto": Full,
+    "full": Full,
+    "diag": Diagonal,
+    "last_layer": LastLayer,
+    "independent": IndependentOutputs,
+}
+
+
+def resolve_posterior(
+    posterior: str | PosteriorSpecification, memory_limit: float | None = None
+) -> PosteriorSpecification:
+    """Turn a string into the object that it is shorthand for.
+
+    Parameters
+    ----------
+    posterior : str or PosteriorSpecification
+        An object is returned as it is, or as a copy where it takes ``memory_limit``.
+    memory_limit : float, optional
+        MiB, for objects that have none of their own.
+
+    Returns
+    -------
+    PosteriorSpecification
+
+    Raises
+    ------
+    ValueError
+        If ``posterior`` is neither one of the names nor such an object.
+
+    Examples
+    --------
+    >>> from sk_dnn2gp.posterior import resolve_posterior
+    >>> resolve_posterior("diag")
+    Diagonal()
+    """
+    if isinstance(posterior, str) and posterior in NAMES:
+        posterior = NAMES[posterior]()
+    if not isinstance(posterior, PosteriorSpecification):
+        names = ", ".join(repr(name) for name in NAMES)
+        raise ValueError(
+            f"posterior must be one of {names}, or an object of sk_dnn2gp.posterior such as "
+            f"Full(memory_limit=2000); got {posterior!r}."
+        )
+    if memory_limit is None or getattr(posterior, "memory_limit", 0.0) is not None:
+        return posterior
+    return clone(posterior).set_params(memory_limit=memory_limit)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
