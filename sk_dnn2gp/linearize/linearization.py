@@ -26,6 +26,7 @@ from .choice import chosen_names, last_layer
 from .factors import Factor, Rows, add_squares, apply, covered, diagonal_blocks, write_rows
 from .gram import Side, add_products, gram_matrix, mirrored
 from .layers import has_rule
+from .passes import ChainPass, GraphPass, Pass, can_bend
 from .plan import Plan, explicit_rows, factors_from_calls, make_plan, slots_of
 from .tape import Cotangents, Twin, backward, evaluated, run_chain, whole_copy
 
@@ -310,6 +311,32 @@ class Linearization:
         if chunk_length(2 * self._row_bytes(plan, plan.n_outputs), self.memory_limit) < len(X):
             return None
         return Recording(self, X, plan)
+
+    def forward(self, X: Tensor) -> Pass:
+        """One pass over X, kept for products: f(X), Jᵀu, and exact Hessian products.
+
+        Parameters
+        ----------
+        X : Tensor of shape (n_samples, ...)
+
+        Returns
+        -------
+        Pass
+        """
+        X, plan = self._prepared(X)
+        parts = list(batches(len(X), chunk_length(6 * plan.graph_bytes, self.memory_limit)))
+        if plan.chain is not None and can_bend(plan.chain.steps):
+            weights = self._chain_weights()
+            places = [plan.slots[number] for number in plan.chain.numbers]
+            return Pass(
+                lambda part: ChainPass(plan.chain, weights, places, self.n_params, X[part]), parts
+            )
+
+        def run(leaves: dict[str, Tensor], part: slice) -> Tensor:
+            with self._twin.holding(leaves) as net:
+                return net(X[part])
+
+        return Pass(lambda part: GraphPass(partial(run, part=part), self._leaves()), parts)
 
     def iter_rows(
         self, X: Tensor, cotangents: Cotangents = None, dtype: torch.dtype = torch.float64

@@ -1,0 +1,274 @@
+"""One forward pass, kept for products: f(X), Jᵀu, and exact Hessian products of a loss of f.
+
+For a loss Σ_i ℓ_i(f_i) with r = ∂ℓ/∂f the Hessian in the weights is
+
+    H v = Jᵀ Λ J v + Σ_ik r_ik ∇²f_k(x_i) v          (:ref:`math-newton`)
+
+Dense layers in a row take it by hand: tangents forward, and the tangent of the backward pass
+(Pearlmutter 1994, "Fast exact multiplication by the Hessian"). Every other network takes autograd
+twice, with the graph of the gradient kept for as long as the pass is.
+
+Shapes: X (n, ...); f, r, u (n, K); v, products (P,).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["ChainPass", "GraphPass", "Pass", "can_bend"]
+
+# How an activation's slope changes, ∂²h/∂z², from its output h and slope.
+_BENDS: dict[type, Callable[[Tensor, Tensor], Tensor]] = {
+    nn.Tanh: lambda h, slope: -2.0 * h * slope,
+    nn.Sigmoid: lambda h, slope: (1.0 - 2.0 * h) * slope,
+    nn.ReLU: lambda h, slope: torch.zeros_like(slope),
+}
+# r as a function of f, differentiable.
+_Residual = Callable[[Tensor], Tensor]
+
+
+def can_bend(steps: Sequence[tuple[Any, Any]]) -> bool:
+    """Whether a chain alternates dense layers and activations whose second derivative is known."""
+    kinds = [layer_slope[1] is None for layer_slope in steps]
+    alternate = all(a != b for a, b in zip(kinds, kinds[1:], strict=False))
+    known = all(slope is None or type(layer) in _BENDS for layer, slope in steps)
+    return alternate and known and bool(kinds) and kinds[0] and kinds[-1]
+
+
+class ChainPass:
+    """A pass over dense layers and activations in turn.
+
+    Parameters
+    ----------
+    chain : Chain
+    weights : list
+        (W, b) of every dense layer, None for an activation.
+    places : list of (Slot or None, Slot or None)
+        Where each dense layer's W and b stand in w.
+    n_params : int
+    X : Tensor of shape (n, n_features)
+    """
+
+    def __init__(
+        self, chain: Any, weights: list, places: list, n_params: int, X: Tensor
+    ) -> None:
+        self.outputs, kept = chain.forward(X, weights)
+        self._a, self._slopes = kept[0::2], kept[1::2]
+        self._W = [pair[0] for pair in weights if pair is not None]
+        self._kinds = [type(layer) for layer, slope in chain.steps if slope is not None]
+        self._places, self._n_params = places, n_params
+
+    def pull(self, u: Tensor) -> Tensor:
+        """Jᵀu summed over the examples."""
+        out, g = self._zeros(), u.to(self.outputs)
+        for layer in reversed(range(len(self._W))):
+            self._add(out, layer, g.mT @ self._a[layer], g)
+            if layer:
+                g = (g @ self._W[layer]).mul_(self._slopes[layer - 1])
+        return out
+
+    def hessian_products(self, residual: _Residual) -> Callable[[Tensor], Tensor]:
+        """v -> H v of the loss whose derivative in f is ``residual``."""
+        with torch.enable_grad():
+            f = self.outputs.detach().requires_grad_()
+            r = residual(f)
+        gs, pulled = self._derivatives(r.detach())
+        bends = [
+            _BENDS[kind](h, slope)
+            for kind, h, slope in zip(self._kinds, self._a[1:], self._slopes, strict=True)
+        ]
+        bends = [g * bend for g, bend in zip(pulled, bends, strict=True)]
+
+        def product(v: Tensor) -> Tensor:
+            tangents, df = self._push(v)
+            # Λ is symmetric: its product with a tangent is the derivative of rᵀ df.
+            dg = torch.autograd.grad(r, f, df, retain_graph=True)[0]
+            return self._pull_tangent(v, gs, bends, tangents, dg)
+
+        return product
+
+    def _derivatives(self, g: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """g at the output of every dense layer, and g W at its input."""
+        gs, pulled = [g], []
+        for layer in reversed(range(1, len(self._W))):
+            pulled.append(g @ self._W[layer])
+            g = pulled[-1] * self._slopes[layer - 1]
+            gs.append(g)
+        return gs[::-1], pulled[::-1]
+
+    def _push(self, v: Tensor) -> tuple[list[Any], Tensor]:
+        """(da, dz) of every layer along v, and df."""
+        da: Any = None
+        tangents = []
+        for layer, W in enumerate(self._W):
+            dW, db = self._of(v, layer)
+            dz = self._a[layer] @ dW.mT
+            if db is not None:
+                dz += db
+            if da is not None:
+                dz += da @ W.mT
+            tangents.append((da, dz))
+            if layer < len(self._slopes):
+                da = dz * self._slopes[layer]
+        return tangents, tangents[-1][1]
+
+    def _pull_tangent(
+        self, v: Tensor, gs: list[Tensor], bends: list[Tensor], tangents: list, dg: Tensor
+    ) -> Tensor:
+        out = self._zeros()
+        for layer in reversed(range(len(self._W))):
+            da = tangents[layer][0]
+            dW = dg.mT @ self._a[layer]
+            if da is not None:
+                dW += gs[layer].mT @ da
+            self._add(out, layer, dW, dg)
+            if layer:
+                back = dg @ self._W[layer]
+                back += gs[layer] @ self._of(v, layer)[0]
+                back *= self._slopes[layer - 1]
+                dg = back.addcmul_(bends[layer - 1], tangents[layer - 1][1])
+        return out
+
+    def _of(self, v: Tensor, layer: int) -> tuple[Tensor, Tensor | None]:
+        """A layer's part of v: zeros where its weights are no part of w."""
+        W, (w, b) = self._W[layer], self._places[layer]
+        dW = v[w.start : w.stop].view_as(W) if w is not None else torch.zeros_like(W)
+        return dW, None if b is None else v[b.start : b.stop]
+
+    def _add(self, out: Tensor, layer: int, dW: Tensor, g: Tensor) -> None:
+        w, b = self._places[layer]
+        if w is not None:
+            out[w.start : w.stop] += dW.reshape(-1)
+        if b is not None:
+            out[b.start : b.stop] += g.sum(0)
+
+    def _zeros(self) -> Tensor:
+        return self.outputs.new_zeros(self._n_params, dtype=torch.float64)
+
+
+class GraphPass:
+    """A pass over any network, with autograd's graph.
+
+    Parameters
+    ----------
+    run : callable
+        Named weights -> f(X), with a graph.
+    leaves : dict of str to Tensor
+        The weights by name, each requiring a gradient.
+    """
+
+    def __init__(self, run: Callable[[dict[str, Tensor]], Tensor], leaves: dict[str, Tensor]):
+        self._leaves = list(leaves.values())
+        with torch.enable_grad():
+            self._f = run(leaves)
+        self.outputs = self._f.detach()
+
+    def pull(self, u: Tensor) -> Tensor:
+        """Jᵀu summed over the examples."""
+        if not self._f.requires_grad:
+            return self._flat([torch.zeros_like(p) for p in self._leaves])
+        grads = torch.autograd.grad(
+            self._f,
+            self._leaves,
+            u.to(self._f),
+            retain_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        return self._flat(grads)
+
+    def hessian_products(self, residual: _Residual) -> Callable[[Tensor], Tensor]:
+        """v -> H v of the loss whose derivative in f is ``residual``."""
+        sizes = [p.numel() for p in self._leaves]
+        with torch.enable_grad():
+            gradient = torch.autograd.grad(
+                self._f,
+                self._leaves,
+                residual(self._f),
+                create_graph=True,
+                allow_unused=True,
+                materialize_grads=True,
+            )
+            used = [(g, i) for i, g in enumerate(gradient) if g.requires_grad]
+
+        def product(v: Tensor) -> Tensor:
+            pieces = v.split(sizes)
+            along = [pieces[i].view_as(g).to(g) for g, i in used]
+            found = torch.autograd.grad(
+                [g for g, _ in used],
+                self._leaves,
+                along,
+                retain_graph=True,
+                allow_unused=True,
+                materialize_grads=True,
+            )
+            return self._flat(found)
+
+        return product
+
+    @staticmethod
+    def _flat(tensors: Sequence[Tensor]) -> Tensor:
+        return torch.cat([t.detach().reshape(-1) for t in tensors]).double()
+
+
+class Pass:
+    """One pass over all rows, in chunks where they do not fit at once.
+
+    One chunk keeps what its products need; several are run anew for each product.
+
+    Parameters
+    ----------
+    make : callable
+        Rows of a slice -> the pass over them.
+    parts : list of slice
+
+    Attributes
+    ----------
+    outputs : Tensor of shape (n, K)
+        f(X), without a graph.
+    """
+
+    def __init__(self, make: Callable[[slice], ChainPass | GraphPass], parts: list[slice]) -> None:
+        self._make, self._parts = make, parts
+        self._only = make(parts[0]) if len(parts) == 1 else None
+        if self._only is not None:
+            self.outputs = self._only.outputs
+        else:
+            self.outputs = torch.cat([make(part).outputs for part in parts])
+
+    def pull(self, u: Tensor) -> Tensor:
+        """Σ_i J_iᵀ u_i, of shape (n_params,), float64, for u (n, K)."""
+        if self._only is not None:
+            return self._only.pull(u)
+        return torch.stack([self._make(part).pull(u[part]) for part in self._parts]).sum(0)
+
+    def hessian_products(
+        self, residual: Callable[[Tensor, slice], Tensor]
+    ) -> Callable[[Tensor], Tensor]:
+        """v -> H v, exact, of the loss Σ ℓ(f) with derivative r = ``residual(f, part)``.
+
+        Parameters
+        ----------
+        residual : callable
+            f (n_part, K) and the slice of its rows -> r (n_part, K), differentiable in f.
+
+        Returns
+        -------
+        callable
+            v (n_params,) -> H v (n_params,), float64.
+        """
+        if self._only is not None:
+            return self._only.hessian_products(lambda f: residual(f, self._parts[0]))
+
+        def product(v: Tensor) -> Tensor:
+            total = torch.zeros_like(v)
+            for part in self._parts:
+                of_part = self._make(part).hessian_products(lambda f, p=part: residual(f, p))
+                total += of_part(v)
+            return total
+
+        return product

@@ -1,0 +1,161 @@
+"""The MAP objective of one network on one data set, as a function of its weights.
+
+    loss(w) = Σ_i s_i ℓ(y_i, f_w(x_i)) + ½ Σ_p δ_p w_p²          (:ref:`math-objective`)
+
+Weights are arguments: the module that a user sees is never moved while a solver searches.
+
+Shapes: w, gradient, v (n_params,); f (n_samples, n_outputs).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..likelihoods import Likelihood
+from ..linear_model import LinearModel
+from ..linearize import Linearization
+
+__all__ = ["Objective", "Point", "TrainingData"]
+
+
+@dataclass(frozen=True)
+class TrainingData(torch.utils.data.Dataset):
+    """Inputs, targets and weights of the examples, each on axis 0, as a data set of torch.
+
+    An item is ``(x, (y, s))``.
+    """
+
+    X: Tensor
+    y: Tensor
+    sample_weight: Tensor
+
+    def __len__(self) -> int:
+        return len(self.X)
+
+    def __getitem__(self, i: Any) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        return self.X[i], (self.y[i], self.sample_weight[i])
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        # A loader that does not shuffle asks for everything in order: no copy then.
+        if len(indices) == len(self) and indices == list(range(len(self))):
+            return self[:]
+        return self[torch.as_tensor(indices)]
+
+    @property
+    def total_weight(self) -> float:
+        """Σ s: an example of weight s counts s times."""
+        return float(self.sample_weight.sum())
+
+    def astype(self, dtype: torch.dtype) -> TrainingData:
+        """Cast what is floating-point to ``dtype``; class labels and token indices stay."""
+        return type(self)(*(t.to(dtype) if t.is_floating_point() else t for t in self._parts()))
+
+    def to(self, device: str | torch.device) -> TrainingData:
+        """Move to a device."""
+        return type(self)(*(t.to(device) for t in self._parts()))
+
+    def take(self, rows: Tensor | None) -> TrainingData:
+        """The chosen examples; all of them for None."""
+        if rows is None:
+            return self
+        return type(self)(*(t[rows.to(t.device)] for t in self._parts()))
+
+    def _parts(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.X, self.y, self.sample_weight
+
+
+@dataclass(frozen=True)
+class Objective:
+    """loss(w) of one network on one data set, under one likelihood and prior.
+
+    Parameters
+    ----------
+    linearization : Linearization
+        Of the network, in float64, all trainable weights.
+    data : TrainingData
+        On the network's device.
+    likelihood : Likelihood
+    prior_precision : Tensor of shape (n_params,), float64
+        δ of each weight.
+    """
+
+    linearization: Linearization
+    data: TrainingData
+    likelihood: Likelihood
+    prior_precision: Tensor
+
+    @property
+    def n_observations(self) -> float:
+        """K Σ s."""
+        return self.data.total_weight * self.linearization.n_outputs
+
+    def under(self, likelihood: Likelihood, prior_precision: Tensor) -> Objective:
+        """The same network and data under another likelihood and prior."""
+        return replace(self, likelihood=likelihood, prior_precision=prior_precision)
+
+    def of(self, rows: Tensor | None) -> Objective:
+        """The same of some of the examples."""
+        return self if rows is None else replace(self, data=self.data.take(rows))
+
+    def at(self, w: Tensor) -> Point:
+        """The loss at w."""
+        return Point(self, w)
+
+    def linear_model(self, w: Tensor, rows: Tensor | None = None) -> LinearModel:
+        """Theorem 1's linear model at w, of all examples or of some."""
+        data = self.data.take(rows)
+        return LinearModel.from_laplace(
+            self.linearization.at(w),
+            data.X,
+            data.y,
+            self.likelihood,
+            self.prior_precision,
+            data.sample_weight,
+        )
+
+
+class Point:
+    """loss(w) at one w; its gradient and its Hessian are made when they are asked for.
+
+    Parameters
+    ----------
+    objective : Objective
+    w : Tensor of shape (n_params,), float64
+    """
+
+    def __init__(self, objective: Objective, w: Tensor) -> None:
+        self.objective, self.w = objective, w
+        self._pass = objective.linearization.at(w).forward(objective.data.X)
+        self.outputs = self._pass.outputs.double()
+        nll = objective.likelihood.negative_log_likelihood(self.outputs, objective.data.y)
+        self.squares = float((objective.prior_precision * w * w).sum())
+        self.log_likelihood = -float(objective.data.sample_weight.double() @ nll)
+        self.loss = 0.5 * self.squares - self.log_likelihood
+
+    @cached_property
+    def gradient(self) -> Tensor:
+        """∇loss(w) = Jᵀr + δw."""
+        objective = self.objective
+        r = objective.likelihood.residual(self.outputs, objective.data.y)
+        r = r * objective.data.sample_weight[:, None]
+        return self._pass.pull(r) + objective.prior_precision * self.w
+
+    @cached_property
+    def _data_hessian(self) -> Callable[[Tensor], Tensor]:
+        objective = self.objective
+        likelihood, data = objective.likelihood, objective.data
+
+        def residual(f: Tensor, part: slice) -> Tensor:
+            return likelihood.residual(f, data.y[part]) * data.sample_weight[part, None]
+
+        return self._pass.hessian_products(residual)
+
+    def hessian_product(self, v: Tensor) -> Tensor:
+        """∇²loss(w) v, exactly: not the Gauss-Newton matrix."""
+        return self._data_hessian(v) + self.objective.prior_precision * v

@@ -1,0 +1,405 @@
+"""Minima of the MAP objective by second-order steps (:ref:`math-newton`).
+
+Two stages, both with one kept factor of A = δ + ΦᵀΦ, the posterior precision at an *earlier* point:
+
+    descend    L-BFGS whose first matrix is A⁻¹: an iteration costs one gradient and one solution,
+               and the loss never rises. For the way down, where the Hessian is of little use.
+    newton     Newton steps by conjugate gradients preconditioned with A, exact Hessian products,
+               within a trust region in A's norm (Steihaug 1983), which negative curvature meets at
+               its boundary. For the last digits, in a few steps.
+
+A is factored anew where the products show that it has become another point's.
+Shapes: w, gradients and steps (n_params,).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from ..exceptions import ConvergenceError
+from ..posterior import Posterior
+from .objective import Objective, Point
+
+__all__ = ["Minimum", "SecantMemory", "conjugate_gradients", "descend", "minimise", "newton"]
+
+# What factors A at a point; None where no factor fits, and the prior alone is the first matrix.
+Factorise = Callable[[Point], "Posterior | None"]
+
+# L-BFGS: pairs kept, steps after which A is factored anew, and the least length of a step.
+_PAIRS, _FRESH, _SHORTEST = 30, 20, 1e-8
+# Below this part of the loss a decrease drowns in the rounding of the sum over examples,
+_ROUNDING = 1e-9
+# and below this one there is nothing left to gain.
+_NOTHING = 1e-15
+# Newton decrement, in nats, that counts as none where rounding allows no further step.
+_DECREMENT = 1e-6
+# Conjugate gradients: products at most in a step, and those after which A is too old.
+_PRODUCTS, _OLD = 60, 14
+
+
+@dataclass
+class Minimum:
+    """Where a solver stopped.
+
+    Parameters
+    ----------
+    point : Point
+    factor : Posterior or None
+        A⁻¹ at an earlier point, or at this one.
+    converged : bool
+    n_iter : int
+        Accepted steps.
+    losses : list of float
+        The loss before and after every step.
+    """
+
+    point: Point
+    factor: Posterior | None
+    converged: bool = False
+    n_iter: int = 0
+    losses: list[float] = field(default_factory=list)
+
+
+class SecantMemory:
+    """The last steps and the changes of the gradient along them.
+
+    The recursion of L-BFGS (Nocedal & Wright 2006, algorithm 7.4) started from a given inverse H.
+    With steps s_i and changes y_i as the rows of S and Y, and R the upper triangle of S Yᵀ, its two
+    loops are the systems
+
+        R a = S g      x = H(g - Yᵀ a)      Rᵀ c = diag(R) a - Y x      result x + Sᵀ c
+
+    Parameters
+    ----------
+    size : int
+        How many pairs are kept.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.S: Tensor
+        self.Y: Tensor
+        self.R: Tensor
+        self.forget()
+
+    def __len__(self) -> int:
+        return len(self.S)
+
+    def remember(self, s: Tensor, y: Tensor) -> None:
+        """Keep a step s and the gradient's change y, if the loss is convex along the step."""
+        if not self.size or not float(s @ y) > 1e-10 * float(s.norm() * y.norm()):
+            return
+        first = len(self) == 0
+        self.S = s[None] if first else torch.cat([self.S[1 - self.size :], s[None]])
+        self.Y = y[None] if first else torch.cat([self.Y[1 - self.size :], y[None]])
+        self.R = (self.S @ self.Y.mT).triu()
+
+    def forget(self) -> None:
+        """Drop all pairs."""
+        self.S = self.Y = self.R = torch.empty(0, 0, dtype=torch.float64)
+
+    def solve(self, g: Tensor, inverse: Callable[[Tensor], Tensor]) -> Tensor:
+        """Approximate (∇²loss)⁻¹ g from ``inverse`` and the pairs."""
+        if len(self) == 0:
+            return inverse(g)
+        a = torch.linalg.solve_triangular(self.R, (self.S @ g)[:, None], upper=True)[:, 0]
+        x = inverse(g - a @ self.Y)
+        right = self.R.diagonal() * a - self.Y @ x
+        c = torch.linalg.solve_triangular(self.R.mT, right[:, None], upper=False)[:, 0]
+        return x + c @ self.S
+
+
+def descend(
+    objective: Objective,
+    w: Tensor,
+    factorise: Factorise,
+    factor: Posterior | None = None,
+    gain: float = 1e-2,
+    max_iter: int = 200,
+) -> Minimum:
+    """Go down until a Newton step promises less than ``gain``, by preconditioned L-BFGS.
+
+    Parameters
+    ----------
+    objective : Objective
+    w : Tensor of shape (n_params,)
+    factorise : callable
+        Point -> A there, or None.
+    factor : Posterior, optional
+        A of an earlier point.
+    gain : float, default=1e-2
+        gᵀHg, in nats.
+    max_iter : int, default=200
+
+    Returns
+    -------
+    Minimum
+        Converged where ``gain`` was met.
+
+    Raises
+    ------
+    ConvergenceError
+        If the loss at w is not finite.
+    """
+    point, memory, age = _finite(objective.at(w)), SecantMemory(_PAIRS), 0
+    found = Minimum(point, factorise(point) if factor is None else factor, losses=[point.loss])
+    while found.n_iter < max_iter:
+        point = found.point
+        x = memory.solve(point.gradient, _inverse(found.factor, objective))
+        slope = float(point.gradient @ x)
+        if slope <= gain:
+            found.converged = True
+            break
+        new = _searched(point, x, slope) if slope > 0 else None
+        if new is None and age == 0:  # not even A of this very point leads down
+            break
+        if new is not None:
+            memory.remember(new.w - point.w, new.gradient - point.gradient)
+            found.point, found.n_iter, age = new, found.n_iter + 1, age + 1
+            found.losses.append(new.loss)
+        if new is None or age == _FRESH:
+            found.factor, age = factorise(found.point), 0
+            memory.forget()
+    return found
+
+
+def _searched(point: Point, x: Tensor, slope: float) -> Point | None:
+    """The first point along -x, from the full step on backwards, that lowers the loss enough."""
+    t = 1.0
+    while t >= _SHORTEST:
+        new = point.objective.at(point.w - t * x)
+        if new.loss <= point.loss - 1e-4 * t * slope:
+            return new
+        bend = new.loss - point.loss + slope * t
+        best = 0.5 * slope * t * t / bend if math.isfinite(bend) else 0.0
+        t = min(max(best, 0.1 * t), 0.5 * t)
+    return None
+
+
+def _inverse(factor: Posterior | None, objective: Objective) -> Callable[[Tensor], Tensor]:
+    """A⁻¹, or the prior's own inverse where there is no factor."""
+    return factor.solve if factor is not None else lambda v: v / objective.prior_precision
+
+
+def newton(
+    objective: Objective,
+    w: Tensor,
+    factorise: Factorise,
+    factor: Posterior | None = None,
+    tol: float = 1e-8,
+    max_iter: int = 100,
+) -> Minimum:
+    """Newton steps by preconditioned conjugate gradients, to ‖∇loss‖ ≤ tol (1 + abs loss).
+
+    Parameters
+    ----------
+    objective : Objective
+    w : Tensor of shape (n_params,)
+    factorise : callable
+        Point -> A there, or None.
+    factor : Posterior, optional
+        A of an earlier point.
+    tol : float, default=1e-8
+    max_iter : int, default=100
+        Steps tried.
+
+    Returns
+    -------
+    Minimum
+        Converged where ``tol`` was met, or where rounding allows no step and the Newton decrement
+        is below 1e-6: a kink, where no step lowers the loss either, is no minimum of that kind.
+
+    Raises
+    ------
+    ConvergenceError
+        If the loss at w is not finite.
+    """
+    point = _finite(objective.at(w))
+    found = Minimum(point, factorise(point) if factor is None else factor, losses=[point.loss])
+    radius, spent = math.nan, 0
+    for _ in range(max_iter):
+        point = found.point
+        norm = float(point.gradient.norm())
+        if norm <= tol * (1.0 + abs(point.loss)):
+            found.converged = True
+            break
+        solve = _inverse(found.factor, objective)
+        if math.isnan(radius):
+            radius = 3.0 * math.sqrt(float(point.gradient @ solve(point.gradient)))
+            radius = max(radius, 0.3 * math.sqrt(point.squares))
+        accuracy = min(0.1, math.sqrt(norm / (1.0 + abs(point.loss))))
+        step = _steihaug(point, solve, radius, accuracy)
+        new = objective.at(point.w + step.z)
+        ratio = _decrease(point, new, step) / max(step.predicted, 1e-300)
+        if ratio < 0.25:
+            radius = 0.25 * min(radius, step.length)
+        elif ratio > 0.5 and step.at_boundary:
+            radius *= 4.0
+        spent += step.n_products
+        if ratio > 1e-4:
+            found.point, found.n_iter = new, found.n_iter + 1
+            found.losses.append(new.loss)
+        elif step.predicted <= _NOTHING * abs(point.loss):
+            decrement = float(point.gradient @ solve(point.gradient))
+            found.converged = decrement <= _DECREMENT
+            break
+        elif radius < 1e-10 * math.sqrt(point.squares):
+            break
+        if step.n_products >= _OLD or spent >= _PRODUCTS:
+            found.factor, spent = factorise(found.point), 0
+    return found
+
+
+@dataclass(frozen=True)
+class _Step:
+    z: Tensor
+    predicted: float
+    length: float
+    at_boundary: bool
+    n_products: int
+
+
+def _steihaug(
+    point: Point, solve: Callable[[Tensor], Tensor], radius: float, accuracy: float
+) -> _Step:
+    """The minimum of the quadratic model within ‖z‖_A ≤ radius, as far as CG goes.
+
+    Norms in A are kept by recursion, so that A itself is never multiplied with.
+    """
+    z, r = torch.zeros_like(point.w), point.gradient.clone()
+    Hz = torch.zeros_like(z)
+    y = solve(r)
+    d, ry = -y, float(r @ y)
+    first, zz, zd, dd = ry, 0.0, 0.0, ry
+    for k in range(1, _PRODUCTS + 1):
+        Hd = point.hessian_product(d)
+        curvature = float(d @ Hd)
+        a = ry / curvature if curvature > 1e-12 * dd else math.inf
+        longer = zz + 2.0 * a * zd + a * a * dd if math.isfinite(a) else math.inf
+        at_boundary = longer >= radius**2
+        if at_boundary:
+            a = (-zd + math.sqrt(max(0.0, zd * zd + dd * (radius**2 - zz)))) / dd
+        z, Hz = z + a * d, Hz + a * Hd
+        if at_boundary:
+            zz = radius**2
+            break
+        r, zz = r + a * Hd, longer
+        y = solve(r)
+        next_ry = float(r @ y)
+        if next_ry <= accuracy**2 * first:
+            break
+        b, ry = next_ry / ry, next_ry
+        zd, dd = b * (zd + a * dd), next_ry + b * b * dd
+        d = b * d - y
+    predicted = -float(point.gradient @ z + 0.5 * (z @ Hz))
+    return _Step(z, predicted, math.sqrt(max(zz, 0.0)), at_boundary, k)
+
+
+def _decrease(point: Point, new: Point, step: _Step) -> float:
+    """How far the loss fell along the step."""
+    if not math.isfinite(new.loss):
+        return -math.inf
+    if step.predicted >= _ROUNDING * abs(point.loss):
+        return point.loss - new.loss
+    # Too small to be seen in the loss: the trapezoid rule along the step is exact to third order
+    # in the step, and the rounding of the loss does not reach it.
+    return -0.5 * float((point.gradient + new.gradient) @ step.z)
+
+
+def minimise(
+    objective: Objective,
+    w: Tensor,
+    factorise: Factorise,
+    factor: Posterior | None = None,
+    tol: float = 1e-8,
+    max_iter: int = 500,
+) -> Minimum:
+    """A true minimum: :func:`descend`, then :func:`newton`.
+
+    Parameters
+    ----------
+    objective : Objective
+    w : Tensor of shape (n_params,)
+    factorise : callable
+        Point -> A there, or None.
+    factor : Posterior, optional
+        A of an earlier point.
+    tol : float, default=1e-8
+    max_iter : int, default=500
+        Steps in all.
+
+    Returns
+    -------
+    Minimum
+
+    Raises
+    ------
+    ConvergenceError
+        If the loss at w is not finite.
+    """
+    rough = descend(objective, w, factorise, factor, 1e-3, max_iter)
+    if rough.n_iter >= max_iter:
+        return replace(rough, converged=False)
+    left = max_iter - rough.n_iter
+    exact = newton(objective, rough.point.w, factorise, rough.factor, tol, left)
+    exact.n_iter += rough.n_iter
+    exact.losses = rough.losses + exact.losses[1:]
+    return exact
+
+
+def conjugate_gradients(
+    product: Callable[[Tensor], Tensor],
+    b: Tensor,
+    solve: Callable[[Tensor], Tensor],
+    tol: float = 1e-3,
+    max_iter: int = 100,
+) -> Tensor:
+    """H⁻¹ b by preconditioned conjugate gradients; up to the first direction of no curvature.
+
+    Parameters
+    ----------
+    product : callable
+        v -> H v.
+    b : Tensor of shape (n_params,)
+    solve : callable
+        v -> M⁻¹ v.
+    tol : float, default=1e-3
+        Of the residual in M⁻¹'s norm, relative to b's.
+    max_iter : int, default=100
+
+    Returns
+    -------
+    Tensor of shape (n_params,)
+    """
+    z, r = torch.zeros_like(b), b.clone()
+    y = solve(r)
+    d, ry = y, float(r @ y)
+    first = ry
+    for _ in range(max_iter if first > 0 else 0):
+        Hd = product(d)
+        curvature = float(d @ Hd)
+        if curvature <= 0:
+            break
+        a = ry / curvature
+        z, r = z + a * d, r - a * Hd
+        y = solve(r)
+        next_ry = float(r @ y)
+        if next_ry <= tol**2 * first:
+            break
+        d, ry = y + (next_ry / ry) * d, next_ry
+    return z
+
+
+def _finite(point: Point) -> Point:
+    if math.isfinite(point.loss) and bool(torch.isfinite(point.gradient).all()):
+        return point
+    raise ConvergenceError(
+        f"The loss is {point.loss} at the starting weights, or its gradient is not finite: the "
+        "network's outputs are too large there. Put StandardScaler before it, or give the network "
+        "smaller initial weights."
+    )
