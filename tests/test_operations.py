@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from sk_dnn2gp.linearize import Linearization, gram
+from sk_dnn2gp.linearize import Linearization, gram, linearization
+from sk_dnn2gp.linearize.ggn import Products, pairs_by_factors
 from sk_dnn2gp.networks import MLP, LeNet5
 
 from .test_linearize import assert_close, dense_jacobian
@@ -82,3 +83,76 @@ def test_the_cheaper_way_is_taken():
     assert [prefers_rows(f, 200) for f in (wide, narrow, images, pairs)] == [
         False, True, True, False,
     ]  # fmt: skip
+
+
+PAIRS = {
+    "all": lambda i, j: True,
+    "of a layer with itself": lambda i, j: i == j,
+    "of different layers": lambda i, j: i != j,
+    "of the first": lambda i, j: i == 0,
+}
+
+
+@pytest.mark.parametrize("memory_limit", [None, 0.005])
+@pytest.mark.parametrize("n_rows", [1, 3])
+@pytest.mark.parametrize("which", PAIRS)
+def test_ggn_by_factors_and_by_rows(which, n_rows, memory_limit, monkeypatch):
+    """Whichever pairs of dense layers take factors; with a norm between, and one bias missing."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Linear(4, 6), nn.Tanh(), nn.LayerNorm(6), nn.Linear(6, 5, bias=False), nn.Tanh(),
+        nn.Linear(5, 3),
+    ).double()  # fmt: skip
+    X, C = torch.randn(60, 4, dtype=torch.float64), torch.randn(60, 3, n_rows).double()
+    net[0].weight.requires_grad_(False)  # of the first layer the bias alone
+    Phi = (C.mT @ dense_jacobian(net, X)).flatten(0, 1)
+
+    def chosen(sizes, _):
+        numbers = [i for i, size in enumerate(sizes) if size.is_dense]
+        assert len(numbers) == 3
+        places = [(i, j) for i in range(3) for j in range(i, 3) if PAIRS[which](i, j)]
+        return frozenset((numbers[i], numbers[j]) for i, j in places)
+
+    monkeypatch.setattr(linearization, "pairs_by_factors", chosen)
+    lin = Linearization(net, memory_limit=memory_limit)
+    f, H = lin.outputs_and_ggn(X, cotangents=C)
+    assert_close(H, Phi.mT @ Phi)
+    assert_close(f, net(X).detach())
+    assert torch.equal(H, H.mT)
+    assert_close(lin.ggn(X, cotangents=lambda f: C[:1].expand(len(f), -1, -1)), by_first(lin, X, C))
+
+
+def by_first(lin: Linearization, X: torch.Tensor, C: torch.Tensor) -> torch.Tensor:
+    rows = (C[:1].mT @ dense_jacobian(lin.module, X, lin.parameter_names)).flatten(0, 1)
+    return rows.mT @ rows
+
+
+def test_ggn_of_many_outputs_takes_fewer_operations():
+    """N O O' I I' for N K (O I)(O' I'), and a quarter of it for a layer with itself."""
+    n, K, I, H = 300, 10, 64, 20
+    lin = Linearization(MLP(I, (H,), K))
+    X = torch.randn(n, I, dtype=torch.float64)
+    lin.ggn(X)
+    _, plan = lin._prepared(X)
+    assert len(pairs_by_factors(plan.sizes, K)) == 3 and not pairs_by_factors(plan.sizes, 0)
+    products = [
+        H * (H + 1) // 2 * (I + 1) * (I + 2) // 2,
+        H * K * (I + 1) * (H + 1),
+        K * (K + 1) // 2 * (H + 1) * (H + 2) // 2,
+    ]
+    passes = n * K * ((H + K) ** 2 + K * H)  # Σ_k g gᵀ, and g's way back
+    assert operations(lambda: lin.ggn(X)) <= 2.05 * n * sum(products) + 2 * passes
+    assert n * sum(products) < n * K * lin.n_params**2 / 2 / 8
+    small = Linearization(MLP(8, (50,), 1))
+    small.outputs(X[:, :8])
+    assert not pairs_by_factors(small._prepared(X[:, :8])[1].sizes, 1)
+
+
+def test_products_take_the_memory_they_state():
+    lin = Linearization(MLP(64, (20,), 10))
+    lin.outputs(torch.randn(5, 64, dtype=torch.float64))
+    sizes = next(iter(lin._plans.values())).sizes
+    whole = frozenset({(0, 0), (0, 1), (1, 1)})
+    assert Products(sizes, whole).bytes_per_example(10) == 24 * (20 * 20 + 65 * 65)
+    without = Products(sizes, whole - {(1, 1)}).bytes_per_example(10)
+    assert without == 24 * (20 * 20 + 65 * 65 + 10 * 10 * 21)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from .._utils.memory import batches, chunk_length, limit_in_bytes
 from .choice import chosen_names, last_layer
 from .factors import Factor, Rows, add_squares, apply, covered, diagonal_blocks, write_rows
+from .ggn import Products, pairs_by_factors
 from .gram import Side, add_products, gram_matrix, mirrored
 from .layers import has_rule
 from .passes import ChainPass, GraphPass, Pass, can_bend
@@ -449,8 +450,22 @@ class Linearization:
         return self.outputs_and_ggn(X, cotangents=cotangents)[1]
 
     def outputs_and_ggn(self, X: Tensor, *, cotangents: Cotangents = None) -> tuple[Tensor, Tensor]:
-        """f(X) and :meth:`ggn` from one forward pass per chunk."""
+        """f(X) and :meth:`ggn` from one forward pass per chunk.
+
+        By layers' factors or by explicit rows, whichever takes fewer operations for each pair of
+        layers.
+        """
+        X, plan = self._prepared(X)
+        R = cotangents.shape[2] if isinstance(cotangents, Tensor) else plan.n_outputs
+        by_factors = pairs_by_factors(plan.sizes, R)
         outputs: list[Tensor] = []
+        if by_factors:
+            products = Products(plan.sizes, by_factors)
+            length = chunk_length(products.bytes_per_example(R), self.memory_limit)
+            for _, f, factors in self._iter_factors(X, cotangents):
+                products.add(factors, length)
+                outputs.append(f)
+            return torch.cat(outputs), products.result(self.n_params)
         total: Any = None
         for _, f, rows in self._iter(X, cotangents):
             flat = rows.flatten(0, 1).double()

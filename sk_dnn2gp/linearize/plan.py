@@ -21,6 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .chain import Chain
 from .factors import Factor, Rows, Slot, explicit, held_numbers
+from .ggn import Size, size_of
 from .layers import combine, factors_of
 from .reverse import NotByExample
 from .small import SmallChain, small_chain
@@ -44,6 +45,7 @@ class Plan:
     chain: Chain | None = None
     small: SmallChain | None = None
     n_outputs: int = 0
+    sizes: tuple[Size, ...] = ()
     graph_bytes: float = 0.0
     pass_row_bytes: float = 0.0
     example_bytes: float = 0.0
@@ -114,6 +116,7 @@ def _count_memory(plan: Plan, f: Tensor, calls: list[Call], layers: list[nn.Modu
     factors = factors_from_calls(calls, gs, layers, plan.slots)
     plan.graph_bytes += sum(g.a.numel() for g in factors if hasattr(g, "a")) * size / n
     held = [held_numbers(factor, K) for factor in factors]
+    plan.sizes = () if plan.explicit else tuple(size_of(factor) for factor in factors)
     n_explicit = sum(slot.stop - slot.start for slot in plan.explicit_slots)
     plan.example_bytes = size * sum(of_example for of_example, _ in held)
     plan.row_bytes = size * (n_explicit + sum(of_row for _, of_row in held))

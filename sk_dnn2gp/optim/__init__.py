@@ -1,6 +1,6 @@
-"""Torch optimisers that know the curvature of the likelihood (MATH 5)."""
+"""Torch optimisers that know the curvature of the likelihood (:ref:`math-variational`)."""
 
 from .gauss_newton import GaussNewton
-from .variational import OGGN, OGN, VOGGN, VOGN, GaussianWeights
+from .variational import OGGN, OGN, VOGGN, VOGN, GaussianWeights, Variational
 
-__all__ = ["OGGN", "OGN", "VOGGN", "VOGN", "GaussNewton", "GaussianWeights"]
+__all__ = ["OGGN", "OGN", "VOGGN", "VOGN", "GaussNewton", "GaussianWeights", "Variational"]

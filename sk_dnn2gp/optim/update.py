@@ -1,4 +1,4 @@
-"""The one update behind VOGGN, VOGN, OGGN and OGN (MATH 5).
+"""The one update behind VOGGN, VOGN, OGGN and OGN (:ref:`math-variational`).
 
 Optimisers that carry a Gaussian over the weights, four faces of ``Variational.step``:
 
@@ -9,7 +9,7 @@ Optimisers that carry a Gaussian over the weights, four faces of ``Variational.s
     at the mean w_s = μ                OGGN                  OGN
 
 Between steps the parameters hold μ. Per-example quantities come from the closure's own forward
-and backward pass (``_closure``). Shapes: μ, g (P,); S, H (P, P) or (P,); P in the order of the
+and backward pass (``closure``). Shapes: μ, g (P,); S, H (P, P) or (P,); P in the order of the
 optimiser's parameters.
 """
 
@@ -18,7 +18,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Any
 
@@ -28,162 +28,175 @@ from torch import Generator, Tensor, nn
 from ..likelihoods import Likelihood
 from ..linear_model import IterationModel, LinearModel
 from ..linearize import Linearization
+from ..posterior.precision import GaussianWeights, Precision, precision_of, with_prior
 from .closure import Observation, Watcher, check_reduction, parameter_names
-from .structure import Diagonal, Full, Structure
 
-__all__ = ["GaussianWeights", "Variational"]
+__all__ = ["Variational"]
 
-
-@dataclass(frozen=True)
-class GaussianWeights:
-    """A Gaussian over the weights, q = N(μ, A⁻¹) (MATH 5).
-
-    Parameters
-    ----------
-    mean : Tensor of shape (n_params,), float64
-        μ, in the order of the optimiser's parameters.
-    precision : Tensor of shape (n_params, n_params) or (n_params,), float64
-        A = S + δ, a matrix or its diagonal.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from sk_dnn2gp.optim import GaussianWeights
-    >>> one = torch.ones(2, dtype=torch.float64)
-    >>> round(GaussianWeights(one, 4 * one).kl_divergence(1.0), 4)
-    1.6363
-    """
-
-    mean: Tensor
-    precision: Tensor
-
-    @property
-    def structure(self) -> Structure:
-        """Whether the precision is a matrix or a diagonal."""
-        return Full if self.precision.ndim == 2 else Diagonal
-
-    def variances(self) -> Tensor:
-        """diag A⁻¹, of shape (n_params,): the variances of the weights."""
-        return self.structure.variances(self.structure.factor(self.precision))
-
-    def sample(self, n_samples: int, generator: Generator | None = None) -> Tensor:
-        """Draw weights, of shape (n_samples, n_params)."""
-        z = torch.randn(n_samples, len(self.mean), dtype=torch.float64, generator=generator)
-        factor = self.structure.factor(self.precision)
-        return self.mean + self.structure.scale(factor, z.to(self.mean.device))
-
-    def kl_divergence(self, prior_precision: float | Tensor) -> float:
-        """KL(q ‖ N(0, I/δ)) = ½ [δ tr A⁻¹ + δ‖μ‖² - P + log|A| - P log δ].
-
-        Parameters
-        ----------
-        prior_precision : float or Tensor of shape (n_params,)
-            δ.
-
-        Returns
-        -------
-        float
-        """
-        delta = torch.as_tensor(prior_precision, dtype=torch.float64).expand(len(self.mean))
-        delta = delta.to(self.mean.device)
-        factor = self.structure.factor(self.precision)
-        squares = (delta * (self.structure.variances(factor) + self.mean**2)).sum()
-        logs = self.structure.log_determinant(factor) - delta.log().sum()
-        return float(0.5 * (squares - len(self.mean) + logs))
+# What "auto" stands for, by whether the precision is a diagonal.
+_DEFAULTS: dict[bool, dict[str, Any]] = {
+    False: {"lr": 0.1, "beta": None, "momentum": 0.0, "curvature": "ggn"},
+    True: {"lr": 0.01, "beta": 0.01, "momentum": 0.9, "curvature": "gradient"},
+}
 
 
 @dataclass
 class _Iteration:
     """What a step saw, kept for ``dual_gp``."""
 
-    weights: list[Tensor]
-    seen: list[Observation]
-    mean: Tensor
-    precision: Tensor
+    q: GaussianWeights
     delta: Tensor | float
     rate: float
-    scale: float
     sample_weight: Tensor | None
+    scale: float = 1.0
+    weights: list[Tensor] = field(default_factory=list)
+    seen: list[Observation] = field(default_factory=list)
 
 
 class Variational(torch.optim.Optimizer):
-    """The one update; its four faces choose a structure and where expectations are taken."""
+    """The one update; its four faces choose a precision and where expectations are taken.
 
-    _structure: Structure
+    VOGGN and OGGN have a full precision, VOGN and OGN a diagonal one; VOGGN and VOGN take
+    expectations at draws of the weights, OGGN and OGN at their mean.
+
+    Parameters
+    ----------
+    params : iterable of Tensor or of dict
+        Weights, or param_groups with their own ``lr``, ``momentum`` and ``prior_precision``.
+    lr : float, default="auto"
+        α, the rate of the mean. The gradient and the curvature are sums over all N examples, so
+        that the step is a part α of a Newton step. 0.1 for a full precision, 0.01 for a diagonal.
+    n_data : int
+        N, the number of examples in the whole training set.
+    likelihood : Likelihood, optional
+        Its noise precision Λ(f) is the curvature of the loss in f; needed for
+        ``curvature="ggn"``.
+    prior_precision : float, default=1.0
+        δ of the prior N(0, I/δ), which this optimiser adds: no weight decay in the closure.
+    beta : float or None, default="auto"
+        β, the rate of the precision; None is lr, with which theorem 2 is exact. None for a full
+        precision, 0.01 for a diagonal.
+    momentum : float, default="auto"
+        Decay of a running mean of the gradient, corrected for its start as Adam's. 0 for a full
+        precision, 0.9 for a diagonal.
+    mc_samples : int, default=1
+        M, the draws of the weights in a step; the closure is called once for each.
+    initial_precision : float, optional
+        S₀ + δ; None is N + δ, weights known to about 1/√N.
+    bias_correction : bool, default=False
+        Take what is left of S₀ out of S, as Adam does.
+    curvature : {"ggn", "gradient"}, default="auto"
+        Σ_i JᵀΛJ, or the sum over examples of squared gradients (Khan et al. 2018), which needs no
+        more than the closure's own backward pass. "ggn" for a full precision, "gradient" for a
+        diagonal.
+    module : torch.nn.Module, optional
+        The network; None finds it when the closure first calls it.
+    random_state : int, optional
+        Seed of the draws; None takes one from torch's global generator.
+    keep_iteration : bool, default=False
+        Keep what each step saw, for :meth:`dual_gp`.
+    memory_limit : float, optional
+        MiB for temporary work; None is scikit-learn's ``working_memory``.
+
+    Raises
+    ------
+    ValueError
+        If a number is out of range, ``likelihood`` is missing where it is needed, or draws are
+        asked of an optimiser that takes none.
+    """
+
+    _diagonal: bool
     _sampled: bool
 
     def __init__(
         self,
         params: Iterable[Any],
-        lr: float,
+        lr: float | str = "auto",
         *,
         n_data: int,
-        likelihood: Likelihood | None,
-        prior_precision: float,
-        beta: float | None,
-        momentum: float,
-        mc_samples: int,
-        initial_precision: float | None,
-        bias_correction: bool,
-        curvature: str,
-        module: nn.Module | None,
-        random_state: int | None,
-        keep_iteration: bool,
-        memory_limit: float | None,
+        likelihood: Likelihood | None = None,
+        prior_precision: float = 1.0,
+        beta: float | str | None = "auto",
+        momentum: float | str = "auto",
+        mc_samples: int = 1,
+        initial_precision: float | None = None,
+        bias_correction: bool = False,
+        curvature: str = "auto",
+        module: nn.Module | None = None,
+        random_state: int | None = None,
+        keep_iteration: bool = False,
+        memory_limit: float | None = None,
     ) -> None:
         group = {"lr": lr, "beta": beta, "momentum": momentum, "prior_precision": prior_precision}
-        super().__init__(params, group)
-        for group in self.param_groups:
-            _check_group(group)
-        _check_count("n_data", n_data)
-        _check_count("mc_samples", mc_samples)
-        if curvature not in ("ggn", "gradient"):
-            raise ValueError(f"curvature must be 'ggn' or 'gradient', got {curvature!r}.")
-        if curvature == "ggn" and not isinstance(likelihood, Likelihood):
-            raise ValueError(
-                "curvature='ggn' needs the likelihood whose noise precision it is, one of "
-                f"sk_dnn2gp.likelihoods; got {likelihood!r}."
-            )
+        super().__init__(params, {name: self._chosen(name, v) for name, v in group.items()})
         self.n_data, self.likelihood, self.mc_samples = n_data, likelihood, mc_samples
         self.initial_precision, self.bias_correction = initial_precision, bias_correction
-        self.curvature, self.keep_iteration = curvature, keep_iteration
+        self.curvature, self.keep_iteration = self._chosen("curvature", curvature), keep_iteration
         self.memory_limit, self.random_state = memory_limit, random_state
         self.sample_weight: Tensor | None = None
+        self._check_settings()
         self._set_transient(module)
         self._start()
 
+    def _chosen(self, name: str, value: Any) -> Any:
+        return (
+            _DEFAULTS[self._diagonal][name] if isinstance(value, str) and value == "auto" else value
+        )
+
+    def _check_settings(self) -> None:
+        for group in self.param_groups:
+            _check_group(group)
+        _check_count("n_data", self.n_data)
+        _check_count("mc_samples", self.mc_samples)
+        if not self._sampled and (self.mc_samples != 1 or self.random_state is not None):
+            raise ValueError(
+                f"{type(self).__name__} takes expectations at the mean and draws nothing: leave "
+                f"out mc_samples and random_state, or take V{type(self).__name__}."
+            )
+        if self.curvature not in ("ggn", "gradient"):
+            raise ValueError(f"curvature must be 'ggn' or 'gradient', got {self.curvature!r}.")
+        if self.curvature == "ggn" and not isinstance(self.likelihood, Likelihood):
+            raise ValueError(
+                "curvature='ggn' needs the likelihood whose noise precision it is, one of "
+                f"sk_dnn2gp.likelihoods; got {self.likelihood!r}."
+            )
+
     def _set_transient(self, module: nn.Module | None) -> None:
         """What can be found again: the module, its plan, the last factor and iteration."""
-        diagonal = self._structure is Diagonal
         factor = self._weighted_factor if self.curvature == "ggn" else None
-        self._watcher = Watcher(self._params, module, factor, diagonal)
-        self._factor: Tensor | None = None
+        self._watcher = Watcher(self._params, module, factor, self._diagonal)
+        self._precision: Precision | None = None
         self._linearization: Linearization | None = None
         self._iteration: _Iteration | None = None
 
     def _start(self) -> None:
         """S₀, momentum and the generator: all state, held under the first parameter."""
-        mean = self._mean()
-        start = float(self.n_data) if self.initial_precision is None else None
-        if start is None:
-            delta = max(g["prior_precision"] for g in self.param_groups)
-            start = self.initial_precision - delta  # type: ignore[operator]
-            if not 0.0 <= start < math.inf:
-                raise ValueError(
-                    f"initial_precision must be finite and at least prior_precision={delta}, got "
-                    f"{self.initial_precision!r}."
-                )
-        generator = torch.Generator(mean.device)
-        seed = self.random_state
-        generator.manual_seed(int(torch.randint(2**31, ())) if seed is None else seed)
+        mean, start = self._mean(), self._initial_curvature()
+        seed = int(torch.randint(2**31, ())) if self._seed() is None else self._seed()
+        S = torch.full_like(mean, start)
         self.state[self._params[0]] = {
             "step": 0,
-            "curvature": self._structure.start(len(mean), start, mean),
+            "curvature": S if self._diagonal else torch.diag(S.double()),
             "momentum": torch.zeros_like(mean),
-            "generator": generator.get_state(),
+            "generator": torch.Generator(mean.device).manual_seed(seed).get_state(),
             "initial_curvature": start,
             "remaining": 1.0,  # Π (1-β): how much of S₀ is left in S
         }
+
+    def _seed(self) -> int | None:
+        return self.random_state if self._sampled else 0
+
+    def _initial_curvature(self) -> float:
+        if self.initial_precision is None:
+            return float(self.n_data)
+        delta = max(g["prior_precision"] for g in self.param_groups)
+        start = self.initial_precision - delta
+        if not 0.0 <= start < math.inf:
+            raise ValueError(
+                f"initial_precision must be finite and at least prior_precision={delta}, got "
+                f"{self.initial_precision!r}."
+            )
+        return start
 
     # -------------------------------------------------------------- the step
 
@@ -233,7 +246,7 @@ class Variational(torch.optim.Optimizer):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Loss, Σ∇ℓ and H, means over the samples; H and Σ∇ℓ scaled to all N examples."""
         draws = self._draws(mean)
-        record = self._started_iteration(mean) if self.keep_iteration else None
+        record = self._started_iteration() if self.keep_iteration else None
         total: Any = None
         for w in draws:
             self._set(w)
@@ -255,22 +268,26 @@ class Variational(torch.optim.Optimizer):
         return total
 
     def _draws(self, mean: Tensor) -> list[Tensor]:
-        """w_s ~ q, or the mean alone."""
-        if not self._sampled:
-            return [mean]
-        factor = self._present_factor()
+        """The next w_s ~ q, or the mean alone."""
         generator = torch.Generator(mean.device)
         generator.set_state(self._state["generator"])
-        draws = []
-        for _ in range(self.mc_samples):
-            z = torch.randn(len(mean), generator=generator, device=mean.device, dtype=factor.dtype)
-            draws.append(self._structure.scale(factor, z).to(mean.dtype).add_(mean))
+        draws = self._drawn(mean, self.mc_samples, generator)
         self._state["generator"] = generator.get_state()
+        return draws
+
+    def _drawn(self, mean: Tensor, n_draws: int, generator: Generator) -> list[Tensor]:
+        if not self._sampled:
+            return [mean]
+        precision, draws = self._present_precision(), []
+        like = {"device": mean.device, "dtype": precision.factor.dtype}
+        for _ in range(n_draws):
+            z = torch.randn(len(mean), generator=generator, **like)
+            draws.append(precision.scale(z).to(mean.dtype).add_(mean))
         return draws
 
     def _curvature_of(self, seen: Observation) -> Tensor:
         """H of the batch at the present weights."""
-        if self._structure is Diagonal:
+        if self._diagonal:
             assert seen.squares is not None
             return seen.squares
         linearization = self._present_linearization()
@@ -283,15 +300,17 @@ class Variational(torch.optim.Optimizer):
         """Move q, in the memory of the three; what can fail comes before anything is stored."""
         state, delta, lr = self._state, self._per_weight("prior_precision"), self._rates()
         beta = self._rate()
-        S = self._structure.blend(state["curvature"], H, beta)
+        # A dense A may have no factor, and then S must stay as it was; a diagonal always has one.
+        S = state["curvature"]
+        S = S.lerp_(H, beta) if self._diagonal else torch.lerp(S, H, beta)
         remaining = state["remaining"] * (1.0 - beta)
-        A = self._structure.precision(self._corrected(S, remaining, out=H), delta, out=H)
-        factor = self._structure.factor(A)
+        A = with_prior(self._corrected(S, remaining, out=H), delta, out=H)
+        precision = precision_of(A)
         direction = self._with_momentum(_add(gradient, delta, mean))
-        step = self._structure.solve(factor, direction.to(factor.dtype)).to(mean.dtype)
+        step = precision.solve(direction.to(A.dtype)).to(mean.dtype)
         self._set(_add(mean, -lr, step))
         state.update(curvature=S, remaining=remaining, step=state["step"] + 1)
-        self._factor = factor
+        self._precision = precision
 
     def _with_momentum(self, gradient: Tensor) -> Tensor:
         """The direction to take: the running mean of gradients, moved in its place."""
@@ -313,8 +332,8 @@ class Variational(torch.optim.Optimizer):
             return S
         left = remaining * start
         # Rounding may leave a zero curvature just below zero.
-        free = self._structure.precision(S, -left, out).div_(1.0 - remaining)
-        return free.clamp_min_(0.0) if self._structure is Diagonal else free
+        free = with_prior(S, -left, out).div_(1.0 - remaining)
+        return free.clamp_min_(0.0) if self._diagonal else free
 
     # -------------------------------------------------------------- what an iteration is
 
@@ -325,9 +344,7 @@ class Variational(torch.optim.Optimizer):
         -------
         GaussianWeights
         """
-        A = self._structure.precision(
-            self.corrected_curvature(), self._per_weight("prior_precision")
-        )
+        A = with_prior(self.corrected_curvature(), self._per_weight("prior_precision"))
         return GaussianWeights(self._mean().double(), A.double())
 
     def corrected_curvature(self) -> Tensor:
@@ -360,7 +377,7 @@ class Variational(torch.optim.Optimizer):
                 f"curvature must have shape {tuple(own.shape)}, got {tuple(curvature.shape)}."
             )
         self._state.update(curvature=curvature.detach().clone().to(own), remaining=0.0)
-        self._factor = None
+        self._precision = None
 
     def elbo(self, expected_loss: float | None = None) -> float:
         """Evidence lower bound E_q[Σ log p(y|f)] - KL(q ‖ prior).
@@ -384,6 +401,64 @@ class Variational(torch.optim.Optimizer):
         if expected_loss is None:
             raise RuntimeError("elbo needs a step first, or expected_loss.")
         return -expected_loss - self.posterior().kl_divergence(self._per_weight("prior_precision"))
+
+    @torch.no_grad()
+    def estimate_loss(
+        self, closure: Callable[[], Tensor], n_draws: int | None = None, random_state: int = 0
+    ) -> float:
+        """E_q[Σℓ] of the present q, from draws of its own: no step is taken.
+
+        With one ``random_state``, the difference of two estimates is that of two q's and not of
+        their draws, so that ``elbo(estimate_loss(closure))`` tells whether a step has raised the
+        bound. Of a step's own estimate, q is the one before it.
+
+        Parameters
+        ----------
+        closure : callable
+            Returns the mean negative log-likelihood at the module's weights; it need not call
+            ``backward``.
+        n_draws : int, optional
+            None is ``mc_samples``.
+        random_state : int, default=0
+
+        Returns
+        -------
+        float
+        """
+        mean = self._mean()
+        generator = torch.Generator(mean.device).manual_seed(random_state)
+        n_draws = self.mc_samples if n_draws is None else n_draws
+        losses = []
+        try:
+            for w in self._drawn(mean, n_draws, generator):
+                self._set(w)
+                with torch.enable_grad():
+                    losses.append(float(closure().detach()))
+        finally:
+            self._set(mean)
+        return self.n_data * math.fsum(losses) / len(losses)
+
+    def snapshot(self) -> dict[str, Any]:
+        """The mean and all state, to go back to with :meth:`restore`; of this optimiser alone.
+
+        Returns
+        -------
+        dict
+        """
+        return {"mean": self._mean(), "state": copy.deepcopy(self._state)}
+
+    def restore(self, snapshot: dict[str, Any]) -> None:
+        """Go back to what :meth:`snapshot` returned, so that a step can be taken again, shorter.
+
+        Rates are those of the param_groups and are left alone. The draws will be the same.
+
+        Parameters
+        ----------
+        snapshot : dict
+        """
+        self._set(snapshot["mean"])
+        self._state.update(copy.deepcopy(snapshot["state"]))
+        self._precision = self._iteration = None
 
     def dual_gp(self) -> IterationModel:
         """The linear model and the Gaussian process that the last step was (theorem 2).
@@ -411,19 +486,18 @@ class Variational(torch.optim.Optimizer):
             kept.seen[0].X,
             torch.stack(factors),
             torch.stack([o.residual.double() for o in kept.seen]),
-            kept.mean,
-            kept.precision,
+            kept.q.mean,
+            kept.q.precision,
             kept.delta,
             kept.rate,
             kept.scale,
         )
 
-    def _started_iteration(self, mean: Tensor) -> _Iteration:
+    def _started_iteration(self) -> _Iteration:
         delta = self._per_weight("prior_precision")
-        q = self.posterior()
         delta = delta.double() if isinstance(delta, Tensor) else delta
         weight = None if self.sample_weight is None else self.sample_weight.double()
-        return _Iteration([], [], q.mean, q.precision, delta, self._rate(), 1.0, weight)
+        return _Iteration(self.posterior(), delta, self._rate(), weight)
 
     def _linearized_at(self, w: Tensor) -> Linearization:
         """The network fixed at w, in float64."""
@@ -483,11 +557,11 @@ class Variational(torch.optim.Optimizer):
             raise ValueError(f"beta must lie in [0, 1], got {rate} (beta=None takes lr).")
         return rate
 
-    def _present_factor(self) -> Tensor:
-        if self._factor is None:
+    def _present_precision(self) -> Precision:
+        if self._precision is None:
             S, delta = self.corrected_curvature(), self._per_weight("prior_precision")
-            self._factor = self._structure.factor(self._structure.precision(S, delta))
-        return self._factor
+            self._precision = precision_of(with_prior(S, delta))
+        return self._precision
 
     def _present_linearization(self) -> Linearization:
         """Of the module at whatever weights it has; made at the first step."""
@@ -545,7 +619,7 @@ class Variational(torch.optim.Optimizer):
         for name in ("curvature", "momentum"):
             saved[name] = saved[name].to(device)
         self.state[self._params[0]] = saved
-        self._factor = self._iteration = None
+        self._precision = self._iteration = None
 
     def __getstate__(self) -> dict[str, Any]:
         settings = {k: v for k, v in self.__dict__.items() if k in _SETTINGS}
