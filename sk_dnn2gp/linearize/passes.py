@@ -27,8 +27,8 @@ _BENDS: dict[type, Callable[[Tensor, Tensor], Tensor]] = {
     nn.Sigmoid: lambda h, slope: (1.0 - 2.0 * h) * slope,
     nn.ReLU: lambda h, slope: torch.zeros_like(slope),
 }
-# r as a function of f, differentiable.
-_Residual = Callable[[Tensor], Tensor]
+# Σ ℓ as a function of f, twice differentiable.
+_Loss = Callable[[Tensor], Tensor]
 
 
 def can_bend(steps: Sequence[tuple[Any, Any]]) -> bool:
@@ -71,12 +71,10 @@ class ChainPass:
                 g = (g @ self._W[layer]).mul_(self._slopes[layer - 1])
         return out
 
-    def hessian_products(self, residual: _Residual) -> Callable[[Tensor], Tensor]:
-        """v -> H v of the loss whose derivative in f is ``residual``."""
-        with torch.enable_grad():
-            f = self.outputs.detach().requires_grad_()
-            r = residual(f)
-        gs, pulled = self._derivatives(r.detach())
+    def hessian_products(self, loss: _Loss) -> Callable[[Tensor], Tensor]:
+        """v -> H v of a loss of f."""
+        r, Lambda = _derivatives(loss, self.outputs)
+        gs, pulled = self._derivatives(r)
         bends = [
             _BENDS[kind](h, slope)
             for kind, h, slope in zip(self._kinds, self._a[1:], self._slopes, strict=True)
@@ -85,8 +83,7 @@ class ChainPass:
 
         def product(v: Tensor) -> Tensor:
             tangents, df = self._push(v)
-            # Λ is symmetric: its product with a tangent is the derivative of rᵀ df.
-            dg = torch.autograd.grad(r, f, df, retain_graph=True)[0]
+            dg = (Lambda @ df[..., None])[..., 0] if df.shape[1] > 1 else Lambda[..., 0] * df
             return self._pull_tangent(v, gs, bends, tangents, dg)
 
         return product
@@ -150,6 +147,30 @@ class ChainPass:
         return self.outputs.new_zeros(self._n_params, dtype=torch.float64)
 
 
+def _derivatives(loss: _Loss, outputs: Tensor) -> tuple[Tensor, Tensor]:
+    """r = ∂ℓ/∂f (n, K) and ∂r/∂f (n, K, K)."""
+    with torch.enable_grad():
+        f = outputs.detach().requires_grad_()
+        r = pulled(loss(f), [f], create_graph=True)[0]
+        rows = [pulled(r[:, k].sum(), [f])[0] for k in range(r.shape[1])]
+    return r.detach(), torch.stack(rows, 1).detach()
+
+
+def pulled(total: Tensor, leaves: Sequence[Tensor], create_graph: bool = False) -> Sequence[Tensor]:
+    """Gradient of one number, kept differentiable again; zeros where it does not depend."""
+    # A sum, and not cotangents: with those torch imports a computer algebra system.
+    if not total.requires_grad:
+        return [torch.zeros_like(leaf) for leaf in leaves]
+    return torch.autograd.grad(
+        total,
+        leaves,
+        retain_graph=True,
+        create_graph=create_graph,
+        allow_unused=True,
+        materialize_grads=True,
+    )
+
+
 class GraphPass:
     """A pass over any network, with autograd's graph.
 
@@ -169,44 +190,21 @@ class GraphPass:
 
     def pull(self, u: Tensor) -> Tensor:
         """Jᵀu summed over the examples."""
-        if not self._f.requires_grad:
-            return self._flat([torch.zeros_like(p) for p in self._leaves])
-        grads = torch.autograd.grad(
-            self._f,
-            self._leaves,
-            u.to(self._f),
-            retain_graph=True,
-            allow_unused=True,
-            materialize_grads=True,
-        )
-        return self._flat(grads)
-
-    def hessian_products(self, residual: _Residual) -> Callable[[Tensor], Tensor]:
-        """v -> H v of the loss whose derivative in f is ``residual``."""
-        sizes = [p.numel() for p in self._leaves]
         with torch.enable_grad():
-            gradient = torch.autograd.grad(
-                self._f,
-                self._leaves,
-                residual(self._f),
-                create_graph=True,
-                allow_unused=True,
-                materialize_grads=True,
-            )
-            used = [(g, i) for i, g in enumerate(gradient) if g.requires_grad]
+            return self._flat(pulled((self._f * u.to(self._f)).sum(), self._leaves))
+
+    def hessian_products(self, loss: _Loss) -> Callable[[Tensor], Tensor]:
+        """v -> H v of a loss of f."""
+        with torch.enable_grad():
+            gradient = pulled(loss(self._f), self._leaves, create_graph=True)
+            used = [i for i, g in enumerate(gradient) if g.requires_grad]
 
         def product(v: Tensor) -> Tensor:
-            pieces = v.split(sizes)
-            along = [pieces[i].view_as(g).to(g) for g, i in used]
-            found = torch.autograd.grad(
-                [g for g, _ in used],
-                self._leaves,
-                along,
-                retain_graph=True,
-                allow_unused=True,
-                materialize_grads=True,
-            )
-            return self._flat(found)
+            pieces = v.split([p.numel() for p in self._leaves])
+            with torch.enable_grad():
+                along = [(gradient[i] * pieces[i].view_as(gradient[i])).sum() for i in used]
+                total = torch.stack(along).sum() if along else v.new_zeros(())
+            return self._flat(pulled(total, self._leaves))
 
         return product
 
@@ -246,15 +244,13 @@ class Pass:
             return self._only.pull(u)
         return torch.stack([self._make(part).pull(u[part]) for part in self._parts]).sum(0)
 
-    def hessian_products(
-        self, residual: Callable[[Tensor, slice], Tensor]
-    ) -> Callable[[Tensor], Tensor]:
-        """v -> H v, exact, of the loss Σ ℓ(f) with derivative r = ``residual(f, part)``.
+    def hessian_products(self, loss: Callable[[Tensor, slice], Tensor]) -> Callable[[Tensor], Tensor]:
+        """v -> H v, exact, of a loss Σ ℓ(f).
 
         Parameters
         ----------
-        residual : callable
-            f (n_part, K) and the slice of its rows -> r (n_part, K), differentiable in f.
+        loss : callable
+            f (n_part, K) and the slice of its rows -> Σ ℓ over them, twice differentiable in f.
 
         Returns
         -------
@@ -262,13 +258,12 @@ class Pass:
             v (n_params,) -> H v (n_params,), float64.
         """
         if self._only is not None:
-            return self._only.hessian_products(lambda f: residual(f, self._parts[0]))
+            return self._only.hessian_products(lambda f: loss(f, self._parts[0]))
 
         def product(v: Tensor) -> Tensor:
             total = torch.zeros_like(v)
             for part in self._parts:
-                of_part = self._make(part).hessian_products(lambda f, p=part: residual(f, p))
-                total += of_part(v)
+                total += self._make(part).hessian_products(lambda f, p=part: loss(f, p))(v)
             return total
 
         return product

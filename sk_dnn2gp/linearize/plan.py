@@ -300,7 +300,9 @@ def _disagreeing(
         return set()
     generator = torch.Generator().manual_seed(0)
     u = torch.rand(f.shape, generator=generator).to(f) + 0.5
-    true = torch.autograd.grad(f, list(leaves.values()), u, retain_graph=True, allow_unused=True)
+    with torch.enable_grad():
+        total = (f * u).sum()
+    true = torch.autograd.grad(total, list(leaves.values()), retain_graph=True, allow_unused=True)
     gs = backward(f, calls, u[..., None], keep_graph=True)
     found: dict[Slot, Tensor] = {}
     for factor in factors_from_calls(calls, gs, layers, pairs):

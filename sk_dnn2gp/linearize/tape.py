@@ -214,11 +214,14 @@ def backward(
     if by_example and R > 1:
         with torch.no_grad():
             return reverse(f, edges, C, same)
+    # Sums, and not cotangents: with those torch imports a computer algebra system.
+    with torch.enable_grad():
+        sums = [(f * C[:, :, r]).sum() for r in range(R)]
     per_row = [
         torch.autograd.grad(
-            f, edges, C[:, :, r], retain_graph=keep_graph or r + 1 < R, allow_unused=True
+            total, edges, retain_graph=keep_graph or r + 1 < R, allow_unused=True
         )
-        for r in range(R)
+        for r, total in enumerate(sums)
     ]
     if R == 1:
         return [None if g is None else g[:, None] for g in per_row[0]]

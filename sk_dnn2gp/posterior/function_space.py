@@ -14,9 +14,12 @@ from sklearn.utils import gen_batches
 from torch import Generator, Tensor
 
 from .._utils.linalg import nonnegative_variance
-from .._utils.memory import chunk_length
+from .._utils.memory import chunk_length, limit_in_bytes
 from ..linear_model import LinearModel
 from .precision import DensePrecision
+
+# With at most this many weights a row, products with explicit rows beat passes over the network.
+_FEW = 16
 
 __all__ = ["FunctionSpacePosterior", "draws_of"]
 
@@ -139,16 +142,33 @@ class FunctionSpacePosterior:
             draws.append(w - self._pulled_back(self._features_times(w) + noise))
         return torch.stack(draws)
 
+    @cached_property
+    def _rows(self) -> Tensor | None:
+        """Φ itself, where it is small beside the memory limit and less work than two passes."""
+        model = self.model
+        few = model.n_params <= _FEW * model.n_rows
+        if not few or 8 * model.n_rows * model.n_params > limit_in_bytes(self.memory_limit) / 8:
+            return None
+        chunks = model.linearization.iter_rows(model.X, model.noise_factor)
+        return torch.cat([rows.flatten(0, 1) for _, rows in chunks])
+
     def _features_times(self, v: Tensor) -> Tensor:
         """Φ v, of shape (n_rows,)."""
+        if self._rows is not None:
+            return self._rows @ v
         Jv = self.model.linearization.jvp(self.model.X, v).double()
         return (self.model.noise_factor.mT @ Jv[..., None]).flatten()
 
     def _pulled_back(self, t: Tensor) -> Tensor:
         """D⁻¹Φᵀ B⁻¹ t, of shape (n_params,)."""
         model = self.model
+        if self._rows is not None:
+            return (self._rows.mT @ self.B.solve(t)) / model.prior_precision
         u = model.noise_factor @ self.B.solve(t).view(len(model.X), -1, 1)
         return model.linearization.vjp(model.X, u[..., 0]) / model.prior_precision
+
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in self.__dict__.items() if name != "_rows"}
 
     def _halves(self, X: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Chunks of K_** per example (n, K, K) and C⁻¹ Lᵀ K_*ᵀ (n_rows, n K), with B = C Cᵀ."""

@@ -148,13 +148,13 @@ class Point:
 
     @cached_property
     def _data_hessian(self) -> Callable[[Tensor], Tensor]:
-        objective = self.objective
-        likelihood, data = objective.likelihood, objective.data
+        likelihood, data = self.objective.likelihood, self.objective.data
+        s = data.sample_weight.double()
 
-        def residual(f: Tensor, part: slice) -> Tensor:
-            return likelihood.residual(f, data.y[part]) * data.sample_weight[part, None]
+        def loss(f: Tensor, part: slice) -> Tensor:
+            return s[part] @ likelihood.negative_log_likelihood(f, data.y[part])
 
-        return self._pass.hessian_products(residual)
+        return self._pass.hessian_products(loss)
 
     def hessian_product(self, v: Tensor) -> Tensor:
         """∇²loss(w) v, exactly: not the Gauss-Newton matrix."""
