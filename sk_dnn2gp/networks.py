@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ACTIVATIONS", "MLP", "Erf", "LeNet5", "Scale"]
+__all__ = ["ACTIVATIONS", "MLP", "Erf", "LeNet5", "Standardize"]
 
 
 class Erf(nn.Module):
@@ -26,30 +26,32 @@ class Erf(nn.Module):
         return torch.erf(x)
 
 
-class Scale(nn.Module):
-    """Its input times fixed numbers.
+class Standardize(nn.Module):
+    """Inputs less a fixed mean, over a fixed scale: the first layer of the default network.
 
     Parameters
     ----------
-    scale : Tensor of shape (n_features,) or (1,)
+    mean, scale : Tensor of shape (n_features,)
 
     Examples
     --------
     >>> import torch
-    >>> from sk_dnn2gp.networks import Scale
-    >>> Scale(torch.tensor([1.0, 2.0]))(torch.ones(1, 2)).tolist()
-    [[1.0, 2.0]]
+    >>> from sk_dnn2gp.networks import Standardize
+    >>> Standardize(torch.tensor([1.0]), torch.tensor([2.0]))(torch.tensor([[5.0]])).item()
+    2.0
     """
 
+    mean: Tensor
     scale: Tensor
 
-    def __init__(self, scale: Tensor) -> None:
+    def __init__(self, mean: Tensor, scale: Tensor) -> None:
         super().__init__()
+        self.register_buffer("mean", mean)
         self.register_buffer("scale", scale)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return x times scale."""
-        return x * self.scale
+        """Return (x - mean) / scale."""
+        return (x - self.mean) / self.scale
 
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -78,6 +80,8 @@ class MLP(nn.Sequential):
         Activation of every hidden layer.
     dtype : torch.dtype, default=torch.float64
         Precision of the weights.
+    standardize : pair of Tensor of shape (n_features,), optional
+        Mean and scale of the inputs, for a first layer that takes them out.
 
     Raises
     ------
@@ -99,6 +103,7 @@ class MLP(nn.Sequential):
         n_outputs: int = 1,
         activation: str = "tanh",
         dtype: torch.dtype = torch.float64,
+        standardize: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         if activation not in ACTIVATIONS:
             raise ValueError(
@@ -107,7 +112,7 @@ class MLP(nn.Sequential):
         sizes = [n_features, *hidden_layer_sizes, n_outputs]
         if any(int(size) != size or size < 1 for size in sizes):
             raise ValueError(f"Layer sizes must be positive integers, got {sizes!r}.")
-        layers: list[nn.Module] = []
+        layers: list[nn.Module] = [] if standardize is None else [Standardize(*standardize)]
         for fan_in, fan_out in zip(sizes[:-2], sizes[1:-1], strict=True):
             layers += [nn.Linear(fan_in, fan_out, dtype=dtype), ACTIVATIONS[activation]()]
         layers.append(nn.Linear(sizes[-2], sizes[-1], dtype=dtype))

@@ -1,16 +1,14 @@
 """What both estimators share: arrays to tensors once, the walk of a fit, the way back.
 
-A fit walks through the rooms of the package in one direction: checked arrays become tensors;
-``training`` (with ``tuning`` for "auto") minimises the MAP objective; ``linearize`` turns the
-network into a linear map; ``dual`` makes theorem 1's linear model; ``posterior`` and
-``evidence`` finish.
+A fit walks through the rooms of the package in one direction: checked arrays become tensors and
+strings become objects; ``inference`` trains the network (``training``), chooses δ and σ
+(``evidence``) and gives one Result, from which everything that an estimator shows is read.
 """
 
 from __future__ import annotations
 
-import inspect
-import math
-import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from numbers import Integral, Real
 from typing import Any
 
@@ -18,26 +16,27 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
+from sklearn.frozen import FrozenEstimator
 from sklearn.utils import Tags
-from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 from torch import Tensor
 
 from .._utils.random import draw_seed, torch_generator
-from ..evidence.prior_groups import precisions
-from ..evidence.tuning_old import Tuning
-from ..evidence.spectrum import EvidenceSpectrum, log_marginal_likelihood
-from ..exceptions import ApproximationWarning
-from ..inference.laplace import FittedNetwork, fit_network
-from ..inference.variational import VariationalSettings, fit_variational
+from ..evidence import EvidenceSpectrum
+from ..evidence.search import Freedom
+from ..inference import LinearizedVariational, Result
+from ..inference.laplace import Task, fit_laplace
+from ..inference.linearized import fit_linearized
+from ..inference.variational import fit_variational
 from ..kernels import NTKKernel
-from ..likelihoods import Likelihood
+from ..likelihoods import Gaussian, Likelihood
 from ..linear_model import LinearModel
 from ..networks import ACTIVATIONS
-from ..posterior import Posterior, make_posterior
-from ..training.first_order import Objective, SolverSettings, TrainingData
+from ..posterior import Full, IndependentOutputs
+from ..training.objective import TrainingData
 from ..training.source import NetworkSource
-from .checks import check_prior_groups, check_variational, warn_of_scales
+from .options import SHORTHANDS, Options, options_of, warn_of_scales
 
 __all__: list[str] = []
 
@@ -50,59 +49,24 @@ class BaseDNN2GP(BaseEstimator):
         "hidden_layer_sizes": ["array-like", Interval(Integral, 1, None, closed="left")],
         "activation": [StrOptions(set(ACTIVATIONS))],
         "prior_precision": [StrOptions({"auto"}), Interval(Real, 0, None, closed="neither")],
-        "prior_groups": [StrOptions({"all", "layer", "feature"})],
-        "inference": [StrOptions({"laplace", "vi"})],
-        "vi_epochs": [Interval(Integral, 1, None, closed="left")],
-        "mc_samples": [Interval(Integral, 1, None, closed="left")],
-        "posterior": [StrOptions({"full", "diag", "last_layer"})],
-        "solver": [StrOptions({"gauss-newton", "adam", "lbfgs", "sgd"}), HasMethods(["step"])],
-        "max_iter": [Interval(Integral, 1, None, closed="left")],
-        "learning_rate": [Interval(Real, 0, None, closed="neither")],
-        "learning_rate_schedule": [StrOptions({"constant", "cosine", "plateau"})],
-        "batch_size": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
-        "tol": [Interval(Real, 0, None, closed="left")],
-        "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
-        "evidence_interval": [Interval(Integral, 1, None, closed="left")],
+        "prior_groups": "no_validation",
+        "inference": "no_validation",
+        "posterior": "no_validation",
+        "solver": "no_validation",
         "n_restarts": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
         "warm_start": ["boolean"],
-        "memory_limit": [None, Interval(Real, 0, None, closed="neither")],
+        "n_jobs": [None, Integral],
         "device": [str, torch.device],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
     }
 
-    # ------------------------------------------------------------------ arrays to tensors
-
-    def _checked_training_set(
-        self, X: Any, y: Any, sample_weight: ArrayLike | None, **check: Any
-    ) -> tuple[NDArray, NDArray, NDArray]:
-        """X, y and weights as arrays, rows of weight zero left out."""
-        X, y = validate_data(
-            self,
-            X,
-            y,
-            dtype="numeric" if self.net is not None else np.float64,
-            allow_nd=self.net is not None,
-            ensure_min_samples=2,
-            y_numeric=check.pop("y_numeric", True),
-            **check,
-        )
-        if sample_weight is None:
-            weight = np.ones(len(X))
-        else:
-            weight = _check_sample_weight(
-                sample_weight, X, dtype=np.float64, ensure_non_negative=True
-            )
-            X, y, weight = X[weight > 0], y[weight > 0], weight[weight > 0]
-            if len(X) < 2:
-                raise ValueError(
-                    f"sample_weight leaves {len(X)} sample(s) with a positive weight; 2 are needed."
-                )
-        warn_of_scales(X)
-        return X, y, weight
+    # ---------------------------------------------------------------------------- parameters
 
     def set_params(self, **params: Any) -> BaseDNN2GP:
-        """Set parameters, those of a skorch net by ``net__...``.
+        """Set parameters; those of an object by ``posterior__...``, ``solver__...``, and so on.
+
+        Where the object is still a string, it is made first.
 
         Parameters
         ----------
@@ -116,143 +80,204 @@ class BaseDNN2GP(BaseEstimator):
         Raises
         ------
         ValueError
-            If ``net__...`` is given and ``net`` is no estimator that has parameters.
+            If ``net__...`` is given and ``net`` is no estimator that has parameters, or a string
+            stands for no one object.
         """
-        nested = [name for name in params if name.startswith("net__")]
-        if nested and not hasattr(params.get("net", self.net), "set_params"):
-            raise ValueError(
-                f"{nested[0]!r} needs net to be a skorch NeuralNet, and net is "
-                f"{params.get('net', self.net)!r}. With net=None the network is set by "
-                "hidden_layer_sizes and activation."
-            )
+        for name in {key.partition("__")[0] for key in params if "__" in key}:
+            owner = params.get(name, getattr(self, name, None))
+            if name == "net" and not hasattr(owner, "set_params"):
+                raise ValueError(
+                    f"'net__...' needs net to be a skorch NeuralNet, and net is {owner!r}. With "
+                    "net=None the network is set by hidden_layer_sizes and activation."
+                )
+            if name in SHORTHANDS and isinstance(owner, str):
+                made = SHORTHANDS[name](owner)
+                if made is None:
+                    raise ValueError(
+                        f"'{name}__...' needs {name} to be one object, and {owner!r} may become "
+                        f"several: give {name} by name first."
+                    )
+                params = {name: made, **{k: v for k, v in params.items() if k != name}}
         return super().set_params(**params)
+
+    # --------------------------------------------------------------------- arrays to tensors
+
+    def _validated(self, X: Any, y: Any = "no_validation", **check: Any) -> Any:
+        """X (and y) checked as scikit-learn does."""
+        own = self.net is not None
+        return validate_data(
+            self, X, y, dtype="numeric" if own else np.float64, allow_nd=own, **check
+        )
+
+    def _checked_training_set(
+        self, X: Any, y: Any, sample_weight: ArrayLike | None, **check: Any
+    ) -> tuple[NDArray, NDArray, NDArray]:
+        """X, y and weights as arrays, rows of weight zero left out."""
+        X, y = self._validated(
+            X, y, ensure_min_samples=2, y_numeric=check.pop("y_numeric", True), **check
+        )
+        if sample_weight is None:
+            weight = np.ones(len(X))
+        else:
+            weight = _check_sample_weight(
+                sample_weight, X, dtype=np.float64, ensure_non_negative=True
+            )
+        return X, y, weight
+
+    @staticmethod
+    def _without_zeros(
+        X: NDArray, y: NDArray, weight: NDArray
+    ) -> tuple[NDArray, NDArray, NDArray]:
+        """The rows of positive weight."""
+        X, y, weight = X[weight > 0], y[weight > 0], weight[weight > 0]
+        if len(X) < 2:
+            raise ValueError(
+                f"sample_weight and class_weight leave {len(X)} sample(s) with a positive weight; "
+                "2 are needed."
+            )
+        return X, y, weight
 
     def _checked_inputs(self, X: Any) -> Tensor:
         """Test inputs as the tensor that the linearisation takes."""
         check_is_fitted(self)
-        X = validate_data(
-            self,
-            X,
-            reset=False,
-            dtype="numeric" if self.net is not None else np.float64,
-            allow_nd=self.net is not None,
-        )
-        return self._as_inputs(X)
+        return self._as_inputs(self._validated(X, reset=False))
 
     def _as_inputs(self, X: NDArray) -> Tensor:
-        return input_tensor(X).to(self.device)
+        """On the network's device; of the kind of number that it was trained with."""
+        trained = self._result.model.X
+        tensor = input_tensor(X)
+        if trained.is_floating_point() and not tensor.is_floating_point():
+            tensor = tensor.to(trained.dtype)
+        return tensor.to(trained.device)
 
-    # ------------------------------------------------------------------ the walk of a fit
+    # -------------------------------------------------------------------- the walk of a fit
 
-    def _fit_network(
-        self, X: NDArray, y: Tensor, weight: NDArray, likelihood: Likelihood, n_outputs: int
-    ) -> None:
-        """Train, linearise, take the posterior; set every fitted attribute."""
-        tuning = self._tuning(self._posterior_rows(len(X)))
-        prior = 1.0 if self.prior_precision == "auto" else float(self.prior_precision)
-        previous = getattr(self, "net_", None) if self.warm_start else None
-        if previous is not None and tuning.prior_precision:
-            prior = self.prior_precision_
-        data = TrainingData(input_tensor(X), y, torch.tensor(weight))
-        seed = draw_seed(self.random_state)
-        if self.inference == "vi":
-            check_variational(self, tuning)
-        check_prior_groups(self, tuning)
-        fitted = fit_network(
-            NetworkSource(self.net, self.hidden_layer_sizes, self.activation, n_outputs),
-            data,
-            Objective(likelihood, prior, len(X)),
-            tuning,
-            self._settings(),
-            self.n_restarts,
-            seed,
-            previous,
-            self.prior_groups,
-        )
-        if self.inference == "vi":
-            settings = VariationalSettings(self.vi_epochs, self.mc_samples, self.batch_size)
-            fitted, self.elbo_curve_ = fit_variational(
-                fitted, data, tuning, settings, seed, self.device
-            )
-        self._set_fitted(fitted, weight)
-
-    def _posterior_rows(self, n_samples: int) -> Tensor | None:
-        """Rows that the posterior is conditioned on, drawn at random; None for all of them."""
-        wanted = getattr(self, "posterior_samples", None)
-        self.posterior_indices_ = None
-        if wanted is None or wanted >= n_samples:
-            return None
-        chosen = np.random.RandomState(draw_seed(self.random_state)).permutation(n_samples)
-        self.posterior_indices_ = np.sort(chosen[:wanted])
-        return torch.tensor(self.posterior_indices_)
-
-    @property
-    def _structure(self) -> str:
-        """The posterior's structure: the classifier's independent outputs are one of their own."""
-        independent = getattr(self, "outputs", "joint") == "independent"
-        return "independent" if independent else self.posterior
-
-    def _tuning(self, rows: Tensor | None) -> Tuning:
-        return Tuning(
-            rows=rows,
-            prior_precision=self.prior_precision == "auto",
-            noise_std=getattr(self, "noise_std", None) == "auto",
-            structure=self._structure,
-            interval=self.evidence_interval,
-            memory_limit=self.memory_limit,
-        )
-
-    def _settings(self) -> SolverSettings:
-        names = inspect.signature(SolverSettings).parameters
-        return SolverSettings(**{name: getattr(self, name) for name in names})
-
-    def _set_fitted(self, fitted: FittedNetwork, weight: NDArray) -> None:
-        model = fitted.posterior.model
-        self.module_, self.net_ = fitted.module, fitted.net
-        self.prior_precision_ = fitted.objective.prior_precision
-        names = getattr(self, "feature_names_in_", None)
-        names = [f"x{i}" for i in range(self.n_features_in_)] if names is None else list(names)
-        self.prior_precisions_ = precisions(fitted.module, self.prior_precision_, names)
-        self._likelihood = fitted.objective.likelihood
-        self.linear_model_, self.posterior_ = model, fitted.posterior
-        rows = self.posterior_indices_
-        self._fit_sample_weight = weight if rows is None else weight[rows]
-        self.effective_dimension_ = fitted.posterior.effective_dimension
-        self.gradient_norm_ = float(fitted.gradient.norm())
-        self.newton_decrement_ = math.nan
-        if self._structure != "independent":  # which has no common A
-            step = fitted.posterior.solve(fitted.gradient)
-            self.newton_decrement_ = max(0.0, float(fitted.gradient @ step))
-        self.loss_curve_, self.n_iter_ = fitted.loss_curve, fitted.n_iter
-        evidence = self._evidence(fitted.posterior)
-        offset = self._evidence_offset(self._fit_sample_weight)
-        self.log_marginal_likelihood_value_ = evidence + offset
-        self._spectrum: EvidenceSpectrum | None = None
-
-    def _evidence(self, posterior: Posterior) -> float:
-        """Of the default kind; for variational inference that of the converged GP at μ (MATH 5)."""
-        if self.inference != "vi":
-            return log_marginal_likelihood(posterior)
+    @contextmanager
+    def _all_or_none(self) -> Iterator[None]:
+        """Leave the estimator as it was if the block fails or is interrupted."""
+        before = dict(self.__dict__)
         try:
-            process = make_posterior(posterior.model, "full", self.memory_limit)
-        except MemoryError as error:
-            warnings.warn(
-                f"The evidence of the converged process is not computed. {error}",
-                ApproximationWarning,
-                stacklevel=5,
-            )
-            return math.nan
-        return log_marginal_likelihood(process, "dual")
+            yield
+        except BaseException:
+            self.__dict__.clear()
+            self.__dict__.update(before)
+            raise
 
-    # ------------------------------------------------------------------ the Gaussian process
+    def _fit_result(
+        self,
+        X: NDArray,
+        y: Tensor,
+        weight: NDArray,
+        likelihood: Likelihood,
+        n_outputs: int,
+        options: Options,
+    ) -> Result:
+        """Train, choose δ and σ, find q."""
+        freedom = Freedom(
+            self.prior_precision == "auto", getattr(self, "noise_std", None) == "auto"
+        )
+        tensor = input_tensor(X)
+        standardize = None
+        if self.net is None:
+            standardize = _mean_and_scale(X, weight)
+        else:
+            warn_of_scales(X)
+        source = NetworkSource(
+            self.net, self.hidden_layer_sizes, self.activation, n_outputs, standardize
+        )
+        previous = self._previous(source, tensor)
+        prior = 1.0 if freedom.prior_precision else float(self.prior_precision)
+        if previous is not None and freedom.prior_precision:
+            prior = self.prior_precision_
+        task = Task(
+            source=source,
+            data=TrainingData(tensor, y, torch.tensor(weight)),
+            likelihood=likelihood,
+            prior_precision=prior,
+            freedom=freedom,
+            specification=options.posterior,
+            solver=options.solver,
+            n_restarts=self.n_restarts,
+            seed=draw_seed(self.random_state),
+            device=self.device,
+            previous=previous,
+            groups=self.prior_groups,
+            feature_names=self._feature_names(),
+            verbose=self.verbose,
+        )
+        result = fit_laplace(task)
+        if options.is_variational:
+            return fit_variational(task, result, options.inference)
+        if isinstance(options.inference, LinearizedVariational):
+            return fit_linearized(task, result, options.inference)
+        return result
+
+    def _previous(self, source: NetworkSource, X: Tensor) -> Any:
+        """The network to go on with, under ``warm_start``."""
+        if not self.warm_start or not hasattr(self, "_result"):
+            return None
+        if not source.same_architecture(self._result.module, X):
+            raise ValueError(
+                "warm_start=True goes on with the network of the last fit, and hidden_layer_sizes, "
+                "the number of features or that of outputs has changed since: set "
+                "warm_start=False, or clone the estimator."
+            )
+        return self._result.module
+
+    def _feature_names(self) -> list[str]:
+        names = getattr(self, "feature_names_in_", None)
+        if names is not None:
+            return list(names)
+        return [f"x{i}" for i in range(getattr(self, "n_features_in_", 0))]
+
+    def _show(self, result: Result, weight: NDArray) -> None:
+        """Set every fitted attribute from the result."""
+        rows = result.posterior_indices
+        self._result = result
+        self._fit_sample_weight = weight if rows is None else weight[rows]
+        self._spectrum: EvidenceSpectrum | None = None
+        self.module_, self.net_ = result.module, result.net
+        self.solver_, self.converged_ = result.solver, result.converged
+        self.prior_precision_ = result.prior_precision
+        self.prior_precisions_ = dict(result.prior_precisions)
+        self.linear_model_, self.posterior_ = result.model, result.posterior
+        self.posterior_indices_ = rows
+        self.effective_dimension_ = result.posterior.effective_dimension
+        self.gradient_norm_ = float(result.gradient.norm())
+        self.newton_decrement_ = result.newton_decrement
+        self.loss_curve_, self.n_iter_ = result.loss_curve, result.n_iter
+        self.elbo_curve_ = result.elbo_curve
+        offset = self._evidence_offset(self._fit_sample_weight)
+        self.log_marginal_likelihood_value_ = result.evidence + offset
+
+    # ----------------------------------------------------------------- the Gaussian process
 
     @property
     def kernel_(self) -> NTKKernel:
-        """The neural tangent kernel J Jᵀ/δ of the trained network, a scikit-learn kernel."""
+        """The neural tangent kernel J Jᵀ/δ of the trained network, a scikit-learn kernel.
+
+        Raises
+        ------
+        AttributeError
+            If the posterior is not that of the whole network with one δ: its process has another
+            kernel.
+        """
         check_is_fitted(self)
-        return NTKKernel(
-            self.module_, prior_precision=self.prior_precision_, memory_limit=self.memory_limit
-        )
+        self._require_network_process("kernel_", AttributeError)
+        return NTKKernel(self.module_, prior_precision=self.prior_precision_)
+
+    def _require_network_process(self, what: str, error: type[Exception] = ValueError) -> None:
+        """Refuse what holds for the process of the whole network's tangent kernel alone."""
+        if not options_of(self, hasattr(self, "classes_")).posterior.is_network_process:
+            raise error(
+                f"{what} is of the process whose kernel is the whole network's tangent kernel; "
+                f"posterior={self.posterior!r} is another process. Use posterior='full'."
+            )
+        if len(self.prior_precisions_) > 1:
+            raise error(
+                f"{what} is of one prior precision for all weights, and prior_groups="
+                f"{self.prior_groups!r} chose {len(self.prior_precisions_)}."
+            )
 
     def log_marginal_likelihood(
         self,
@@ -264,22 +289,24 @@ class BaseDNN2GP(BaseEstimator):
         sample_weight: ArrayLike | None = None,
         kind: str | None = None,
     ) -> Any:
-        """Evidence at the trained weights, of the training set or of other data (MATH 3).
+        """Evidence at the trained weights, of the training set or of other data (math-evidence).
 
         Parameters
         ----------
         theta : array-like of shape (n_hyperparameters,), default=None
             log of the hyperparameters: (log δ, log σ) for a regressor, (log δ,) for a classifier.
-            None takes the fitted ones. The weights stay as they are.
+            None takes the fitted ones. The weights stay as they are; where weights have several δ,
+            δ is the last group's and the ratios stay.
         eval_gradient : bool, default=False
             Also return the gradient in theta, at fixed weights.
         X, y : array-like, default=None
             Other data; None is the training set.
         sample_weight : array-like of shape (n_samples,), default=None
-            Weights of the rows of ``X``.
+            Weights of the rows of ``X``; ``class_weight`` multiplies them, as in ``fit``.
         kind : {"laplace", "dual"}, default=None
             ``dual`` is the paper's evidence of the transformed targets. None is "laplace", or
-            "dual" with ``inference="vi"``, whose weights are no minimum of the loss.
+            "dual" for a regressor with ``inference="vi"``, whose weights are no minimum of the
+            loss.
 
         Returns
         -------
@@ -294,15 +321,15 @@ class BaseDNN2GP(BaseEstimator):
             independent outputs.
         """
         check_is_fitted(self)
-        if kind == "dual" and self._structure == "independent":
+        default = self._result.evidence_kind
+        kind = default if kind is None else kind
+        if kind == "dual" and isinstance(self._options().posterior, IndependentOutputs):
             raise ValueError(
-                "kind='dual' is not defined for outputs='independent', which have no common "
-                "posterior of the weights. Use kind='laplace' or outputs='joint'."
+                "kind='dual' is not defined for posterior='independent', whose outputs have no "
+                "common posterior of the weights. Use kind='laplace' or posterior='full'."
             )
         if (X is None) != (y is None):
             raise ValueError("X and y must be given together, or both left out.")
-        default = "dual" if self.inference == "vi" else "laplace"
-        kind = default if kind is None else kind
         if X is None:
             if theta is None and not eval_gradient and kind == default:
                 return self.log_marginal_likelihood_value_
@@ -317,6 +344,60 @@ class BaseDNN2GP(BaseEstimator):
             return value
         gradient = spectrum.gradient(*hyperparameters, kind=kind)  # type: ignore[misc]
         return value, np.array(gradient[: len(theta)])
+
+    def _options(self) -> Options:
+        return options_of(self, hasattr(self, "classes_"))
+
+    def _training_spectrum(self) -> EvidenceSpectrum:
+        if self._spectrum is None:
+            self._spectrum = self._spectrum_from(self.linear_model_, self._fit_sample_weight)
+        return self._spectrum
+
+    def _spectrum_from(self, model: LinearModel, weight: NDArray) -> EvidenceSpectrum:
+        """Of the posterior whose evidence the estimator reports: that of the process at μ for VI."""
+        options = self._options()
+        specification = Full() if options.is_variational else options.posterior
+        likelihood = self._result.likelihood
+        return EvidenceSpectrum.from_posterior(
+            specification.build(model),
+            likelihood.noise_std if isinstance(likelihood, Gaussian) else None,
+            float(weight.sum()) * model.whitened_residual.shape[1],
+            self.prior_precision_,
+        )
+
+    def _spectrum_of(
+        self, X: Any, y: Any, sample_weight: ArrayLike | None
+    ) -> tuple[EvidenceSpectrum, NDArray]:
+        """Spectrum of the linear model of other data at the trained weights."""
+        X, y = self._validated(X, y, reset=False, multi_output=True)
+        weight = _check_sample_weight(sample_weight, X, dtype=np.float64)
+        weight = self._weighed(y, weight)
+        own = self.linear_model_
+        model = LinearModel.from_laplace(
+            own.linearization,
+            self._as_inputs(X),
+            self._encoded(y).to(own.X.device),
+            self._result.likelihood,
+            own.prior_precision,
+            torch.tensor(weight).to(own.X.device),
+        )
+        return self._spectrum_from(model, weight), weight
+
+    def _weighed(self, y: NDArray, weight: NDArray) -> NDArray:
+        """Weights of rows, with those of their classes."""
+        return weight
+
+    def _checked_theta(self, theta: ArrayLike | None) -> NDArray:
+        fitted = np.log(self._hyperparameters())
+        if theta is None:
+            return fitted
+        theta = np.asarray(theta, dtype=np.float64)
+        if theta.shape != fitted.shape or not np.isfinite(theta).all():
+            raise ValueError(
+                f"theta must hold the logarithms of {len(fitted)} hyperparameter(s), all finite; "
+                f"got {theta!r}."
+            )
+        return theta
 
     def sample_network(self, X: ArrayLike, n_samples: int = 1, random_state: Any = 0) -> NDArray:
         """Outputs of the network itself with weights drawn from q(w): not the Gaussian process.
@@ -338,94 +419,33 @@ class BaseDNN2GP(BaseEstimator):
         Raises
         ------
         ValueError
-            If the posterior is held in function space, where weights are not drawn.
+            If the outputs are independent, which have no common posterior of the weights.
         """
         inputs = self._checked_inputs(X)
-        if not hasattr(self.posterior_, "sample_weights"):
-            raise ValueError(
-                f"The posterior is a {type(self.posterior_).__name__}, which draws functions and "
-                "not weights; use posterior='diag', or fewer weights than n_samples * n_outputs."
-            )
-        steps = self.posterior_.sample_weights(n_samples, torch_generator(random_state))
-        linearization = self.linear_model_.linearization
-        module, names = linearization.module, linearization.parameter_names
-        own = dict(module.named_parameters())
-        draws = []
-        for w in (self.linear_model_.weights + steps).split(1):
-            pieces = w[0].split(list(linearization.parameter_sizes))
-            weights = {
-                n: piece.to(own[n]).view_as(own[n]) for n, piece in zip(names, pieces, strict=True)
-            }
-            with torch.no_grad():
-                f = torch.func.functional_call(module, weights, (inputs.to(linearization.dtype),))
-            draws.append(f.double().cpu())
-        return self._in_units(torch.stack(draws, dim=-1).numpy())
+        generator = torch_generator(random_state)
+        draws = self._result.sample_network(inputs, n_samples, generator)
+        return self._in_units(draws.permute(1, 2, 0).numpy())
 
     def _in_units(self, outputs: NDArray) -> NDArray:
         """Network outputs (n_rows, n_outputs, n_samples) in the units that users see."""
         return outputs
 
-    def _training_spectrum(self) -> EvidenceSpectrum:
-        if self._spectrum is None:
-            self._spectrum = self._spectrum_from(self.linear_model_, self._fit_sample_weight)
-        return self._spectrum
-
-    def _spectrum_from(self, model: LinearModel, weight: NDArray) -> EvidenceSpectrum:
-        return EvidenceSpectrum.from_model(
-            model,
-            getattr(self._likelihood, "noise_std", None),
-            float(weight.sum()) * model.whitened_residual.shape[1],
-            structure=self._structure,
-        )
-
-    def _spectrum_of(
-        self, X: Any, y: Any, sample_weight: ArrayLike | None
-    ) -> tuple[EvidenceSpectrum, NDArray]:
-        """Spectrum of the linear model of other data at the trained weights."""
-        X, y = validate_data(
-            self,
-            X,
-            y,
-            reset=False,
-            dtype="numeric" if self.net is not None else np.float64,
-            allow_nd=self.net is not None,
-            multi_output=True,
-        )
-        weight = _check_sample_weight(sample_weight, X, dtype=np.float64)
-        model = LinearModel.from_laplace(
-            self.linear_model_.linearization,
-            input_tensor(X).to(self.linear_model_.X),
-            self._encoded(y),
-            self._likelihood,
-            self.prior_precision_,
-            torch.tensor(weight),
-        )
-        return self._spectrum_from(model, weight), weight
-
-    def _checked_theta(self, theta: ArrayLike | None) -> NDArray:
-        fitted = np.log(self._hyperparameters())
-        if theta is None:
-            return fitted
-        theta = np.asarray(theta, dtype=np.float64)
-        if theta.shape != fitted.shape or not np.isfinite(theta).all():
-            raise ValueError(
-                f"theta must hold the logarithms of {len(fitted)} hyperparameter(s), all finite; "
-                f"got {theta!r}."
-            )
-        return theta
-
-    def _outputs(self, inputs: Tensor) -> Tensor:
-        """f(X) in float64."""
-        return self.linear_model_.linearization.outputs(inputs).double().cpu()
-
-    def _latent_covariance(self, inputs: Tensor) -> Tensor:
-        """V_* per example, of shape (n_samples, n_outputs, n_outputs), in float64."""
-        return self.posterior_.covariance(inputs).cpu()
-
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.input_tags.three_d_array = self.net is not None
         return tags
+
+    @property
+    def _is_frozen(self) -> bool:
+        return isinstance(self.net, FrozenEstimator)
+
+
+def _mean_and_scale(X: NDArray, weight: NDArray) -> tuple[Tensor, Tensor]:
+    """Weighted mean and standard deviation of the features; 1 where one is constant."""
+    mean = np.average(X, axis=0, weights=weight)
+    scale = np.sqrt(np.average((X - mean) ** 2, axis=0, weights=weight))
+    constant = scale <= 10 * np.finfo(float).eps * np.maximum(np.abs(mean), 1e-300)
+    return torch.tensor(mean), torch.tensor(np.where(constant, 1.0, scale))
 
 
 def input_tensor(X: NDArray) -> Tensor:

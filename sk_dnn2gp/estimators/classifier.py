@@ -41,88 +41,64 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
     Parameters
     ----------
     net : None, torch Module (class or instance), skorch NeuralNet or FrozenEstimator, default=None
-        The network, giving logits: no softmax or sigmoid at its end. None builds an MLP. A module
-        is trained with ``solver``; an instance is copied, never changed. A skorch net is cloned and
-        trained with its own optimiser, batch size, callbacks and device, under this likelihood and
-        prior. A fitted net inside :class:`~sklearn.frozen.FrozenEstimator` is used as trained. With
-        two classes a network of one output is a logistic one, of two outputs a softmax one.
+        The network, giving logits: no softmax or sigmoid at its end; with two classes one
+        output is a logistic network, two are a softmax one. None builds an MLP whose first layer standardises its inputs. A module is
+        trained with ``solver``; an instance is copied, never changed, and training begins at its
+        weights (those that need no gradient stay). A skorch net is cloned and trained with its own
+        optimiser, batch size, callbacks and device, under this likelihood and prior. A fitted net
+        inside :class:`~sklearn.frozen.FrozenEstimator` is used as trained.
     hidden_layer_sizes : sequence of int, default=(50,)
         Width of each hidden layer, for ``net=None``.
     activation : {"tanh", "relu", "sigmoid", "logistic", "erf", "gelu", "identity"}, default="tanh"
         Activation of the hidden layers, for ``net=None``.
     prior_precision : float or "auto", default="auto"
-        δ > 0; "auto" chooses it by the evidence.
-    prior_groups : {"all", "layer", "feature"}, default="all"
-        Which weights share a δ. "layer": each dense layer's, and all biases; "feature": each
-        input's in the first layer too, so that the inputs that do not matter are switched off
-        (automatic relevance determination). For the default network, with
-        ``prior_precision="auto"``, ``solver="gauss-newton"`` and ``posterior="full"``.
-    inference : {"laplace", "vi", "linearized-vi"}, default="laplace"
+        δ > 0; "auto" chooses it by the evidence (:ref:`math-search`).
+    prior_groups : {"all", "layer", "feature"} or dict, default="all"
+        Which weights share a δ (:ref:`math-groups`). "layer": each layer's, and all biases;
+        "feature": each input's in the first layer too, so that the inputs that do not matter are
+        switched off (automatic relevance determination); a dict names groups of named parameters.
+        Needs ``prior_precision="auto"``, ``posterior="full"`` and a solver that sees all examples.
+    inference : {"laplace", "vi", "linearized-vi"} or object, default="laplace"
         How the posterior is found. "laplace": at the minimum of the loss, by its curvature, which
         is too wide a posterior where the network is sure of its data. "linearized-vi": the best
         Gaussian of the same linear model by the evidence lower bound, in about ten times the time;
         its mean moves with it, and probabilities that average over it are as a rule better than the
-        network's own. "vi": by variational training of the network from there (VOGGN for
-        ``posterior="full"``, VOGN for "diag"; theorem 2), whose converged q(w) is a Gaussian
-        process too, with the network at its mean (MATH 5); "auto" then goes on to the best lower
-        bound. For "linearized-vi" it is the Laplace evidence that chooses δ.
-    vi_epochs : int, default=200
-        Epochs of variational training.
-    mc_samples : int, default=4
-        Draws of the weights in each variational step.
-    posterior : {"full", "diag", "last_layer"}, default="full"
-        "full" is exact, by the smaller of weight space and function space. The others are
-        approximations: the diagonal of the precision; the last layer's weights only.
-    posterior_samples : int or None, default=None
-        Condition the Gaussian process on this many examples only, drawn at random, as the paper
-        does for large data: an approximation, which widens the posterior. The network is trained on
-        all. None takes all.
-    outputs : {"joint", "independent"}, default="joint"
-        "independent" is an approximation: one Gaussian process per class, the correlations between
-        classes dropped, so that n_classes matrices of n_samples rows are factorised and not one of
-        n_samples · n_classes. Needs ``posterior="full"`` and a number for ``prior_precision``.
+        network's own. "vi": by variational training of the network from there
+        (:ref:`math-variational`). For "linearized-vi" it is the Laplace evidence that chooses δ.
+    posterior : {"auto", "full", "diag", "last_layer", "independent"} or object, default="auto"
+        "full" is exact, by the smaller of weight space and function space, and "auto" is "full"
+        where it fits the memory. The others are approximations: the diagonal of the precision; the
+        last layer's weights only; one process per class ("independent", which needs a number for
+        ``prior_precision``). Objects have settings, as ``SubsetOfData(1000)``, which conditions the
+        process on that many examples, of :mod:`sk_dnn2gp.posterior`.
+    solver : {"auto", "newton-cg", "gauss-newton", "lbfgs", "adam", "sgd"}, torch Optimizer class \
+            or object, default="auto"
+        How a network without a skorch net of its own is trained; "auto" by counted operations:
+        Newton steps on all examples where a factor is cheap, whole passes beyond, minibatches at
+        last. Settings live in the objects of :mod:`sk_dnn2gp.training`, and are reached as
+        ``solver__max_iter``.
+    n_restarts : int or "auto", default="auto"
+        Starts from different weights; the best evidence wins. "auto" is 1 to 6, by the operations
+        that a start takes, where the evidence chooses δ; and 1 otherwise, for skorch nets and for
+        instances of a module.
     link : {"probit", "contrast", "mc", "map"}, default="probit"
-        How probabilities come from the logits' distribution N(f, V) (MATH 4): softmax(f/√(1 + π/8
-        diag V)); the same of each logit against the mean of the others, so that the variance of a
-        shift of all logits, which no data determine, does not count: the better one for several
-        classes; the mean of the softmax over 1,024 quasi-random draws; softmax(f), the network's
-        own.
+        How probabilities come from the logits' distribution N(f, V) (:ref:`math-predicting`):
+        softmax(f/√(1 + π/8 diag V)); the same of each logit against the mean of the others, so that
+        the variance of a shift of all logits, which no data determine, does not count: the better
+        one for several classes; the mean of the softmax over 1,024 quasi-random draws; softmax(f),
+        the network's own.
     class_weight : dict, "balanced" or None, default=None
         Weights of the classes, by label; they multiply ``sample_weight``.
-    solver : {"gauss-newton", "adam", "lbfgs", "sgd"} or Optimizer class, default="gauss-newton"
-        How a network without a skorch net of its own is trained. "gauss-newton" sees the whole data
-        in each step, and is the one that reaches a true minimum; "adam" is for large networks.
-    max_iter : int, default=500
-        Gauss-Newton steps, or epochs of the other solvers.
-    learning_rate : float, default=0.01
-        Of the solvers other than "gauss-newton" and "lbfgs".
-    learning_rate_schedule : {"constant", "cosine", "plateau"}, default="constant"
-        Schedule of the learning rate.
-    batch_size : int or "auto", default="auto"
-        Rows in a minibatch; "auto" is min(200, n_samples) for "adam" and "sgd", all rows otherwise
-        and in variational training. "gauss-newton" always takes all rows.
-    tol : float, default=1e-8
-        Gauss-Newton stops at ‖∇loss‖ ≤ tol (1 + abs loss), others when the loss has not fallen by
-        this part in ``n_iter_no_change`` epochs.
-    n_iter_no_change : int, default=10
-        Epochs of patience of the other solvers.
-    n_restarts : int or "auto", default="auto"
-        Starts from different weights; the best evidence wins. "auto" is 6 where the evidence
-        chooses δ with "gauss-newton" (24 where n_samples times n_outputs times weights is at most
-        10,000; most are dropped early), and 1 otherwise.
-    evidence_interval : int, default=20
-        Epochs between updates of δ by the evidence, with solvers other than "gauss-newton"
-        (Immer et al. 2021); at the end the best at the trained weights is taken.
     warm_start : bool, default=False
         Go on from the last fit's weights and δ.
-    memory_limit : float, default=None
-        MiB for matrices and temporary work; None is scikit-learn's ``working_memory``.
+    n_jobs : int, default=None
+        Kept for the sums over rows that will go through joblib; one process now.
     device : str or torch.device, default="cpu"
         Where the network is trained and evaluated.
     random_state : int, RandomState or None, default=None
         Initial weights, minibatches and draws. An int makes everything reproducible.
     verbose : int, default=0
-        Level of messages.
+        1 prints a line for each stage with its time and evidence.
 
     Attributes
     ----------
@@ -130,8 +106,12 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         The labels, sorted.
     module_ : torch.nn.Module
         The trained network, in eval mode.
-    net_ : skorch.NeuralNet or None
-        The skorch net that trained it; None for a frozen net.
+    net_ : skorch.NeuralNet
+        A fitted skorch net around it: the one that trained it, or one with the same history.
+    solver_ : str
+        What trained it.
+    converged_ : bool
+        Whether training ended at a minimum of the loss.
     prior_precisions_ : dict of str to float
         δ of each group of weights ("all"; or the layers or input features, and "biases", whose own
         is ``prior_precision_``).
@@ -195,9 +175,6 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
 
     _parameter_constraints: dict = {
         **BaseDNN2GP._parameter_constraints,
-        "inference": [StrOptions({"laplace", "vi", "linearized-vi"})],
-        "posterior_samples": [None, Interval(Integral, 2, None, closed="left")],
-        "outputs": [StrOptions({"joint", "independent"})],
         "link": [StrOptions(set(LINKS))],
         "class_weight": [dict, StrOptions({"balanced"}), None],
     }
@@ -209,26 +186,15 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         hidden_layer_sizes: Any = (50,),
         activation: str = "tanh",
         prior_precision: float | str = "auto",
-        prior_groups: str = "all",
-        inference: str = "laplace",
-        vi_epochs: int = 200,
-        mc_samples: int = 4,
-        posterior: str = "full",
-        posterior_samples: int | None = None,
-        outputs: str = "joint",
+        prior_groups: Any = "all",
+        inference: Any = "laplace",
+        posterior: Any = "auto",
+        solver: Any = "auto",
+        n_restarts: int | str = "auto",
         link: str = "probit",
         class_weight: Mapping | str | None = None,
-        solver: Any = "gauss-newton",
-        max_iter: int = 500,
-        learning_rate: float = 1e-2,
-        learning_rate_schedule: str = "constant",
-        batch_size: int | str = "auto",
-        tol: float = 1e-8,
-        n_iter_no_change: int = 10,
-        n_restarts: int | str = "auto",
-        evidence_interval: int = 20,
         warm_start: bool = False,
-        memory_limit: float | None = None,
+        n_jobs: int | None = None,
         device: Any = "cpu",
         random_state: Any = None,
         verbose: int = 0,
@@ -239,24 +205,13 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         self.prior_precision = prior_precision
         self.prior_groups = prior_groups
         self.inference = inference
-        self.vi_epochs = vi_epochs
-        self.mc_samples = mc_samples
         self.posterior = posterior
-        self.posterior_samples = posterior_samples
-        self.outputs = outputs
+        self.solver = solver
+        self.n_restarts = n_restarts
         self.link = link
         self.class_weight = class_weight
-        self.solver = solver
-        self.max_iter = max_iter
-        self.learning_rate = learning_rate
-        self.learning_rate_schedule = learning_rate_schedule
-        self.batch_size = batch_size
-        self.tol = tol
-        self.n_iter_no_change = n_iter_no_change
-        self.n_restarts = n_restarts
-        self.evidence_interval = evidence_interval
         self.warm_start = warm_start
-        self.memory_limit = memory_limit
+        self.n_jobs = n_jobs
         self.device = device
         self.random_state = random_state
         self.verbose = verbose
@@ -291,25 +246,26 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
             If an argument or the data cannot be used: fewer than two classes, a network whose
             outputs are probabilities, or of the wrong number.
         """
-        X, y, weight = self._checked_training_set(X, y, sample_weight, y_numeric=False)
-        check_classification_targets(y)
-        self.classes_ = np.unique(y)
-        if len(self.classes_) < 2:
-            raise ValueError(
-                f"y has one class only, {self.classes_.tolist()[0]!r}: a classifier needs at "
-                "least 2 classes (counted where sample_weight is positive)."
-            )
-        check_outputs_option(self)
-        if self.class_weight is not None:
-            weight = weight * compute_sample_weight(self.class_weight, y)
-        n_outputs = self._count_outputs(X)
-        self._likelihood: Likelihood = Bernoulli() if n_outputs == 1 else Categorical()
-        self._draw_seed = draw_seed(self.random_state)
-        codes = self._encoded(y)
-        self._fit_network(X, codes, weight, self._likelihood, n_outputs)
-        self._shift: Tensor | None = None
-        if self.inference == "linearized-vi":
-            self._move_to_linearized_elbo(codes)
+        with self._all_or_none():
+            options = options_of(self, is_classifier=True)
+            X, y, weight = self._checked_training_set(X, y, sample_weight, y_numeric=False)
+            check_classification_targets(y)
+            if self.class_weight is not None:
+                weight = weight * compute_sample_weight(self.class_weight, y)
+            X, y, weight = self._without_zeros(X, y, weight)
+            self.classes_ = np.unique(y)
+            if len(self.classes_) < 2:
+                raise ValueError(
+                    f"y has one class only, {self.classes_.tolist()[0]!r}: a classifier needs at "
+                    "least 2 classes (counted where the weights are positive)."
+                )
+            n_outputs = self._count_outputs(X)
+            likelihood: Likelihood = Bernoulli() if n_outputs == 1 else Categorical()
+            draws = draw_seed(self.random_state)
+            codes = self._codes(y, n_outputs)
+            result = self._fit_result(X, codes, weight, likelihood, n_outputs, options)
+            self._draw_seed = draws
+            self._show(result, weight)
         return self
 
     def predict(self, X: ArrayLike) -> NDArray:
@@ -327,7 +283,7 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         if len(self.classes_) > 2 or self.link in ("mc", "map"):
             log_p = self._log_proba(X, self.link)
         else:  # these links keep the sign of the difference: no variance is needed
-            log_p = log_softmax(self._latent_mean(self._checked_inputs(X)))
+            log_p = log_softmax(self._result.mean(self._checked_inputs(X)))
         return self.classes_[log_p.argmax(-1).numpy()]
 
     def predict_proba(self, X: ArrayLike, link: str | None = None) -> NDArray:
@@ -406,8 +362,7 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         """
         check_target(target, ("y", "p", "latent"))
         if target == "latent":
-            V = self._latent_covariance(self._checked_inputs(X))
-            return V.diagonal(dim1=-2, dim2=-1).sqrt().numpy()
+            return self._result.variance(self._checked_inputs(X)).sqrt().numpy()
         parts = self.predict_uncertainty(X)
         return np.sqrt(parts.epistemic if target == "p" else parts.total)
 
@@ -447,12 +402,12 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         if link not in (None, "mc"):
             raise ValueError(f"link must be None or 'mc', got {link!r}.")
         inputs = self._checked_inputs(X)
-        f, V = self._latent_mean(inputs), self._latent_covariance(inputs)
+        f, V = self._result.mean(inputs), self._result.covariance(inputs)
         if link == "mc":
             aleatoric, epistemic = mean_uncertainty(*of_difference(f, V), self._draw_seed)
         else:
-            aleatoric = of_classes(self._likelihood.aleatoric(f))
-            epistemic = of_classes(self._likelihood.epistemic(f, V))
+            aleatoric = of_classes(self._result.likelihood.aleatoric(f))
+            epistemic = of_classes(self._result.likelihood.epistemic(f, V))
         if not full:
             aleatoric, epistemic = (t.diagonal(dim1=-2, dim2=-1) for t in (aleatoric, epistemic))
         return Bunch(
@@ -486,7 +441,7 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         check_target(target, ("y", "p", "latent"))
         inputs = self._checked_inputs(X)
         generator = torch_generator(random_state)
-        f = self.posterior_.sample(inputs, n_samples, generator).cpu() + self._latent_mean(inputs)
+        f = self._result.sample(inputs, n_samples, generator)
         if target == "latent":
             return np.moveaxis(f.numpy(), 0, -1)
         p = log_softmax(f).exp()
@@ -512,25 +467,22 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
             If the network has several logits, the posterior is not the full one, or Λ vanishes.
         """
         check_is_fitted(self)
-        if not isinstance(self._likelihood, Bernoulli):
+        self._require_network_process("to_gaussian_process()")
+        if not isinstance(self._result.likelihood, Bernoulli):
             raise ValueError(
                 f"The network has {self.linear_model_.noise_factor.shape[1]} logits whose noise "
                 "precision Λ = diag p - p pᵀ is singular and whose processes are correlated; "
                 "scikit-learn's GaussianProcessRegressor takes outputs as independent, with "
                 "finite noise. Only a network with one logit (two classes) can be converted."
             )
-        if self.posterior != "full":
-            raise ValueError(
-                f"posterior={self.posterior!r} is no Gaussian process with this kernel; use 'full'."
-            )
         model = self.posterior_.model
-        precision = model.noise_factor[:, 0, 0].numpy() ** 2
+        precision = model.noise_factor[:, 0, 0].cpu().numpy() ** 2
         if not (precision > np.finfo(float).tiny).all():
             raise ValueError(
                 "The network is so certain of some examples that their noise precision p(1-p) is "
                 "zero: their transformed targets are infinite. Raise prior_precision."
             )
-        X, targets = model.X.numpy(), model.transformed_targets().numpy()[:, 0]
+        X, targets = model.X.cpu().numpy(), model.transformed_targets().cpu().numpy()[:, 0]
         gp = GaussianProcessRegressor(self.kernel_, alpha=1.0 / precision, optimizer=None)
         return gp.fit(X.reshape(len(X), -1), targets)
 
@@ -538,8 +490,8 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
     def transformed_targets_(self) -> NDArray:
         """ỹ = J w* - Λ⁺ r of theorem 1: (n_samples,) for one logit, (n_samples, n_outputs)."""
         check_is_fitted(self)
-        targets = self.linear_model_.transformed_targets().numpy()
-        return targets[:, 0] if isinstance(self._likelihood, Bernoulli) else targets
+        targets = self.linear_model_.transformed_targets().cpu().numpy()
+        return targets[:, 0] if isinstance(self._result.likelihood, Bernoulli) else targets
 
     def _count_outputs(self, X: NDArray) -> int:
         """One logit for two classes, unless the user's own network has two."""
@@ -551,9 +503,23 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
 
     def _encoded(self, y: NDArray) -> Tensor:
         """Class numbers as the likelihood wants them."""
-        check_labels(y, self.classes_)
+        unseen = np.setdiff1d(y, self.classes_)
+        if len(unseen):
+            raise ValueError(
+                f"y holds labels that fit has not seen: {unseen[:5].tolist()}; the classes are "
+                f"{self.classes_.tolist()[:10]}."
+            )
+        return self._codes(y, 1 if isinstance(self._result.likelihood, Bernoulli) else 2)
+
+    def _codes(self, y: NDArray, n_outputs: int) -> Tensor:
         index = torch.tensor(np.searchsorted(self.classes_, y))
-        return index if isinstance(self._likelihood, Categorical) else index[:, None].double()
+        return index[:, None].double() if n_outputs == 1 else index
+
+    def _weighed(self, y: NDArray, weight: NDArray) -> NDArray:
+        """Weights of rows, with those of their classes."""
+        if self.class_weight is None:
+            return weight
+        return weight * compute_sample_weight(self.class_weight, y)
 
     def _log_proba(self, X: ArrayLike, link: str | None) -> Tensor:
         """log p, of shape (n_samples, n_classes)."""
@@ -562,29 +528,9 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
             raise ValueError(f"link must be one of {LINKS}, got {link!r}.")
         inputs = self._checked_inputs(X)
         if link == "map":
-            return log_softmax(self._outputs(inputs))
-        f, V = self._latent_mean(inputs), self._latent_covariance(inputs)
+            return log_softmax(self._result.outputs(inputs))
+        f, V = self._result.mean(inputs), self._result.covariance(inputs)
         return log_proba(link, f, V, self._draw_seed)
-
-    def _move_to_linearized_elbo(self, codes: Tensor) -> None:
-        """Replace the Laplace posterior by the best Gaussian of the same linear model."""
-        rows = self.posterior_indices_
-        best = maximise_linearized_elbo(
-            self.linear_model_,
-            codes if rows is None else codes[torch.tensor(rows)],
-            self._likelihood,
-            torch.tensor(self._fit_sample_weight),
-            self.memory_limit,
-        )
-        self.posterior_, self._shift = best.posterior, best.shift
-        self.elbo_curve_ = best.elbo_curve
-
-    def _latent_mean(self, inputs: Tensor) -> Tensor:
-        """E f(X): the network's outputs, or those of its linearisation at q's mean."""
-        f = self._outputs(inputs)
-        if self._shift is None:
-            return f
-        return f + self.posterior_.model.linearization.jvp(inputs, self._shift).double().cpu()
 
     def _evidence_offset(self, weight: NDArray) -> float:
         return 0.0

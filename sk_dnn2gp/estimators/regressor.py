@@ -20,7 +20,7 @@ from torch import Tensor
 from .._utils.random import torch_generator
 from ..likelihoods import Gaussian
 from .base import BaseDNN2GP
-from .checks import check_target
+from .options import check_target, options_of
 
 __all__ = ["DNN2GPRegressor"]
 
@@ -37,78 +37,67 @@ class DNN2GPRegressor(MultiOutputMixin, RegressorMixin, BaseDNN2GP):
     Parameters
     ----------
     net : None, torch Module (class or instance), skorch NeuralNet or FrozenEstimator, default=None
-        The network. None builds an MLP. A module is trained with ``solver``; an instance is copied,
-        never changed. A skorch net is cloned and trained with its own optimiser, batch size,
-        callbacks and device, under this likelihood and prior. A fitted net inside
-        :class:`~sklearn.frozen.FrozenEstimator` is used as trained.
+        The network. None builds an MLP whose first layer standardises its inputs. A module is
+        trained with ``solver``; an instance is copied, never changed, and training begins at its
+        weights (those that need no gradient stay). A skorch net is cloned and trained with its own
+        optimiser, batch size, callbacks and device, under this likelihood and prior. A fitted net
+        inside :class:`~sklearn.frozen.FrozenEstimator` is used as trained, in its own
+        units: ``normalize_y`` is then left aside.
     hidden_layer_sizes : sequence of int, default=(50,)
         Width of each hidden layer, for ``net=None``.
     activation : {"tanh", "relu", "sigmoid", "logistic", "erf", "gelu", "identity"}, default="tanh"
         Activation of the hidden layers, for ``net=None``.
     prior_precision : float or "auto", default="auto"
-        δ > 0; "auto" chooses it by the evidence.
+        δ > 0; "auto" chooses it by the evidence (:ref:`math-search`).
+    prior_groups : {"all", "layer", "feature"} or dict, default="all"
+        Which weights share a δ (:ref:`math-groups`). "layer": each layer's, and all biases;
+        "feature": each input's in the first layer too, so that the inputs that do not matter are
+        switched off (automatic relevance determination); a dict names groups of named parameters.
+        Needs ``prior_precision="auto"``, ``posterior="full"`` and a solver that sees all examples.
     noise_std : float or "auto", default="auto"
         σ > 0, in the units of y as the network sees it (standardised if ``normalize_y``).
-    prior_groups : {"all", "layer", "feature"}, default="all"
-        Which weights share a δ. "layer": each dense layer's, and all biases; "feature": each
-        input's in the first layer too, so that the inputs that do not matter are switched off
-        (automatic relevance determination). For the default network, with
-        ``prior_precision="auto"``, ``solver="gauss-newton"`` and ``posterior="full"``.
-    inference : {"laplace", "vi"}, default="laplace"
+    inference : {"laplace", "vi"} or object, default="laplace"
         How the posterior is found: at the minimum of the loss; or by variational training from
-        there (VOGGN for ``posterior="full"``, VOGN for "diag"; theorem 2), whose converged q(w)
-        is a Gaussian process too, with the network at its mean (MATH 5). With "vi", "auto" goes on
-        to the best evidence lower bound.
-    vi_epochs : int, default=200
-        Epochs of variational training.
-    mc_samples : int, default=4
-        Draws of the weights in each variational step.
-    posterior : {"full", "diag", "last_layer"}, default="full"
-        "full" is exact, by the smaller of weight space and function space. The others are
-        approximations: the diagonal of the precision; the last layer's weights only.
-    solver : {"gauss-newton", "adam", "lbfgs", "sgd"} or Optimizer class, default="gauss-newton"
-        How a network without a skorch net of its own is trained. "gauss-newton" sees the whole data
-        in each step, and is the one that reaches a true minimum.
-    max_iter : int, default=500
-        Gauss-Newton steps, or epochs of the other solvers.
-    learning_rate : float, default=0.01
-        Of the solvers other than "gauss-newton" and "lbfgs".
-    learning_rate_schedule : {"constant", "cosine", "plateau"}, default="constant"
-        Schedule of the learning rate.
-    batch_size : int or "auto", default="auto"
-        Rows in a minibatch; "auto" is min(200, n_samples) for "adam" and "sgd", all rows otherwise
-        and in variational training. "gauss-newton" always takes all rows.
-    tol : float, default=1e-8
-        Gauss-Newton stops at ‖∇loss‖ ≤ tol (1 + abs loss), others when the loss has not fallen by
-        this part in ``n_iter_no_change`` epochs.
-    n_iter_no_change : int, default=10
-        Epochs of patience of the other solvers.
+        there (:class:`~sk_dnn2gp.inference.Variational`), whose converged q(w) is a Gaussian
+        process too, with the network at its mean (:ref:`math-variational`).
+    posterior : {"auto", "full", "diag", "last_layer", "independent"} or object, default="auto"
+        "full" is exact, by the smaller of weight space and function space, and "auto" is "full"
+        where it fits the memory. The others are approximations: the diagonal of the precision; the
+        last layer's weights only; outputs taken as independent. Objects have settings, as
+        ``SubsetOfData(1000)`` and ``SubsetOfWeights([...])`` of :mod:`sk_dnn2gp.posterior`.
+    solver : {"auto", "newton-cg", "gauss-newton", "lbfgs", "adam", "sgd"}, torch Optimizer class \
+            or object, default="auto"
+        How a network without a skorch net of its own is trained; "auto" by counted operations:
+        Newton steps on all examples where a factor is cheap, whole passes beyond, minibatches at
+        last. Settings live in the objects of :mod:`sk_dnn2gp.training`, and are reached as
+        ``solver__max_iter``.
     n_restarts : int or "auto", default="auto"
-        Starts from different weights; the best evidence wins. "auto" is 6 where the evidence
-        chooses δ or σ with "gauss-newton" (24 where n_samples times weights is at most 10,000;
-        most are dropped early), and 1 otherwise.
-    evidence_interval : int, default=20
-        Epochs between updates of δ and σ by the evidence, with solvers other than "gauss-newton"
-        (Immer et al. 2021); at the end the best at the trained weights is taken.
+        Starts from different weights; the best evidence wins. "auto" is 1 to 6, by the operations
+        that a start takes, where the evidence chooses δ or σ; and 1 otherwise, for skorch nets and
+        for instances of a module.
     warm_start : bool, default=False
         Go on from the last fit's weights, δ and σ.
     normalize_y : bool, default=True
         Standardise y inside; everything comes back in the units of y.
-    memory_limit : float, default=None
-        MiB for matrices and temporary work; None is scikit-learn's ``working_memory``.
+    n_jobs : int, default=None
+        Kept for the sums over rows that will go through joblib; one process now.
     device : str or torch.device, default="cpu"
         Where the network is trained and evaluated.
     random_state : int, RandomState or None, default=None
         Initial weights, minibatches and draws. An int makes everything reproducible.
     verbose : int, default=0
-        Level of messages.
+        1 prints a line for each stage with its time and evidence.
 
     Attributes
     ----------
     module_ : torch.nn.Module
         The trained network, in eval mode.
-    net_ : skorch.NeuralNet or None
-        The skorch net that trained it; None for a frozen net.
+    net_ : skorch.NeuralNet
+        A fitted skorch net around it: the one that trained it, or one with the same history.
+    solver_ : str
+        What trained it.
+    converged_ : bool
+        Whether training ended at a minimum of the loss.
     prior_precisions_ : dict of str to float
         δ of each group of weights ("all"; or the layers or input features, and "biases", whose own
         is ``prior_precision_``).
@@ -176,24 +165,15 @@ class DNN2GPRegressor(MultiOutputMixin, RegressorMixin, BaseDNN2GP):
         hidden_layer_sizes: Any = (50,),
         activation: str = "tanh",
         prior_precision: float | str = "auto",
+        prior_groups: Any = "all",
         noise_std: float | str = "auto",
-        prior_groups: str = "all",
-        inference: str = "laplace",
-        vi_epochs: int = 200,
-        mc_samples: int = 4,
-        posterior: str = "full",
-        solver: Any = "gauss-newton",
-        max_iter: int = 500,
-        learning_rate: float = 1e-2,
-        learning_rate_schedule: str = "constant",
-        batch_size: int | str = "auto",
-        tol: float = 1e-8,
-        n_iter_no_change: int = 10,
+        inference: Any = "laplace",
+        posterior: Any = "auto",
+        solver: Any = "auto",
         n_restarts: int | str = "auto",
-        evidence_interval: int = 20,
         warm_start: bool = False,
         normalize_y: bool = True,
-        memory_limit: float | None = None,
+        n_jobs: int | None = None,
         device: Any = "cpu",
         random_state: Any = None,
         verbose: int = 0,
@@ -202,24 +182,15 @@ class DNN2GPRegressor(MultiOutputMixin, RegressorMixin, BaseDNN2GP):
         self.hidden_layer_sizes = hidden_layer_sizes
         self.activation = activation
         self.prior_precision = prior_precision
-        self.noise_std = noise_std
         self.prior_groups = prior_groups
+        self.noise_std = noise_std
         self.inference = inference
-        self.vi_epochs = vi_epochs
-        self.mc_samples = mc_samples
         self.posterior = posterior
         self.solver = solver
-        self.max_iter = max_iter
-        self.learning_rate = learning_rate
-        self.learning_rate_schedule = learning_rate_schedule
-        self.batch_size = batch_size
-        self.tol = tol
-        self.n_iter_no_change = n_iter_no_change
         self.n_restarts = n_restarts
-        self.evidence_interval = evidence_interval
         self.warm_start = warm_start
         self.normalize_y = normalize_y
-        self.memory_limit = memory_limit
+        self.n_jobs = n_jobs
         self.device = device
         self.random_state = random_state
         self.verbose = verbose
@@ -252,16 +223,25 @@ class DNN2GPRegressor(MultiOutputMixin, RegressorMixin, BaseDNN2GP):
         MemoryError
             If the posterior does not fit ``memory_limit``.
         """
-        X, y, weight = self._checked_training_set(X, y, sample_weight, multi_output=True)
-        y = y.astype(np.float64)
-        self._one_dimensional = y.ndim == 1
-        targets = self._standardised(y.reshape(len(y), -1), weight)
-        sigma = 1.0 if self.noise_std == "auto" else float(self.noise_std)
-        if self.warm_start and self.noise_std == "auto" and hasattr(self, "_likelihood"):
-            sigma = self.noise_std_
-        likelihood = Gaussian(sigma)
-        self._fit_network(X, torch.tensor(targets), weight, likelihood, targets.shape[1])
+        with self._all_or_none():
+            options = options_of(self, is_classifier=False)
+            X, y, weight = self._checked_training_set(X, y, sample_weight, multi_output=True)
+            X, y, weight = self._without_zeros(X, y.astype(np.float64), weight)
+            one_dimensional, y = y.ndim == 1, y.reshape(len(y), -1)
+            mean, scale = self._mean_and_scale_of(y, weight)
+            targets = torch.tensor((y - mean) / scale)
+            result = self._fit_result(
+                X, targets, weight, Gaussian(self._first_noise_std()), y.shape[1], options
+            )
+            self._one_dimensional, self.y_mean_, self.y_scale_ = one_dimensional, mean, scale
+            self._show(result, weight)
         return self
+
+    def _first_noise_std(self) -> float:
+        """σ to keep, or to begin with."""
+        if self.noise_std != "auto":
+            return float(self.noise_std)
+        return self.noise_std_ if self.warm_start and hasattr(self, "_result") else 1.0
 
     def predict(self, X: ArrayLike, return_std: bool = False, return_cov: bool = False) -> Any:
         """Predict the mean of y, and its standard deviation or covariance on request.
@@ -288,7 +268,7 @@ class DNN2GPRegressor(MultiOutputMixin, RegressorMixin, BaseDNN2GP):
         if return_std and return_cov:
             raise ValueError("At most one of return_std or return_cov can be requested.")
         inputs = self._checked_inputs(X)
-        mean = self._shaped(self._outputs(inputs).numpy() * self.y_scale_ + self.y_mean_)
+        mean = self._shaped(self._result.mean(inputs).numpy() * self.y_scale_ + self.y_mean_)
         if return_std:
             return mean, self._shaped(self._total_std(inputs))
         if return_cov:
@@ -329,7 +309,7 @@ class DNN2GPRegressor(MultiOutputMixin, RegressorMixin, BaseDNN2GP):
             ``aleatoric``, ``epistemic`` and ``total``, each an ndarray of variances of shape
             (n_samples,) or (n_samples, n_outputs), in the units of y squared.
         """
-        V = self._latent_variance(self._checked_inputs(X))
+        V = self._result.variance(self._checked_inputs(X)).numpy()
         epistemic = self._shaped(V * self.y_scale_**2)
         noise = np.broadcast_to((self.noise_std_ * self.y_scale_) ** 2, V.shape)
         aleatoric = self._shaped(noise.copy())
@@ -360,7 +340,7 @@ class DNN2GPRegressor(MultiOutputMixin, RegressorMixin, BaseDNN2GP):
         check_target(target, ("y", "latent"))
         inputs = self._checked_inputs(X)
         generator = torch_generator(random_state)
-        draws = self.posterior_.sample(inputs, n_samples, generator).cpu() + self._outputs(inputs)
+        draws = self._result.sample(inputs, n_samples, generator)
         if target == "y":
             noise = torch.randn(draws.shape, dtype=draws.dtype, generator=generator)
             draws = draws + self.noise_std_ * noise
@@ -386,19 +366,16 @@ class DNN2GPRegressor(MultiOutputMixin, RegressorMixin, BaseDNN2GP):
             or the posterior is not the full one.
         """
         check_is_fitted(self)
+        self._require_network_process("to_gaussian_process()")
         if len(self.y_scale_) > 1:
             raise ValueError(
                 f"The network has {len(self.y_scale_)} outputs that share weights, so their "
                 "processes are correlated; scikit-learn's GaussianProcessRegressor takes outputs "
                 "as independent. Fit one output at a time to convert it."
             )
-        if self.posterior == "diag":
-            raise ValueError(
-                "posterior='diag' is no Gaussian process with this kernel; use 'full'."
-            )
         scale = float(self.y_scale_[0])
         kernel = ConstantKernel(scale**2, "fixed") * self.kernel_
-        X = self.linear_model_.X.numpy()
+        X = self.linear_model_.X.cpu().numpy()
         noise = (scale * self.noise_std_) ** 2 / self._fit_sample_weight
         gp = GaussianProcessRegressor(kernel, alpha=noise, optimizer=None)
         gp.fit(X.reshape(len(X), -1), scale * self.transformed_targets_)
@@ -410,23 +387,23 @@ class DNN2GPRegressor(MultiOutputMixin, RegressorMixin, BaseDNN2GP):
     def transformed_targets_(self) -> NDArray:
         """ỹ = J w* - Λ⁻¹ r of theorem 1, in the network's units: (n_samples,) or (…, n_outputs)."""
         check_is_fitted(self)
-        return self._shaped(self.linear_model_.transformed_targets().numpy())
+        return self._shaped(self.linear_model_.transformed_targets().cpu().numpy())
 
-    def _standardised(self, y: NDArray, weight: NDArray) -> NDArray:
-        self.y_mean_, self.y_scale_ = np.zeros(y.shape[1]), np.ones(y.shape[1])
-        if self.normalize_y:
-            self.y_mean_ = np.average(y, axis=0, weights=weight)
-            scale = np.sqrt(np.average((y - self.y_mean_) ** 2, axis=0, weights=weight))
-            constant = scale <= 10 * np.finfo(float).eps * np.abs(self.y_mean_)
-            if constant.any():
-                warnings.warn(
-                    "y is constant" + (" in an output" if y.shape[1] > 1 else "") + ": there is "
-                    "nothing to learn, and the prediction is that constant.",
-                    UserWarning,
-                    stacklevel=3,
-                )
-            self.y_scale_ = np.where(constant, 1.0, scale)
-        return (y - self.y_mean_) / self.y_scale_
+    def _mean_and_scale_of(self, y: NDArray, weight: NDArray) -> tuple[NDArray, NDArray]:
+        """What y is standardised with; a frozen net keeps the units that it was trained in."""
+        if not self.normalize_y or self._is_frozen:
+            return np.zeros(y.shape[1]), np.ones(y.shape[1])
+        mean = np.average(y, axis=0, weights=weight)
+        scale = np.sqrt(np.average((y - mean) ** 2, axis=0, weights=weight))
+        constant = scale <= 10 * np.finfo(float).eps * np.abs(mean)
+        if constant.any():
+            warnings.warn(
+                "y is constant" + (" in an output" if y.shape[1] > 1 else "") + ": there is "
+                "nothing to learn, and the prediction is that constant.",
+                UserWarning,
+                stacklevel=3,
+            )
+        return mean, np.where(constant, 1.0, scale)
 
     def _in_units(self, outputs: NDArray) -> NDArray:
         return outputs * self.y_scale_[:, None] + self.y_mean_[:, None]
@@ -436,12 +413,12 @@ class DNN2GPRegressor(MultiOutputMixin, RegressorMixin, BaseDNN2GP):
         return values[:, 0] if self._one_dimensional else values
 
     def _total_std(self, inputs: Tensor) -> NDArray:
-        V = self._latent_variance(inputs)
+        V = self._result.variance(inputs).numpy()
         return np.sqrt(V + self.noise_std_**2) * self.y_scale_
 
     def _joint_covariance(self, inputs: Tensor, noise: bool) -> NDArray:
         K, n = len(self.y_scale_), len(inputs)
-        joint = self.posterior_.joint_covariance(inputs).numpy().reshape(n, K, n, K)
+        joint = self.posterior_.joint_covariance(inputs).cpu().numpy().reshape(n, K, n, K)
         covariance = np.einsum("ikjk->ijk", joint).copy()
         if noise:
             covariance[np.arange(n), np.arange(n)] += self.noise_std_**2
@@ -465,8 +442,4 @@ class DNN2GPRegressor(MultiOutputMixin, RegressorMixin, BaseDNN2GP):
     def noise_std_(self) -> float:
         """σ used, in the units of y as the network sees it."""
         check_is_fitted(self)
-        return cast(Gaussian, self._likelihood).noise_std
-
-    def _latent_variance(self, inputs: Tensor) -> NDArray:
-        """diag V_*, of shape (n_samples, n_outputs), in the network's units."""
-        return self._latent_covariance(inputs).diagonal(dim1=-2, dim2=-1).numpy().copy()
+        return cast(Gaussian, self._result.likelihood).noise_std

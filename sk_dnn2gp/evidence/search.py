@@ -30,11 +30,11 @@ from torch import Tensor
 from ..likelihoods import Gaussian, Likelihood
 from ..linear_model import LinearModel
 from ..posterior import Posterior, PosteriorSpecification
-from ..training.objective import Objective, Point
-from ..training.second_order import Minimum, conjugate_gradients, descend, minimise
+from ..training.objective import Objective, Point, part_of
+from ..training.second_order import Minimum, conjugate_gradients, descend, gauss_newton, minimise
 from .spectrum import log_marginal_likelihood
 
-__all__ = ["Found", "Freedom", "NOISE_STD_BOUNDS", "PRIOR_PRECISION_BOUNDS", "Searcher", "found", "search"]
+__all__ = ["Found", "Freedom", "NOISE_STD_BOUNDS", "PRIOR_PRECISION_BOUNDS", "Searcher", "Trial", "fixed", "found", "search"]
 
 logger = logging.getLogger("sk_dnn2gp")
 
@@ -133,6 +133,8 @@ class Found:
         Steps of the start that was kept.
     losses : list of float
         Of that start.
+    gradient : Tensor of shape (n_params,)
+        ∇loss over all examples, with respect to the posterior's weights.
     """
 
     w: Tensor
@@ -143,6 +145,7 @@ class Found:
     converged: bool
     n_iter: int
     losses: list[float]
+    gradient: Tensor
 
 
 class Searcher:
@@ -163,6 +166,8 @@ class Searcher:
         Of a true minimum: ‖∇loss‖ ≤ tol (1 + abs loss).
     max_iter : int, default=500
         Steps to a true minimum.
+    damped : bool, default=False
+        Whether Gauss-Newton steps make it, and not Newton's.
     """
 
     def __init__(
@@ -174,7 +179,9 @@ class Searcher:
         rows: Tensor | None = None,
         tol: float = 1e-8,
         max_iter: int = 500,
+        damped: bool = False,
     ) -> None:
+        self.damped = damped
         self.objective, self.freedom = objective, freedom
         self.specification, self.factorise, self.rows = specification, factorise, rows
         self.tol, self.max_iter = tol, max_iter
@@ -184,6 +191,24 @@ class Searcher:
         objective = self.freedom.moved(self.objective, theta)
         minimum = descend(objective, w, self.factorise, None, _ROUGH, 2 * _ROUGH_STEPS)
         return self._judged(objective, theta, minimum)
+
+    def trial(self, start: Found) -> Trial:
+        """What a search ended with, to go on from."""
+        point = start.objective.at(start.w)
+        factor = start.posterior if self.specification.is_network_process else None
+        minimum = Minimum(point, factor, start.converged, start.n_iter, start.losses)
+        return Trial(0.0, minimum, start.objective, start.posterior, start.evidence)
+
+    def trained(self, w: Tensor) -> Trial:
+        """The true minimum at the objective's own δ and σ, from untrained weights."""
+        return self._judged(self.objective, 0.0, self._exactly(self.objective, w, None))
+
+    def at(self, objective: Objective, before: Trial) -> Trial:
+        """The true minimum of another objective, from where ``before`` stands."""
+        minimum = self._exactly(objective, before.w, before.minimum.factor)
+        minimum.n_iter += before.minimum.n_iter
+        minimum.losses = before.minimum.losses + minimum.losses
+        return self._judged(objective, before.theta, minimum)
 
     def moved(self, before: Trial, step: float, exact: bool = False) -> Trial:
         """The minimum at θ + step, begun at its prediction."""
@@ -200,15 +225,20 @@ class Searcher:
         factor = before.minimum.factor
         if not exact:
             return descend(objective, w, self.factorise, factor, _ROUGH, _ROUGH_STEPS)
+        return self._exactly(objective, w, factor)
+
+    def _exactly(self, objective: Objective, w: Tensor, factor: Posterior | None) -> Minimum:
+        if self.damped:
+            return gauss_newton(objective, w, self.tol, self.max_iter)
         return minimise(objective, w, self.factorise, factor, self.tol, self.max_iter)
 
     def _judged(self, objective: Objective, theta: float, minimum: Minimum) -> Trial:
         """The evidence at a minimum, with the best σ where it is free together with δ."""
         w = minimum.point.w
-        model = objective.linear_model(w, self.rows)
+        model = self.model(objective, w)
         if self.freedom.prior_precision and self.freedom.noise_std:
             objective = _profiled(objective, model)
-            model = objective.linear_model(w, self.rows)
+            model = self.model(objective, w)
         try:
             posterior = self.specification.build(model)
             evidence = log_marginal_likelihood(posterior)
@@ -218,6 +248,10 @@ class Searcher:
             minimum.factor = posterior
         evidence = evidence if math.isfinite(evidence) else -math.inf
         return Trial(theta, minimum, objective, posterior, evidence)
+
+    def model(self, objective: Objective, w: Tensor) -> LinearModel:
+        """The linear model at w that the posterior is of."""
+        return objective.linear_model(w, self.rows, self.specification.parameters)
 
     def derivative(self, trial: Trial, exact: bool = False) -> Tensor:
         """ẇ = -H⁻¹ δ w* at a trial's minimum."""
@@ -235,8 +269,8 @@ class Searcher:
         ends = []
         for sign in (1.0, -1.0):
             w = trial.w + sign * _DIFFERENCE * direction
-            model = trial.objective.linear_model(w, self.rows)
-            ends.append(log_marginal_likelihood(self.specification.build(model)))
+            posterior = self.specification.build(self.model(trial.objective, w))
+            ends.append(log_marginal_likelihood(posterior))
         along = (ends[0] - ends[1]) / (2.0 * _DIFFERENCE)
         sigma = getattr(trial.objective.likelihood, "noise_std", 1.0)
         return self.freedom.partial(trial.posterior, sigma) + along
@@ -316,22 +350,65 @@ def search(searcher: Searcher, starts: Iterable[Tensor]) -> Found:
             "No start led to a finite evidence: the model is too badly conditioned. Standardise X, "
             "or set prior_precision and noise_std to numbers."
         )
-    return found(*searcher.polish(best))
+    return found(searcher, *searcher.polish(best))
 
 
-def found(trial: Trial, slope: float = math.nan) -> Found:
-    """A trial as the result of a search."""
+def fixed(searcher: Searcher, starts: Iterable[Tensor]) -> Found:
+    """The best of several starts, each trained to a true minimum at the objective's own δ and σ.
+
+    Parameters
+    ----------
+    searcher : Searcher
+        With nothing free.
+    starts : iterable of Tensor of shape (n_params,)
+
+    Returns
+    -------
+    Found
+
+    Raises
+    ------
+    numpy.linalg.LinAlgError
+        If no minimum has a posterior.
+    """
+    trials = [searcher.trained(w) for w in starts]
+    best = max(trials, key=lambda trial: trial.evidence)
+    if best.posterior is None:
+        raise LinAlgError(
+            "The posterior precision of the trained network is not positive definite. Standardise "
+            "X, or raise prior_precision or noise_std."
+        )
+    return found(searcher, best)
+
+
+def found(searcher: Searcher, trial: Trial, slope: float = math.nan) -> Found:
+    """A trial as the result of a search.
+
+    Parameters
+    ----------
+    searcher : Searcher
+    trial : Trial
+    slope : float, optional
+
+    Returns
+    -------
+    Found
+    """
     assert trial.posterior is not None
-    minimum = trial.minimum
+    minimum, whole = trial.minimum, searcher.objective.linearization
+    gradient = trial.objective.at(trial.w).gradient
+    if searcher.specification.parameters is not None:
+        gradient = part_of(whole, trial.posterior.model.linearization, gradient)
     return Found(
-        trial.w,
-        trial.objective,
-        trial.posterior,
-        trial.evidence,
-        slope,
-        minimum.converged,
-        minimum.n_iter,
-        minimum.losses,
+        w=trial.w,
+        objective=trial.objective,
+        posterior=trial.posterior,
+        evidence=trial.evidence,
+        slope=slope,
+        converged=minimum.converged,
+        n_iter=minimum.n_iter,
+        losses=minimum.losses,
+        gradient=gradient,
     )
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import singledispatch
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from torch import Tensor
 from .._utils.linalg import cholesky, symmetric_eigenvalues
 from .._utils.memory import require_memory
 from ..linear_model import LinearModel
-from ..posterior import Posterior, output_gram
+from ..posterior import DiagonalPosterior, IndependentPosterior, Posterior, output_gram
 
 __all__ = [
     "EvidenceSpectrum",
@@ -122,38 +123,40 @@ class EvidenceSpectrum:
     gaussian: bool
 
     @classmethod
-    def from_model(
+    def from_posterior(
         cls,
-        model: LinearModel,
+        posterior: Posterior,
         noise_std: float | None = None,
         n_observations: float = 0.0,
-        structure: str = "full",
+        prior_precision: float | None = None,
     ) -> EvidenceSpectrum:
-        """Decompose ΦᵀΦ or ΦΦᵀ, whichever is smaller.
+        """Decompose what a posterior is made of: ΦᵀΦ or ΦΦᵀ, a diagonal, each output's ΦΦᵀ.
 
         Parameters
         ----------
-        model : LinearModel
+        posterior : Posterior
         noise_std : float, optional
-            σ that ``model`` was made with, for a Gaussian likelihood; None for others.
+            σ that the model was made with, for a Gaussian likelihood; None for others.
         n_observations : float
             K Σ s; needed for the Gaussian.
-        structure : {"full", "diag", "independent"}, default="full"
-            "diag" takes diag(ΦᵀΦ) for ΦᵀΦ, "independent" the ΦΦᵀ of every output by itself, as
-            those posteriors do.
+        prior_precision : float, optional
+            The δ that stands for all where weights have several: their ratios to it stay. None is
+            the last weight's.
 
         Returns
         -------
         EvidenceSpectrum
         """
+        model = posterior.model
+        delta = float(model.prior_precision[-1]) if prior_precision is None else prior_precision
+        root = (model.prior_precision / delta).sqrt()
         variance = 1.0 if noise_std is None else noise_std**2
-        decompose = {"diag": _diagonal, "independent": _independent}.get(structure, _decompose)
-        values, gradient, weights = decompose(model)
+        values, gradient, weights = decomposition(posterior, root)
         return cls(
             eigenvalues=values * variance,
             gradient_in_range=gradient * variance,
             weights_in_range=weights,
-            weights_squared=float((model.weights**2).sum()),
+            weights_squared=float((root * model.weights).square().sum()),
             n_params=model.n_params,
             log_likelihood=model.log_likelihood,
             log_noise_determinant=model.log_noise_determinant,
@@ -352,7 +355,7 @@ class GroupedEvidence:
             ggn=model.linearization.ggn(model.X, cotangents=model.noise_factor) * variance,
             data_gradient=model.data_gradient * variance,
             weights=model.weights,
-            groups=torch.as_tensor(groups, device=model.weights.device),
+            groups=torch.as_tensor(groups).to(model.weights.device),
             log_likelihood=model.log_likelihood,
             log_noise_determinant=model.log_noise_determinant,
             residual_squared=float((model.whitened_residual**2).sum()) * variance,
@@ -455,14 +458,33 @@ def updated_noise_std(
     return math.sqrt(residual_squared / max(n_observations - effective_dimension, 1e-300))
 
 
-def _decompose(model: LinearModel) -> tuple[Tensor, Tensor, Tensor]:
-    """Eigenvalues of ΦᵀΦ, and data gradient and w* along its eigenvectors, by the smaller side."""
+@singledispatch
+def decomposition(posterior: Posterior, root: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Eigenvalues of ΦᵀΦ, and data gradient and w* along its eigenvectors, by the smaller side.
+
+    In rescaled weights √r w, r the ratios of their prior precisions: Φ takes 1/√r.
+
+    Parameters
+    ----------
+    posterior : Posterior
+        A new kind of posterior registers its own.
+    root : Tensor of shape (n_params,)
+        √r.
+
+    Returns
+    -------
+    eigenvalues, gradient, weights : Tensor of shape (rank,)
+    """
+    model = posterior.model
+    gradient, weights = model.data_gradient / root, model.weights * root
     if model.n_params <= model.n_rows:
         ggn = model.linearization.ggn(model.X, cotangents=model.noise_factor)
+        ggn /= root[:, None]
+        ggn /= root
         values, vectors = torch.linalg.eigh(ggn)
-        values = values.clamp_min(0.0)
-        return values, vectors.mT @ model.data_gradient, vectors.mT @ model.weights
-    gram = model.linearization.gram(model.X, cotangents=model.noise_factor)
+        return values.clamp_min(0.0), vectors.mT @ gradient, vectors.mT @ weights
+    gram = model.prior_gram(model.X, cotangents=model.noise_factor)
+    gram *= float((model.prior_precision / root.square())[0])
     values, vectors = torch.linalg.eigh(gram)
     # Directions that rounding alone fills say nothing: their eigenvectors of ΦᵀΦ are undefined.
     keep = values > values[-1] * len(values) * torch.finfo(values.dtype).eps
@@ -470,18 +492,22 @@ def _decompose(model: LinearModel) -> tuple[Tensor, Tensor, Tensor]:
     roots = values.sqrt()
     # For Φ = U √λ Qᵀ:  Qᵀ(Φᵀu) = √λ Uᵀu   and   Qᵀw = Uᵀ(Φw)/√λ
     Phi_w = model.whitened_targets + model.whitened_residual
-    gradient = roots * (vectors.mT @ model.whitened_residual.flatten())
-    return values, gradient, (vectors.mT @ Phi_w.flatten()) / roots
+    along = roots * (vectors.mT @ model.whitened_residual.flatten())
+    return values, along, (vectors.mT @ Phi_w.flatten()) / roots
 
 
-def _diagonal(model: LinearModel) -> tuple[Tensor, Tensor, Tensor]:
+@decomposition.register
+def _(posterior: DiagonalPosterior, root: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """diag(ΦᵀΦ), whose eigenvectors are the weights' own axes."""
+    model = posterior.model
     values = model.linearization.ggn_diagonal(model.X, cotangents=model.noise_factor)
-    return values, model.data_gradient, model.weights
+    return values / root.square(), model.data_gradient / root, model.weights * root
 
 
-def _independent(model: LinearModel) -> tuple[Tensor, Tensor, Tensor]:
+@decomposition.register
+def _(posterior: IndependentPosterior, root: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Eigenvalues of every output's own ΦΦᵀ; no common weights belong to them: nan."""
+    model = posterior.model
     grams = (output_gram(model, k) for k in range(model.noise_factor.shape[1]))
     values = torch.cat([symmetric_eigenvalues(gram) for gram in grams])
     return values, torch.full_like(values, torch.nan), torch.full_like(values, torch.nan)

@@ -1,104 +1,130 @@
-"""The walk of a fit without the estimator: restarts, training, best evidence (MATH 1, 3, 8)."""
+"""From a network and data to the Laplace posterior: training, choice of δ and σ (math-laplace).
+
+Three ways, by what the network is and how it is trained:
+
+    frozen          used as trained; the evidence may choose δ and σ at its weights
+    first order     minibatches by skorch, δ and σ updated every few epochs
+    second order    a search over θ, each point a minimum of the whole objective (``evidence``)
+"""
 
 from __future__ import annotations
 
+import copy
+import logging
+import math
+import time
 import warnings
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
-from numpy.linalg import LinAlgError
+import numpy as np
+import torch
 from sklearn.exceptions import ConvergenceWarning
-from skorch import NeuralNet
 from torch import Tensor, nn
 
+from .._utils.memory import limit_in_bytes
 from .._utils.random import seeded
 from .._utils.threads import few_threads
-from ..evidence.prior_groups import choose_groups
-from ..evidence.tuning_old import (
-    Candidate,
-    EvidenceUpdates,
-    Tuning,
-    evaluated,
-    linear_model,
-    maximise_at_fixed_weights,
-    posterior_at,
-    starting_point,
-    tune,
-    warn_at_bounds,
+from ..evidence.groups import choose_groups, weight_groups
+from ..evidence.search import (
+    NOISE_STD_BOUNDS,
+    PRIOR_PRECISION_BOUNDS,
+    Found,
+    Freedom,
+    Searcher,
+    fixed,
+    search,
 )
-from ..optim import GaussNewton
-from ..posterior import Posterior
-from ..training.first_order import Objective, SolverSettings, TrainingData, default_net, train
-from ..training.source import NetworkSource, check_outputs, check_trainable, module_dtype
+from ..evidence.spectrum import log_marginal_likelihood
+from ..evidence.updates import EvidenceUpdates, maximise_at_fixed_weights
+from ..likelihoods import Gaussian, Likelihood
+from ..linear_model import LinearModel
+from ..linearize import Linearization
+from ..posterior import Full, Posterior, PosteriorSpecification
+from ..training.first_order import BatchLoss, default_net, shown_as_net, train
+from ..training.objective import Objective, Point, TrainingData, part_of
+from ..training.solvers import FirstOrder, FullBatch, GaussNewtonLM, LBFGS, automatic_solver
+from ..training.source import (
+    NetworkSource,
+    check_outputs,
+    check_trainable,
+    module_dtype,
+)
+from .result import Result
 
-__all__ = ["FittedNetwork", "fit_network"]
+__all__ = ["Task", "fit_laplace"]
 
-# Starts where the evidence chooses and Gauss-Newton trains (most are dropped after a few steps):
-# more for small problems, whose evidence has many optima and whose steps cost next to nothing.
-_STAGED_RESTARTS, _STAGED_RESTARTS_SMALL = 6, 24
-_SMALL = 10_000
+logger = logging.getLogger("sk_dnn2gp")
+
+# Operations that the starts of a search may take together, and the most starts.
+_OPERATIONS, _MOST_STARTS = 6e10, 6
+# What a start costs, in factors and in passes.
+_FACTORS, _PASSES = 12, 400
 
 
 @dataclass(frozen=True)
-class FittedNetwork:
-    """A trained network as a Gaussian process.
-
-    Parameters
-    ----------
-    module : torch.nn.Module
-        In eval mode.
-    net : NeuralNet or None
-        What trained it; None for a frozen network.
-    objective : Objective
-        With the δ and the likelihood of the end.
-    posterior : Posterior
-    gradient : Tensor of shape (n_params,)
-        ∇loss over all examples, with respect to the posterior's weights.
-    loss_curve : list of float
-    n_iter : int
-    """
-
-    module: nn.Module
-    net: NeuralNet | None
-    objective: Objective
-    posterior: Posterior
-    gradient: Tensor
-    loss_curve: list[float]
-    n_iter: int
-
-
-def fit_network(
-    source: NetworkSource,
-    data: TrainingData,
-    objective: Objective,
-    tuning: Tuning,
-    settings: SolverSettings,
-    n_restarts: int | str,
-    seed: int,
-    previous: NeuralNet | None = None,
-    prior_groups: str = "all",
-) -> FittedNetwork:
-    """Train from one or several starts and keep the network of the best evidence.
+class Task:
+    """What a fit is asked to do.
 
     Parameters
     ----------
     source : NetworkSource
     data : TrainingData
         In float64, on the CPU; cast to the network's precision and device here.
-    objective : Objective
-        With the δ and σ to begin with, or to keep where ``tuning`` frees nothing.
-    tuning : Tuning
-    settings : SolverSettings
+    likelihood : Likelihood
+        With the σ to keep, or to begin with.
+    prior_precision : float
+        δ to keep, or to begin with.
+    freedom : Freedom
+        Whether the evidence chooses them.
+    specification : PosteriorSpecification
+    solver : FullBatch, FirstOrder or None
+        None for "auto".
     n_restarts : int or "auto"
     seed : int
-    previous : NeuralNet, optional
-        A trained net to go on with (``warm_start``).
-    prior_groups : {"all", "layer", "feature"}
-        Which weights share a δ; others than "all" for the default network, Gauss-Newton and a free
-        δ.
+    device : str or torch.device
+    previous : torch.nn.Module, optional
+        A trained network to go on with (``warm_start``).
+    groups : str or dict
+        Which weights share a δ.
+    feature_names : sequence of str
+        For groups by feature.
+    verbose : int
+    """
+
+    source: NetworkSource
+    data: TrainingData
+    likelihood: Likelihood
+    prior_precision: float
+    freedom: Freedom
+    specification: PosteriorSpecification
+    solver: Any
+    n_restarts: int | str
+    seed: int
+    device: Any = "cpu"
+    previous: nn.Module | None = None
+    groups: Any = "all"
+    feature_names: Sequence[str] = ()
+    verbose: int = 0
+
+    @property
+    def rows(self) -> Tensor | None:
+        """Rows that the posterior is conditioned on; None for all."""
+        chosen = self.specification.rows(len(self.data), self.seed)
+        return None if chosen is None else torch.tensor(chosen)
+
+
+def fit_laplace(task: Task) -> Result:
+    """Train, choose δ and σ where they are free, and take the Laplace posterior.
+
+    Parameters
+    ----------
+    task : Task
 
     Returns
     -------
-    FittedNetwork
+    Result
 
     Raises
     ------
@@ -107,167 +133,310 @@ def fit_network(
     MemoryError
         If a matrix does not fit the memory limit.
     ValueError
-        If the network does not fit the data.
+        If the network does not fit the data, or the arguments each other.
     """
-    if source.is_frozen:
-        return _frozen(source, data, objective, tuning, settings)
-    n_params = source.count_params(data.X)
-    rows = len(data) * source.n_outputs
-    with few_threads(2.0 * n_params * rows * min(n_params, rows)):
-        best, own = _searched(source, data, objective, tuning, settings, n_restarts, seed, previous)
-        if prior_groups != "all":
-            with seeded(seed, settings.device):
-                best = choose_groups(
-                    best,
-                    own,
-                    tuning,
-                    prior_groups == "feature",
-                    lambda module, changed: default_net(module, own, changed, settings),
-                )
-        warn_at_bounds(best.objective, tuning)
-        return _finished(best, own, tuning)
+    if task.source.is_frozen:
+        return _frozen(task)
+    solver = task.solver
+    with seeded(task.seed, task.device):
+        module, net = _start(task, 0)
+    own = _own_data(task, module, task.device if net is None else net.device)
+    check_outputs(module, own.X, task.source.n_outputs)
+    n_params = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    n_rows = own.total_weight * task.source.n_outputs
+    if net is None and solver is None:
+        size = min(n_rows, n_params)
+        fits = 24.0 * size**2 <= limit_in_bytes(None)
+        solver = automatic_solver(n_rows, n_params, 6.0 * n_rows * n_params, fits)
+    with few_threads(n_rows * n_params * min(n_params, n_rows)):
+        if net is not None or isinstance(solver, FirstOrder):
+            return _first_order(task, own, solver)
+        return _second_order(task, own, solver)
 
 
-def _searched(
-    source: NetworkSource,
-    data: TrainingData,
-    objective: Objective,
-    tuning: Tuning,
-    settings: SolverSettings,
-    n_restarts: int | str,
-    seed: int,
-    previous: NeuralNet | None,
-) -> tuple[Candidate, TrainingData]:
-    """The best of the restarts, and the data in its precision.
+def _own_data(task: Task, module: nn.Module, device: Any) -> TrainingData:
+    return task.data.astype(module_dtype(module)).to(device)
 
-    The restarts are staged where the evidence chooses and Gauss-Newton trains.
-    """
-    gauss_newton = settings.solver == "gauss-newton" and not source.brings_own_net
-    staged = tuning.is_needed and gauss_newton
-    if previous is not None:
-        n_starts = 1
-    elif n_restarts == "auto":
-        n_starts = _automatic_restarts(source, data) if staged else 1
+
+def _start(task: Task, restart: int) -> tuple[nn.Module, Any]:
+    """A network that is ready to train, and its skorch net where the user brought one."""
+    if task.previous is not None:
+        module, net = copy.deepcopy(task.previous), None
+        if task.source.brings_own_net:
+            _, net = task.source.start(task.data.X, restart)
+            net.module_.load_state_dict(module.state_dict())
+            module = net.module_
     else:
-        n_starts = int(n_restarts)
-    candidates = []
-    for restart in range(n_starts):
-        fresh = starting_point(restart, tuning, objective)
-        start = fresh if staged and previous is None else objective.copy()
-        with seeded((seed + restart) % 2**31, settings.device):
-            candidate, own = _start(source, data, start, settings, restart, previous)
-            if not staged:
-                _train(candidate, own, tuning)
-        candidates.append(candidate)
-    if staged:
-        with seeded(seed, settings.device):  # data loaders draw from the global generator
-            best = tune(candidates, own, tuning)
-    else:
-        best = max(candidates, key=lambda c: c.evidence)
-    return best, own
-
-
-def _automatic_restarts(source: NetworkSource, data: TrainingData) -> int:
-    n_rows = float(data.sample_weight.sum()) * source.n_outputs
-    small = source.count_params(data.X) * n_rows <= _SMALL
-    return _STAGED_RESTARTS_SMALL if small else _STAGED_RESTARTS
-
-
-def _start(
-    source: NetworkSource,
-    data: TrainingData,
-    objective: Objective,
-    settings: SolverSettings,
-    restart: int,
-    previous: NeuralNet | None,
-) -> tuple[Candidate, TrainingData]:
-    """A network that is ready to train, and the data in its precision."""
-    if previous is not None:
-        module, net = previous.module_, previous if source.brings_own_net else None
-    else:
-        module, net = source.start(data.X, restart)
+        module, net = task.source.start(task.data.X, restart)
     check_trainable(module)
-    device = settings.device if net is None else net.device
-    own = data.astype(module_dtype(module)).to(device)
-    check_outputs(module.to(device), own.X, source.n_outputs)
-    if net is None:
-        net = default_net(module, own, objective, settings)
-    return Candidate(net, objective), own
+    return module.to(task.device if net is None else net.device), net
 
 
-def _train(candidate: Candidate, data: TrainingData, tuning: Tuning) -> None:
-    """Train to the end, δ and σ updated every few epochs where they are free."""
-    updates = [EvidenceUpdates(data, candidate.objective, tuning)] if tuning.is_needed else []
-    candidate.losses += train(candidate.net, data, candidate.objective, updates)
-    if tuning.is_needed:
-        maximise_at_fixed_weights(candidate.net.module_, data, candidate.objective, tuning)
-    evaluated(candidate, data, tuning)
+# ------------------------------------------------------------------------------ second order
 
 
-def _frozen(
-    source: NetworkSource,
-    data: TrainingData,
-    objective: Objective,
-    tuning: Tuning,
-    settings: SolverSettings,
-) -> FittedNetwork:
-    """Take the network as trained; the evidence may choose δ and σ at its weights."""
-    module = source.frozen_module().to(settings.device).eval()
-    own = data.astype(module_dtype(module)).to(settings.device)
-    check_outputs(module, own.X, source.n_outputs)
-    if tuning.is_needed:
-        maximise_at_fixed_weights(module, own, objective, tuning)
-    posterior = posterior_at(module, own, objective, tuning)
-    gradient = _gradient(posterior, own, objective, tuning)
-    return FittedNetwork(module, None, objective, posterior, gradient, [], 0)
+def _second_order(task: Task, own: TrainingData, solver: FullBatch) -> Result:
+    """A search over θ, or one minimum where δ and σ are given."""
+    with seeded(task.seed, task.device):
+        module, _ = _start(task, 0)
+    linearization = Linearization(module, dtype=torch.float64, memory_limit=solver.memory_limit)
+    linearization.outputs(own.X[:1])
+    ones = torch.ones(linearization.n_params, dtype=torch.float64, device=own.X.device)
+    data = own.astype(torch.float64)
+    objective = Objective(linearization, data, task.likelihood, task.prior_precision * ones)
+    searcher = Searcher(
+        objective,
+        task.freedom,
+        task.specification,
+        _factorise(task, solver),
+        task.rows,
+        solver.tol,
+        solver.max_iter,
+        damped=isinstance(solver, GaussNewtonLM),
+    )
+    starts = _starts(task, module, _n_starts(task, linearization, data))
+    began = time.perf_counter()
+    if task.freedom.is_any:
+        found = search(searcher, starts)
+        names, index = weight_groups(linearization, task.groups, task.feature_names)
+        if len(names) > 1:
+            found = choose_groups(searcher, found, index, len(names))
+        _warn_at_bounds(found.objective, task.freedom)
+    else:
+        names, index = weight_groups(linearization, "all", ())
+        found = fixed(searcher, starts)
+    if task.verbose:
+        seconds = time.perf_counter() - began
+        print(f"[sk_dnn2gp] trained in {seconds:.1f} s, evidence {found.evidence:.2f}")
+    _warn_of_minimum(found, solver)
+    return _result_of(task, own, module, found, names, index, type(solver).__name__)
 
 
-def _finished(best: Candidate, data: TrainingData, tuning: Tuning) -> FittedNetwork:
-    """Take the winner out of the search.
-
-    Raises
-    ------
-    numpy.linalg.LinAlgError
-        If not even the winner has a posterior.
-    """
-    net, optimizer = best.net, best.net.optimizer_
-    module = net.module_.eval()
-    if best.posterior is None:
-        raise LinAlgError(
-            "The posterior precision of the trained network is not positive definite. Standardise "
-            "X, or raise prior_precision or noise_std."
-        )
-    _warn_of_training(best)
-    n_iter = int(getattr(optimizer, "n_iter", len(net.history)))
-    for p in module.parameters():
-        p.grad = None
-    gradient = _gradient(best.posterior, data, best.objective, tuning)
-    return FittedNetwork(module, net, best.objective, best.posterior, gradient, best.losses, n_iter)
+def _starts(task: Task, module: nn.Module, n_starts: int) -> Iterator[Tensor]:
+    """Untrained weights, one start after the other."""
+    yield Linearization(module).weights()
+    for restart in range(1, n_starts):
+        with seeded((task.seed + restart) % 2**31, task.device):
+            other, _ = _start(task, restart)
+        yield Linearization(other).weights()
 
 
-def _gradient(
-    posterior: Posterior, data: TrainingData, objective: Objective, tuning: Tuning
-) -> Tensor:
-    """∇loss over all the data, whatever part of it the posterior is of."""
-    if tuning.rows is None:
-        return posterior.model.gradient
-    return linear_model(posterior.model.linearization, data, objective).gradient
+def _n_starts(task: Task, linearization: Linearization, data: TrainingData) -> int:
+    """As many starts as the data's size allows, or as asked for."""
+    if task.previous is not None:
+        return 1
+    if task.n_restarts != "auto":
+        return int(task.n_restarts)
+    if not (task.freedom.is_any and task.source.draws_weights):
+        return 1
+    n_rows, P = data.total_weight * linearization.n_outputs, linearization.n_params
+    size = min(n_rows, P)
+    operations = _FACTORS * (n_rows * P * size / 2 + size**3 / 3) + _PASSES * 6 * len(data) * P
+    return int(min(_MOST_STARTS, max(1, _OPERATIONS // operations)))
 
 
-def _warn_of_training(candidate: Candidate) -> None:
-    """Say it where training did not end at a minimum, or made the loss worse."""
-    optimizer, losses = candidate.net.optimizer_, candidate.losses
-    if not getattr(optimizer, "converged", True):
-        warnings.warn(
-            f"Gauss-Newton stopped at max_iter with gradient norm {optimizer.gradient_norm:.1e}. "
-            "The network is not at a minimum of the loss; raise max_iter or tol.",
-            ConvergenceWarning,
-            stacklevel=5,
-        )
-    elif not isinstance(optimizer, GaussNewton) and len(losses) > 1 and losses[-1] > losses[0]:
+def _factorise(task: Task, solver: FullBatch) -> Any:
+    """Point -> the posterior there as a preconditioner; None where no factor fits."""
+    exact = Full(solver.memory_limit)
+
+    def factorise(point: Point) -> Posterior | None:
+        return exact.build(point.objective.linear_model(point.w))
+
+    return (lambda point: None) if isinstance(solver, LBFGS) else factorise
+
+
+def _result_of(
+    task: Task,
+    own: TrainingData,
+    module: nn.Module,
+    found: Found,
+    names: Sequence[str],
+    index: Tensor,
+    solver: str,
+) -> Result:
+    """Put the weights into the module, and take everything at what it then holds."""
+    trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
+    sizes = [p.numel() for p in trained.values()]
+    with torch.no_grad():
+        for p, piece in zip(trained.values(), found.w.split(sizes), strict=True):
+            p.copy_(piece.view_as(p))
+    module.eval()
+    precisions = {
+        name: float(found.objective.prior_precision[index == k][0]) for k, name in enumerate(names)
+    }
+    net = shown_as_net(module, found.objective.likelihood, found.losses, own.X.device)
+    exact = module_dtype(module) == torch.float64
+    result = Result(
+        module=module,
+        net=net,
+        likelihood=found.objective.likelihood,
+        prior_precision=float(found.objective.prior_precision[index == len(names) - 1][0]),
+        prior_precisions=precisions,
+        model=found.posterior.model,
+        posterior=found.posterior,
+        evidence=found.evidence,
+        gradient=found.gradient,
+        converged=found.converged,
+        solver=solver,
+        loss_curve=found.losses,
+        n_iter=found.n_iter,
+        posterior_indices=None if task.rows is None else task.rows.numpy(),
+    )
+    if exact:
+        return result
+    # Weights in single precision are others than those that were found.
+    delta = found.objective.prior_precision
+    return _at_module(task, own, module, result, delta)
+
+
+def _at_module(
+    task: Task, own: TrainingData, module: nn.Module, result: Result, delta: Tensor | float
+) -> Result:
+    """The same with model, posterior, evidence and gradient at the module's own weights."""
+    whole = Linearization(module, dtype=torch.float64)
+    whole.outputs(own.X[:1])
+    parts = Linearization(module, parameters=task.specification.parameters, dtype=torch.float64)
+    parts.outputs(own.X[:1])
+    delta = torch.as_tensor(delta, dtype=torch.float64, device=own.X.device)
+    delta = delta.expand(whole.n_params)
+    chosen = part_of(whole, parts, delta)
+    data = own.astype(torch.float64)
+    model = _model(parts, data, result.likelihood, chosen)
+    gradient = model.gradient
+    if task.rows is not None:
+        model = _model(parts, data.take(task.rows), result.likelihood, chosen)
+    posterior = task.specification.build(model)
+    return replace(
+        result,
+        model=model,
+        posterior=posterior,
+        gradient=gradient,
+        evidence=log_marginal_likelihood(posterior),
+    )
+
+
+def _model(
+    linearization: Linearization, data: TrainingData, likelihood: Likelihood, delta: Tensor
+) -> LinearModel:
+    frozen = linearization.at(linearization.weights())
+    return LinearModel.from_laplace(frozen, data.X, data.y, likelihood, delta, data.sample_weight)
+
+
+# ------------------------------------------------------------------------------- first order
+
+
+def _first_order(task: Task, own: TrainingData, solver: FirstOrder | None) -> Result:
+    """The best of the restarts, each trained by skorch."""
+    n_starts = 1 if task.n_restarts == "auto" or task.previous is not None else task.n_restarts
+    results = []
+    for restart in range(int(n_starts)):
+        with seeded((task.seed + restart) % 2**31, task.device):
+            module, net = _start(task, restart)
+            if net is None:
+                assert solver is not None
+                net = default_net(
+                    module, len(own), solver, task.likelihood, task.device, task.verbose
+                )
+            results.append(_trained(task, own, net, solver))
+    return max(results, key=lambda result: result.evidence)
+
+
+def _trained(task: Task, own: TrainingData, net: Any, solver: FirstOrder | None) -> Result:
+    loss = BatchLoss(task.likelihood, task.prior_precision, len(own))
+    interval = 20 if solver is None else solver.evidence_interval
+    updates = []
+    if task.freedom.is_any:
+        updates = [EvidenceUpdates(own, loss, task.freedom, task.specification, task.rows, interval)]
+    losses = train(net, own, loss, updates)
+    if len(losses) > 1 and losses[-1] > losses[0]:
         warnings.warn(
             f"Training ended with a higher loss ({losses[-1]:.3g}) than it began with "
-            f"({losses[0]:.3g}). Lower learning_rate, or use solver='gauss-newton'.",
+            f"({losses[0]:.3g}). Lower learning_rate, or use solver='newton-cg'.",
             ConvergenceWarning,
-            stacklevel=5,
+            stacklevel=2,
         )
+    module = net.module_.eval()
+    for p in module.parameters():
+        p.grad = None
+    name = type(net.optimizer_).__name__
+    return _at_trained_weights(task, own, module, net, loss, losses, name)
+
+
+def _at_trained_weights(
+    task: Task,
+    own: TrainingData,
+    module: nn.Module,
+    net: Any,
+    loss: BatchLoss,
+    losses: list[float],
+    solver: str,
+) -> Result:
+    """The best δ and σ where they are free, and the posterior, at the weights as they are."""
+    likelihood, delta = loss.likelihood, loss.prior_precision
+    if task.freedom.is_any:
+        delta, likelihood = maximise_at_fixed_weights(
+            module, own, likelihood, delta, task.freedom, task.specification, task.rows
+        )
+    empty: Any = None
+    result = Result(
+        module=module,
+        net=net,
+        likelihood=likelihood,
+        prior_precision=float(delta),
+        prior_precisions={"all": float(delta)},
+        model=empty,
+        posterior=empty,
+        evidence=math.nan,
+        gradient=empty,
+        converged=False,
+        solver=solver,
+        loss_curve=losses,
+        n_iter=len(losses),
+        posterior_indices=None if task.rows is None else task.rows.numpy(),
+    )
+    return _at_module(task, own, module, result, float(delta))
+
+
+def _frozen(task: Task) -> Result:
+    """Take the network as trained; the evidence may choose δ and σ at its weights."""
+    module = task.source.frozen_module().to(task.device).eval()
+    own = _own_data(task, module, task.device)
+    check_outputs(module, own.X, task.source.n_outputs)
+    loss = BatchLoss(task.likelihood, task.prior_precision, len(own))
+    net = task.source.net.estimator
+    return _at_trained_weights(task, own, module, net, loss, [], "frozen")
+
+
+# ----------------------------------------------------------------------------------- warnings
+
+
+def _warn_of_minimum(found: Found, solver: FullBatch) -> None:
+    if found.converged:
+        return
+    norm = float(found.gradient.norm())
+    warnings.warn(
+        f"Training stopped with gradient norm {norm:.1e}: the network is not at a minimum of the "
+        f"loss to tol={solver.tol:g}. Raise max_iter ({solver.max_iter}) or tol of the solver; "
+        "where the activation has kinks (relu), no step may lower the loss any more.",
+        ConvergenceWarning,
+        stacklevel=2,
+    )
+
+
+def _warn_at_bounds(objective: Objective, freedom: Freedom) -> None:
+    """Warn where a chosen hyperparameter ended at an end of its range."""
+    found = []
+    if freedom.prior_precision:
+        value = float(np.median(objective.prior_precision.cpu().numpy()))
+        found.append(("prior_precision", value, PRIOR_PRECISION_BOUNDS))
+    if freedom.noise_std and isinstance(objective.likelihood, Gaussian):
+        found.append(("noise_std", objective.likelihood.noise_std, NOISE_STD_BOUNDS))
+    for name, value, (low, high) in found:
+        if not low * 1.01 < value < high / 1.01:
+            warnings.warn(
+                f"{name} chosen by the evidence is {value:.3g}, an end of its range "
+                f"[{low:g}, {high:g}]: the targets hold no noise, no signal, or too little data. "
+                f"Set {name} to a number if that is not what you expect.",
+                ConvergenceWarning,
+                stacklevel=2,
+            )

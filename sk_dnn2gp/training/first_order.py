@@ -1,82 +1,35 @@
-"""Training to the MAP objective, through skorch: the only loop of the house (MATH 1 and 8).
+"""Training in minibatches, by skorch: the user's own nets, and the default one (math-objective).
 
-    loss(w) = Σ_i s_i ℓ(y_i, f_w(x_i)) + δ/2 ‖w‖²
-
-Every optimiser sees loss(w)/N, estimated on a batch as  mean_b(s ℓ) + δ/(2N) ‖w‖², so a learning
+Every optimiser sees loss(w)/N, estimated on a batch as  mean_b(s ℓ) + ½ Σ δ w² / N, so a learning
 rate means the same whatever N is. Only skorch's ``get_loss`` is replaced, on the one net that is
 trained; optimiser, batch size, callbacks, schedule and device are the net's own.
-
-With ``"auto"`` hyperparameters the evidence hands the objective new δ and σ between epochs, as
-plain numbers (MATH 8).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 from skorch import NeuralNet
-from skorch.callbacks import Callback, EpochTimer, LRScheduler
+from skorch.callbacks import Callback, EarlyStopping, EpochTimer, LRScheduler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..exceptions import ConvergenceError
 from ..likelihoods import Likelihood
-from ..optim import GaussNewton
+from .objective import TrainingData
+from .solvers import FirstOrder
 
-__all__ = ["Objective", "SolverSettings", "TrainingData", "default_net", "train"]
-
+__all__ = ["BatchLoss", "NegativeLogLikelihood", "as_is", "default_net", "shown_as_net", "train"]
 
 _COLLATE = "iterator_train__collate_fn"
-
-
-@dataclass(frozen=True)
-class TrainingData(torch.utils.data.Dataset):
-    """Inputs, targets and weights of the examples, each on axis 0, as skorch's data set.
-
-    An item is ``(x, (y, s))``.
-    """
-
-    X: Tensor
-    y: Tensor
-    sample_weight: Tensor
-
-    def __len__(self) -> int:
-        return len(self.X)
-
-    def __getitem__(self, i: Any) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        return self.X[i], (self.y[i], self.sample_weight[i])
-
-    def astype(self, dtype: torch.dtype) -> TrainingData:
-        """Cast what is floating-point to ``dtype``; class labels and token indices stay."""
-        return type(self)(*(t.to(dtype) if t.is_floating_point() else t for t in self._parts()))
-
-    def to(self, device: str | torch.device) -> TrainingData:
-        """Move to a device."""
-        return type(self)(*(t.to(device) for t in self._parts()))
-
-    def take(self, rows: Tensor | None) -> TrainingData:
-        """The chosen examples; all of them for None."""
-        if rows is None:
-            return self
-        return type(self)(*(t[rows.to(t.device)] for t in self._parts()))
-
-    def _parts(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.X, self.y, self.sample_weight
-
-
-class _WholeBatches(TrainingData):
-    """The same, handing whole batches to a loader whose collate function is :func:`as_is`."""
-
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        # A loader that does not shuffle asks for everything in order: no copy then.
-        if len(indices) == len(self) and indices == list(range(len(self))):
-            return self[:]
-        return self[torch.as_tensor(indices)]
 
 
 def as_is(batch: Any) -> Any:
@@ -84,36 +37,64 @@ def as_is(batch: Any) -> Any:
     return batch
 
 
+class NegativeLogLikelihood(nn.Module):
+    """The mean of ℓ over a batch, as a criterion of torch.
+
+    Parameters
+    ----------
+    likelihood : Likelihood
+    """
+
+    def __init__(self, likelihood: Likelihood) -> None:
+        super().__init__()
+        self.likelihood = likelihood
+
+    def forward(self, f: Tensor, y: Tensor) -> Tensor:
+        """Mean of ℓ(y, f)."""
+        if y.ndim < f.ndim and y.is_floating_point():
+            y = y.view(f.shape)
+        return self.likelihood.negative_log_likelihood(f, y).mean()
+
+
 @dataclass
-class Objective:
-    """The MAP objective of MATH 1; δ and the likelihood's σ may change between epochs."""
+class BatchLoss:
+    """loss(w)/N of a batch; δ and the likelihood's σ may change between epochs.
+
+    Parameters
+    ----------
+    likelihood : Likelihood
+    prior_precision : float or Tensor of shape (n_params,)
+    n_samples : int
+        N.
+    has_prior : bool, default=True
+        False where the optimiser itself adds the prior.
+    parameters : list of Tensor
+        The trainable weights, set by :func:`train`.
+    """
 
     likelihood: Likelihood
-    prior_precision: float
+    prior_precision: Any
     n_samples: int
-    has_prior: bool = True  # False where the optimiser itself adds the prior
+    has_prior: bool = True
     parameters: list[Tensor] = field(repr=False, default_factory=list)
 
     def __call__(self, f: Tensor, y: Tensor, sample_weight: Tensor) -> Tensor:
         """loss(w)/N on a batch."""
         nll = self.likelihood.negative_log_likelihood(f, y)
         loss = (sample_weight * nll).sum() / len(f)
-        return loss + self.penalty() if self.has_prior else loss
+        return loss + self._penalty() if self.has_prior else loss
 
-    def copy(self) -> Objective:
-        """Another objective with the same δ and likelihood, to be changed on its own."""
-        return replace(self, parameters=[])
-
-    def penalty(self) -> Tensor:
-        """δ/(2N) ‖w‖²."""
+    def _penalty(self) -> Tensor:
+        """½ Σ δ w² / N."""
         w = torch.cat([p.flatten() for p in self.parameters])
-        return (w @ w) * (0.5 * self.prior_precision / self.n_samples)
+        delta = torch.as_tensor(self.prior_precision).to(w)
+        return (delta * w * w).sum() * (0.5 / self.n_samples)
 
 
 def train(
     net: NeuralNet,
     data: TrainingData,
-    objective: Objective,
+    objective: BatchLoss,
     callbacks: Sequence[Callback] = (),
 ) -> list[float]:
     """Train an initialised skorch net on the MAP objective.
@@ -123,43 +104,82 @@ def train(
     net : NeuralNet
         Initialised; trained in place. Its ``get_loss`` is replaced while this runs.
     data : TrainingData
-    objective : Objective
+    objective : BatchLoss
     callbacks : sequence of Callback
         Added to the net's own for this training only.
 
     Returns
     -------
     list of float
-        loss(w) of every epoch; of every step for Gauss-Newton.
+        loss(w) of every epoch.
 
     Raises
     ------
     ConvergenceError
         If the loss becomes NaN or infinite.
+    KeyboardInterrupt
+        If the user asks for it: skorch would keep it to itself.
     """
-    objective.parameters = _trainable(net.module_)
+    objective.parameters = [p for p in net.module_.parameters() if p.requires_grad]
     record = LossRecord(len(data))
     own_callbacks = net.callbacks_
     added = [(f"_dnn2gp_{i}", cb.initialize()) for i, cb in enumerate([record, *callbacks])]
     net.callbacks_ = [*own_callbacks, *added]
-    if net.iterator_train is DataLoader and net.get_params().get(_COLLATE) is as_is:
-        data = _WholeBatches(*data._parts())
+    set_: Any = data
+    if not (net.iterator_train is DataLoader and net.get_params().get(_COLLATE) is as_is):
+        set_ = _OneByOne(data)
     net.get_loss = partial(_map_loss, objective)
     try:
-        net.partial_fit(data, None)
+        with _interruptible():
+            net.partial_fit(set_, None)
     finally:
         del net.get_loss
         net.callbacks_ = own_callbacks
-    # An optimiser that makes several steps a call keeps their losses itself.
-    return getattr(net.optimizer_, "losses", record.losses)
+    return record.losses
 
 
-def _trainable(module: nn.Module) -> list[Tensor]:
-    return [p for p in module.parameters() if p.requires_grad]
+class _OneByOne(torch.utils.data.Dataset):
+    """Examples one by one, for loaders that collate themselves."""
+
+    def __init__(self, data: TrainingData) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, i: Any) -> Any:
+        return self.data[i]
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Raise KeyboardInterrupt after the block if a signal asked for it inside.
+
+    skorch takes that exception for a callback's wish to stop and returns as after a success.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before, asked = signal.getsignal(signal.SIGINT), []
+
+    def handler(number: int, frame: Any) -> None:
+        asked.append(number)
+        raise KeyboardInterrupt
+
+    if before is not signal.default_int_handler:  # someone else's affair
+        yield
+        return
+    signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if asked:
+        raise KeyboardInterrupt
 
 
 def _map_loss(
-    objective: Objective, y_pred: Tensor, y_true: Any, X: Any = None, training: bool = False
+    objective: BatchLoss, y_pred: Tensor, y_true: Any, X: Any = None, training: bool = False
 ) -> Tensor:
     """Stand in for ``NeuralNet.get_loss``: the loss of a batch under the MAP objective."""
     y, sample_weight = (part.to(y_pred.device) for part in y_true)
@@ -191,151 +211,149 @@ class LossRecord(Callback):
         ConvergenceError
             If it is NaN or infinite.
         """
-        loss = _epoch_loss(net) * self.n_samples
+        loss = epoch_loss(net) * self.n_samples
         if not math.isfinite(loss):
             raise ConvergenceError(
                 f"Training diverged: the loss is {loss} in epoch {len(net.history)}. Lower "
-                "learning_rate, standardise X, or use solver='gauss-newton', whose loss never "
+                "learning_rate, standardise X, or use solver='newton-cg', whose loss never "
                 "increases."
             )
         self.losses.append(loss)
 
 
-@dataclass(frozen=True)
-class SolverSettings:
-    """How the default net is trained (the estimators' arguments of the same names)."""
-
-    solver: str | type[torch.optim.Optimizer] = "gauss-newton"
-    max_iter: int = 500
-    learning_rate: float = 1e-2
-    learning_rate_schedule: str = "constant"
-    batch_size: int | str = "auto"
-    tol: float = 1e-8
-    n_iter_no_change: int = 10
-    memory_limit: float | None = None
-    device: str = "cpu"
-    verbose: int = 0
-
-
 def default_net(
-    module: nn.Module, data: TrainingData, objective: Objective, settings: SolverSettings
+    module: nn.Module,
+    n_samples: int,
+    solver: FirstOrder,
+    likelihood: Likelihood,
+    device: Any = "cpu",
+    verbose: int = 0,
 ) -> NeuralNet:
-    """Return an initialised skorch net that trains ``module`` with the chosen solver.
+    """Return an initialised skorch net that trains ``module`` with the chosen optimiser.
 
     Parameters
     ----------
     module : torch.nn.Module
         Trained in place.
-    data : TrainingData
-    objective : Objective
-        Gauss-Newton takes δ, the likelihood and N from it.
-    settings : SolverSettings
+    n_samples : int
+    solver : FirstOrder
+    likelihood : Likelihood
+    device : str or torch.device, default="cpu"
+    verbose : int, default=0
 
     Returns
     -------
     NeuralNet
     """
-    optimizer, options, full_batch = _optimizer(module, data, objective, settings)
-    automatic = len(data) if full_batch else min(200, len(data))
-    given = settings.batch_size != "auto" and optimizer is not GaussNewton
-    batch_size = int(settings.batch_size) if given else automatic
+    optimizer, options = _optimizer(solver.optimizer)
+    automatic = min(200, n_samples)
+    batch_size = automatic if solver.batch_size == "auto" else int(solver.batch_size)
     net = NeuralNet(
         module,
-        criterion=nn.MSELoss,  # never called: get_loss is the objective's
+        criterion=NegativeLogLikelihood,
+        criterion__likelihood=likelihood,
         optimizer=optimizer,
-        lr=settings.learning_rate,
-        max_epochs=1 if optimizer is GaussNewton else settings.max_iter,
+        lr=solver.learning_rate,
+        max_epochs=solver.max_iter,
         batch_size=batch_size,
-        iterator_train__shuffle=batch_size < len(data),
+        iterator_train__shuffle=batch_size < n_samples,
         iterator_train__collate_fn=as_is,
         train_split=None,
         callbacks="disable",
-        device=settings.device,
-        verbose=settings.verbose,
+        device=device,
+        verbose=verbose,
         **{f"optimizer__{name}": value for name, value in options.items()},
     )
     net.initialize()
-    net.callbacks_ += [(cb.__class__.__name__, cb.initialize()) for cb in _callbacks(settings)]
+    net.callbacks_ += [(type(cb).__name__, cb.initialize()) for cb in _callbacks(solver)]
     return net
 
 
-def _optimizer(
-    module: nn.Module, data: TrainingData, objective: Objective, settings: SolverSettings
-) -> tuple[type[torch.optim.Optimizer], dict[str, Any], bool]:
-    """The optimiser class, its options, and whether it wants the whole data at once."""
-    solver = settings.solver
-    if solver == "gauss-newton":
-        options = {
-            "lr": 1.0,
-            "module": module,
-            "likelihood": objective.likelihood,
-            "prior_precision": objective.prior_precision,
-            "sample_weight": data.sample_weight,
-            "loss_scale": float(len(data)),
-            "max_iter": settings.max_iter,
-            "tol": settings.tol,
-            "memory_limit": settings.memory_limit,
-            "targets": data.y,
-        }
-        return GaussNewton, options, True
-    if solver == "lbfgs":
-        options = {"lr": 1.0, "line_search_fn": "strong_wolfe", "max_iter": 20, "history_size": 20}
-        return torch.optim.LBFGS, options, True
-    if solver == "adam":
-        return torch.optim.Adam, {}, False
-    if solver == "sgd":
-        return torch.optim.SGD, {"momentum": 0.9, "nesterov": True}, False
-    return solver, {}, False  # type: ignore[return-value]
+def shown_as_net(
+    module: nn.Module, likelihood: Likelihood, losses: Sequence[float], device: Any = "cpu"
+) -> NeuralNet:
+    """A fitted skorch net of a module that was trained without skorch.
 
-
-def _callbacks(settings: SolverSettings) -> list[Callback]:
-    """Callbacks of the default net: the schedule, the stop on a plateau, and the log."""
-    if settings.solver == "gauss-newton":
-        return []
-    callbacks: list[Callback] = [EpochTimer()]
-    if settings.learning_rate_schedule == "cosine":
-        callbacks.append(LRScheduler("CosineAnnealingLR", T_max=settings.max_iter))
-    elif settings.learning_rate_schedule == "plateau":
-        patience = max(1, settings.n_iter_no_change // 2)
-        callbacks.append(
-            LRScheduler("ReduceLROnPlateau", monitor=_epoch_loss, factor=0.5, patience=patience)
-        )
-    callbacks.append(Plateau(settings.tol, settings.n_iter_no_change))
-    return callbacks
-
-
-def _epoch_loss(net: NeuralNet) -> float:
-    batches = net.history[-1, "batches", :, ("train_loss", "train_batch_size")]
-    return sum(loss * size for loss, size in batches) / sum(size for _, size in batches)
-
-
-class Plateau(Callback):
-    """Stops training when the loss no longer falls, as MLPRegressor does.
+    Its history holds the loss of every step; ``partial_fit`` goes on with Adam, without the prior.
 
     Parameters
     ----------
-    tol : float
-        Least relative decrease that counts.
-    patience : int
-        Epochs without one before training stops.
+    module : torch.nn.Module
+    likelihood : Likelihood
+        Its mean negative logarithm is the criterion.
+    losses : sequence of float
+    device : str or torch.device, default="cpu"
+
+    Returns
+    -------
+    NeuralNet
     """
+    net = NeuralNet(
+        module,
+        criterion=NegativeLogLikelihood,
+        criterion__likelihood=likelihood,
+        optimizer=torch.optim.Adam,
+        lr=1e-3,
+        train_split=None,
+        callbacks="disable",
+        device=device,
+        verbose=0,
+    )
+    net.initialize()
+    for number, loss in enumerate(losses, 1):
+        net.history.new_epoch()
+        net.history.record("epoch", number)
+        net.history.record("train_loss", float(loss))
+    return net
 
-    def __init__(self, tol: float, patience: int) -> None:
-        self.tol = tol
-        self.patience = patience
 
-    def initialize(self) -> Plateau:
-        """Forget earlier training."""
-        self.best: float | None = None
-        self.waited = 0
-        return self
+def _optimizer(name: Any) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
+    if name == "adam":
+        return torch.optim.Adam, {}
+    if name == "sgd":
+        return torch.optim.SGD, {"momentum": 0.9, "nesterov": True}
+    return name, {}
+
+
+def _callbacks(solver: FirstOrder) -> list[Callback]:
+    """Callbacks of the default net: the schedule, the stop on a plateau, and the clock."""
+    callbacks: list[Callback] = [EpochTimer(), _EpochLoss()]
+    if solver.learning_rate_schedule == "cosine":
+        callbacks.append(LRScheduler("CosineAnnealingLR", T_max=solver.max_iter))
+    elif solver.learning_rate_schedule == "plateau":
+        patience = max(1, solver.n_iter_no_change // 2)
+        callbacks.append(
+            LRScheduler("ReduceLROnPlateau", monitor=epoch_loss, factor=0.5, patience=patience)
+        )
+    callbacks.append(
+        EarlyStopping(
+            "map_loss",
+            patience=solver.n_iter_no_change,
+            threshold=solver.tol,
+            threshold_mode="abs",
+            sink=lambda message: None,
+        )
+    )
+    return callbacks
+
+
+class _EpochLoss(Callback):
+    """Records the epoch's loss where EarlyStopping finds it."""
 
     def on_epoch_end(self, net: NeuralNet, **_: Any) -> None:
-        """Raise KeyboardInterrupt, skorch's own way to stop, on a plateau."""
-        loss = _epoch_loss(net)
-        if self.best is None or loss < self.best - self.tol * max(1.0, abs(self.best)):
-            self.best, self.waited = loss, 0
-            return
-        self.waited += 1
-        if self.waited >= self.patience:
-            raise KeyboardInterrupt
+        net.history.record("map_loss", epoch_loss(net))
+
+
+def epoch_loss(net: NeuralNet) -> float:
+    """Mean of the epoch's batch losses, by their sizes.
+
+    Parameters
+    ----------
+    net : NeuralNet
+
+    Returns
+    -------
+    float
+    """
+    batches = net.history[-1, "batches", :, ("train_loss", "train_batch_size")]
+    return sum(loss * size for loss, size in batches) / sum(size for _, size in batches)

@@ -21,7 +21,7 @@ from ..likelihoods import Likelihood
 from ..linear_model import LinearModel
 from ..linearize import Linearization
 
-__all__ = ["Objective", "Point", "TrainingData"]
+__all__ = ["Objective", "Point", "TrainingData", "part_of"]
 
 
 @dataclass(frozen=True)
@@ -107,17 +107,39 @@ class Objective:
         """The loss at w."""
         return Point(self, w)
 
-    def linear_model(self, w: Tensor, rows: Tensor | None = None) -> LinearModel:
-        """Theorem 1's linear model at w, of all examples or of some."""
-        data = self.data.take(rows)
+    def linear_model(
+        self, w: Tensor, rows: Tensor | None = None, parameters: Any = None
+    ) -> LinearModel:
+        """Theorem 1's linear model at w, of all examples and weights or of some."""
+        data, linearization = self.data.take(rows), self.linearization.at(w)
+        delta = self.prior_precision
+        if parameters is not None:
+            whole = linearization
+            linearization = Linearization(whole.module, parameters=parameters)
+            linearization.outputs(data.X[:1])
+            delta = part_of(whole, linearization, delta)
+            linearization = linearization.at(linearization.weights())
         return LinearModel.from_laplace(
-            self.linearization.at(w),
-            data.X,
-            data.y,
-            self.likelihood,
-            self.prior_precision,
-            data.sample_weight,
+            linearization, data.X, data.y, self.likelihood, delta, data.sample_weight
         )
+
+
+def part_of(whole: Linearization, part: Linearization, values: Tensor) -> Tensor:
+    """The entries of a vector over all weights that belong to some of them.
+
+    Parameters
+    ----------
+    whole, part : Linearization
+        Of the same network, with all weights and with some.
+    values : Tensor of shape (whole.n_params,)
+
+    Returns
+    -------
+    Tensor of shape (part.n_params,)
+    """
+    sizes = list(whole.parameter_sizes)
+    pieces = dict(zip(whole.parameter_names, values.split(sizes), strict=True))
+    return torch.cat([pieces[name] for name in part.parameter_names])
 
 
 class Point:

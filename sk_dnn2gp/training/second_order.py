@@ -17,15 +17,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ..exceptions import ConvergenceError
+from ..optim.curvature import Curvature, curvature_at
+from ..optim.gauss_newton import SecantMemory
 from ..posterior import Posterior
 from .objective import Objective, Point
 
-__all__ = ["Minimum", "SecantMemory", "conjugate_gradients", "descend", "minimise", "newton"]
+__all__ = ["Minimum", "conjugate_gradients", "descend", "gauss_newton", "minimise", "newton"]
 
 # What factors A at a point; None where no factor fits, and the prior alone is the first matrix.
 Factorise = Callable[[Point], "Posterior | None"]
@@ -65,55 +68,6 @@ class Minimum:
     losses: list[float] = field(default_factory=list)
 
 
-class SecantMemory:
-    """The last steps and the changes of the gradient along them.
-
-    The recursion of L-BFGS (Nocedal & Wright 2006, algorithm 7.4) started from a given inverse H.
-    With steps s_i and changes y_i as the rows of S and Y, and R the upper triangle of S Yᵀ, its two
-    loops are the systems
-
-        R a = S g      x = H(g - Yᵀ a)      Rᵀ c = diag(R) a - Y x      result x + Sᵀ c
-
-    Parameters
-    ----------
-    size : int
-        How many pairs are kept.
-    """
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.S: Tensor
-        self.Y: Tensor
-        self.R: Tensor
-        self.forget()
-
-    def __len__(self) -> int:
-        return len(self.S)
-
-    def remember(self, s: Tensor, y: Tensor) -> None:
-        """Keep a step s and the gradient's change y, if the loss is convex along the step."""
-        if not self.size or not float(s @ y) > 1e-10 * float(s.norm() * y.norm()):
-            return
-        first = len(self) == 0
-        self.S = s[None] if first else torch.cat([self.S[1 - self.size :], s[None]])
-        self.Y = y[None] if first else torch.cat([self.Y[1 - self.size :], y[None]])
-        self.R = (self.S @ self.Y.mT).triu()
-
-    def forget(self) -> None:
-        """Drop all pairs."""
-        self.S = self.Y = self.R = torch.empty(0, 0, dtype=torch.float64)
-
-    def solve(self, g: Tensor, inverse: Callable[[Tensor], Tensor]) -> Tensor:
-        """Approximate (∇²loss)⁻¹ g from ``inverse`` and the pairs."""
-        if len(self) == 0:
-            return inverse(g)
-        a = torch.linalg.solve_triangular(self.R, (self.S @ g)[:, None], upper=True)[:, 0]
-        x = inverse(g - a @ self.Y)
-        right = self.R.diagonal() * a - self.Y @ x
-        c = torch.linalg.solve_triangular(self.R.mT, right[:, None], upper=False)[:, 0]
-        return x + c @ self.S
-
-
 def descend(
     objective: Objective,
     w: Tensor,
@@ -151,6 +105,7 @@ def descend(
     while found.n_iter < max_iter:
         point = found.point
         x = memory.solve(point.gradient, _inverse(found.factor, objective))
+        assert x is not None
         slope = float(point.gradient @ x)
         if slope <= gain:
             found.converged = True
@@ -403,3 +358,94 @@ def _finite(point: Point) -> Point:
         "network's outputs are too large there. Put StandardScaler before it, or give the network "
         "smaller initial weights."
     )
+
+
+# First damping, relative to the curvature's largest diagonal entry.
+_DAMPING = 1e-2
+
+
+def gauss_newton(
+    objective: Objective,
+    w: Tensor,
+    tol: float = 1e-8,
+    max_iter: int = 500,
+    memory_limit: float | None = None,
+) -> Minimum:
+    """Damped Gauss-Newton steps: (A + μI) x = -∇loss, taken only if the loss falls.
+
+    μ follows the ratio ρ of the actual to the predicted decrease by Nielsen's rule (1999,
+    IMM-REP-1999-05): times max(1/3, 1 - (2ρ - 1)³), and growing fast while steps fail. Secant pairs
+    near the minimum hold what the Gauss-Newton matrix leaves out.
+
+    Parameters
+    ----------
+    objective : Objective
+    w : Tensor of shape (n_params,)
+    tol : float, default=1e-8
+    max_iter : int, default=500
+    memory_limit : float, optional
+        MiB for the matrices of a step.
+
+    Returns
+    -------
+    Minimum
+
+    Raises
+    ------
+    ConvergenceError
+        If the loss at w is not finite.
+    MemoryError
+        If the matrix of a step does not fit.
+    """
+    found = Minimum(_finite(objective.at(w)), None)
+    found.losses = [found.point.loss]
+    memory, damping, growth = SecantMemory(8), math.nan, 2.0
+    while True:
+        point = found.point
+        norm = float(point.gradient.norm())
+        found.converged = norm <= tol * (1.0 + abs(point.loss))
+        if found.converged or found.n_iter >= max_iter:
+            return found
+        curvature = _curvature(point, memory_limit)
+        if math.isnan(damping):
+            damping = _DAMPING * curvature.scale
+        ceiling = 1e12 * (curvature.scale + float(objective.prior_precision.max()))
+        while True:
+            diagonal = objective.prior_precision + damping
+            x = memory.solve(point.gradient, partial(curvature.solve, diagonal=diagonal))
+            new, gain = _tried(point, x, damping if len(memory) == 0 else 0.0)
+            if new is not None and gain > 0:
+                break
+            if gain == 0.0 or damping > ceiling:
+                found.converged = 0.5 * float(point.gradient @ x) <= _DECREMENT if x is not None else False
+                return found
+            memory.forget()
+            damping = max(damping * growth, 1e-12 * curvature.scale)
+            growth *= 2.0
+        memory.remember(new.w - point.w, new.gradient - point.gradient)
+        damping *= max(1 / 3, 1.0 - (2.0 * min(gain, 2.0) - 1.0) ** 3)
+        growth = 2.0
+        found.point, found.n_iter = new, found.n_iter + 1
+        found.losses.append(new.loss)
+
+
+def _tried(point: Point, x: Tensor | None, damping: float) -> tuple[Point | None, float]:
+    """The point at -x and the actual over the predicted decrease; 0 where there is none to gain."""
+    if x is None:
+        return None, -math.inf
+    predicted = 0.5 * float(point.gradient @ x) + 0.5 * damping * float(x @ x)
+    if predicted <= 1e-18 * abs(point.loss):
+        return None, 0.0
+    new = point.objective.at(point.w - x)
+    if not math.isfinite(new.loss) or not bool(torch.isfinite(new.gradient).all()):
+        return None, -math.inf
+    if predicted >= _ROUNDING * abs(point.loss):
+        return new, (point.loss - new.loss) / predicted
+    return new, 0.5 * float((point.gradient + new.gradient) @ x) / predicted
+
+
+def _curvature(point: Point, memory_limit: float | None) -> Curvature:
+    objective = point.objective
+    L = objective.likelihood.noise_precision_factor(point.outputs)
+    L = L * objective.data.sample_weight.sqrt().to(L)[:, None, None]
+    return curvature_at(objective.linearization.at(point.w), objective.data.X, L, memory_limit)

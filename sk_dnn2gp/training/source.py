@@ -36,6 +36,8 @@ class NetworkSource:
         Both for ``net=None``.
     n_outputs : int
         K that the likelihood needs.
+    standardize : pair of Tensor of shape (n_features,), optional
+        Mean and scale of the inputs, which the default network takes out.
 
     Raises
     ------
@@ -51,7 +53,9 @@ class NetworkSource:
         hidden_layer_sizes: Sequence[int],
         activation: str,
         n_outputs: int,
+        standardize: tuple[Tensor, Tensor] | None = None,
     ) -> None:
+        self.standardize = standardize
         self.net = net
         self.hidden_layer_sizes = hidden_layer_sizes
         self.activation = activation
@@ -84,11 +88,26 @@ class NetworkSource:
             return net.module_, net
         if self.net is None:
             shape = (X.shape[1], tuple(np.atleast_1d(self.hidden_layer_sizes)))
-            return MLP(*shape, self.n_outputs, self.activation), None
+            mlp = MLP(*shape, self.n_outputs, self.activation, standardize=self.standardize)
+            return mlp, None
         module = self.net() if isinstance(self.net, type) else copy.deepcopy(self.net)
         if restart > 0 and not isinstance(self.net, type):
             _reset_parameters(module)
         return module, None
+
+    @property
+    def draws_weights(self) -> bool:
+        """Whether another start means other weights: an instance of a module brings its own."""
+        return not isinstance(self.net, nn.Module)
+
+    def same_architecture(self, module: nn.Module, X: Tensor) -> bool:
+        """Whether ``module`` is what :meth:`start` would give, weights apart."""
+        if self.net is not None:
+            return True
+        with torch.random.fork_rng(devices=[]):
+            mine = self.start(X, 0)[0].state_dict()
+        theirs = module.state_dict()
+        return {k: v.shape for k, v in mine.items()} == {k: v.shape for k, v in theirs.items()}
 
     def count_params(self, X: Tensor) -> int:
         """P, from a network that is thrown away; the generators are left as found."""
@@ -140,10 +159,15 @@ def _same_split(split: Any, default: Any) -> bool:
 
 
 def _reset_parameters(module: nn.Module) -> None:
+    """Draw the trainable weights anew; those that need no gradient stay, to the bit."""
+    held = [(p, p.detach().clone()) for p in module.parameters() if not p.requires_grad]
     for layer in module.modules():
         reset = getattr(layer, "reset_parameters", None)
-        if callable(reset):
+        if callable(reset) and any(p.requires_grad for p in layer.parameters()):
             reset()
+    with torch.no_grad():
+        for p, value in held:
+            p.copy_(value)
 
 
 def check_trainable(module: nn.Module) -> None:

@@ -1,0 +1,221 @@
+"""Options of an estimator: strings to objects, and every combination that cannot work, by name."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.frozen import FrozenEstimator
+from skorch import NeuralNet
+
+from ..inference import LinearizedVariational, Variational, resolve_inference
+from ..posterior import (
+    Diagonal,
+    IndependentOutputs,
+    PosteriorSpecification,
+    resolve_posterior,
+)
+from ..training import FirstOrder, resolve_solver
+
+__all__ = ["SHORTHANDS", "Options", "check_target", "options_of", "warn_of_scales"]
+
+# Arguments that hold an object with settings, and what makes one of a string.
+SHORTHANDS = {
+    "posterior": resolve_posterior,
+    "solver": resolve_solver,
+    "inference": resolve_inference,
+}
+# Beyond these a feature's spread, or its mean over its spread, makes units constant or linear.
+_SCALE_RANGE, _SHIFT = (1e-4, 1e4), 1e4
+
+
+@dataclass(frozen=True)
+class Options:
+    """The objects that an estimator's arguments stand for.
+
+    Parameters
+    ----------
+    inference : Laplace, Variational or LinearizedVariational
+    posterior : PosteriorSpecification
+    solver : FullBatch, FirstOrder or None
+        None for "auto".
+    """
+
+    inference: Any
+    posterior: PosteriorSpecification
+    solver: Any
+
+    @property
+    def is_variational(self) -> bool:
+        """Whether the network is trained variationally."""
+        return isinstance(self.inference, Variational)
+
+
+def options_of(estimator: Any, is_classifier: bool) -> Options:
+    """Resolve and check all options of an estimator, before any work.
+
+    Parameters
+    ----------
+    estimator : DNN2GPRegressor or DNN2GPClassifier
+    is_classifier : bool
+
+    Returns
+    -------
+    Options
+
+    Raises
+    ------
+    ValueError
+        Naming the arguments, what was found and what to do.
+    """
+    options = Options(
+        resolve_inference(estimator.inference),
+        resolve_posterior(estimator.posterior),
+        resolve_solver(estimator.solver),
+    )
+    for part in (options.inference, options.posterior, options.solver):
+        if part is not None:
+            part.validate()
+    _check_inference(estimator, options, is_classifier)
+    _check_posterior(estimator, options)
+    _check_groups(estimator, options)
+    _check_net(estimator, options)
+    return options
+
+
+def _check_inference(estimator: Any, options: Options, is_classifier: bool) -> None:
+    posterior, name = options.posterior, repr(estimator.posterior)
+    if options.is_variational:
+        dense = posterior.is_network_process or isinstance(posterior, Diagonal)
+        if not dense:
+            raise ValueError(
+                "inference='vi' finds a posterior of all weights given all examples: "
+                f"posterior='full' or 'diag', not {name}."
+            )
+        if isinstance(estimator.net, FrozenEstimator):
+            raise ValueError(
+                "inference='vi' trains the network, and a FrozenEstimator is used as it is: give "
+                "the net without it, or take inference='laplace'."
+            )
+        if estimator.prior_groups != "all":
+            raise ValueError("inference='vi' has one prior precision: leave prior_groups='all'.")
+    if isinstance(options.inference, LinearizedVariational):
+        if not is_classifier:
+            raise ValueError(
+                "inference='linearized-vi' is for classifiers: for Gaussian noise it is "
+                "inference='laplace' itself."
+            )
+        if isinstance(posterior, Diagonal | IndependentOutputs):
+            raise ValueError(
+                "inference='linearized-vi' needs posterior='full' or 'last_layer', and outputs "
+                f"together; got posterior={name}."
+            )
+
+
+def _check_posterior(estimator: Any, options: Options) -> None:
+    independent = isinstance(options.posterior, IndependentOutputs)
+    if independent and estimator.prior_precision == "auto":
+        raise ValueError(
+            "posterior='independent' needs a number for prior_precision: it counts the weights "
+            "once for each output, so that its evidence does not choose between values. "
+            "posterior='full' lets the evidence choose it, on SubsetOfData if need be."
+        )
+
+
+def _check_groups(estimator: Any, options: Options) -> None:
+    groups = estimator.prior_groups
+    if isinstance(groups, str) and groups == "all":
+        return
+    if not (isinstance(groups, Mapping) or groups in ("layer", "feature")):
+        raise ValueError(
+            "prior_groups must be 'all', 'layer', 'feature' or a dict from a name to names of "
+            f"parameters, got {groups!r}."
+        )
+    wrong = []
+    if estimator.prior_precision != "auto":
+        wrong.append(f"prior_precision={estimator.prior_precision!r} (needed: 'auto')")
+    if isinstance(options.solver, FirstOrder):
+        wrong.append(f"solver={estimator.solver!r} (needed: one that sees all examples)")
+    if isinstance(estimator.net, NeuralNet | FrozenEstimator):
+        wrong.append("a skorch net of its own (needed: a torch module, or net=None)")
+    if not options.posterior.is_network_process:
+        wrong.append(f"posterior={estimator.posterior!r} (needed: 'full')")
+    if wrong:
+        raise ValueError(
+            f"prior_groups={groups!r} chooses a prior precision for each group by the evidence of "
+            f"all weights, which does not go with {'; '.join(wrong)}. optimize_hyperparameters("
+            "estimator, groups=...) serves other networks, at their trained weights."
+        )
+
+
+def _check_net(estimator: Any, options: Options) -> None:
+    """Refuse what a given network would silently not take part in."""
+    net = estimator.net
+    if net is None:
+        return
+    defaults = {"hidden_layer_sizes": (50,), "activation": "tanh"}
+    for name, default in defaults.items():
+        found = getattr(estimator, name)
+        if found is not default and found != default:
+            raise ValueError(
+                f"{name}={found!r} is for net=None, and net is given: set it in the network."
+            )
+    if not isinstance(net, NeuralNet | FrozenEstimator):
+        return
+    what = "a FrozenEstimator" if isinstance(net, FrozenEstimator) else "a skorch net"
+    if options.solver is not None:
+        raise ValueError(
+            f"solver={estimator.solver!r} is for networks without an optimiser, and net is {what}: "
+            "leave solver='auto', and set the optimiser in the net."
+        )
+    if isinstance(net, FrozenEstimator) and estimator.n_restarts not in ("auto", 1):
+        raise ValueError(
+            f"n_restarts={estimator.n_restarts!r}, and a FrozenEstimator is used as trained."
+        )
+
+
+def check_target(target: str, allowed: tuple[str, ...]) -> None:
+    """Refuse a prediction of an unknown quantity.
+
+    Parameters
+    ----------
+    target : str
+    allowed : tuple of str
+
+    Raises
+    ------
+    ValueError
+        If it is none of those.
+    """
+    if target not in allowed:
+        names = ", ".join(map(repr, allowed[:-1]))
+        raise ValueError(f"target must be {names} or {allowed[-1]!r}, got {target!r}.")
+
+
+def warn_of_scales(X: NDArray) -> None:
+    """Warn of features whose spread or mean saturates or starves the first layer.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n_samples, ...)
+    """
+    if X.ndim != 2 or not np.issubdtype(X.dtype, np.floating):
+        return
+    spread, mean = X.std(axis=0), np.abs(X.mean(axis=0))
+    odd = (spread > _SCALE_RANGE[1]) | ((spread > 0) & (spread < _SCALE_RANGE[0]))
+    odd |= mean > _SHIFT * np.maximum(spread, 1e-300) * (spread > 0) + _SHIFT * (spread == 0)
+    if odd.any():
+        first = int(np.flatnonzero(odd)[0])
+        warnings.warn(
+            f"X has {int(odd.sum())} feature(s) of extreme scale (feature {first}: mean "
+            f"{X[:, first].mean():.1e}, standard deviation {spread[first]:.1e}), too much for a "
+            "network. Put StandardScaler before it.",
+            UserWarning,
+            stacklevel=2,
+        )
+
+

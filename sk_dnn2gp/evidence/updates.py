@@ -1,0 +1,189 @@
+"""δ and σ by the evidence at weights that are no minimum yet, or are given (math-choosing).
+
+MacKay's δ = γ/‖w‖² and σ² = ‖y-f‖²/(NK-γ) every few epochs of any optimiser (Immer et al. 2021,
+arXiv 2104.04975, algorithm 1), and their fixed point at fixed weights.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from skorch.callbacks import Callback
+from torch import Tensor, nn
+
+from ..likelihoods import Gaussian, Likelihood
+from ..linear_model import LinearModel
+from ..linearize import Linearization
+from ..posterior import PosteriorSpecification
+from ..training.objective import TrainingData
+from .search import NOISE_STD_BOUNDS, PRIOR_PRECISION_BOUNDS, Freedom
+from .spectrum import EvidenceSpectrum, updated_noise_std, updated_precision
+
+__all__ = ["EvidenceUpdates", "maximise_at_fixed_weights"]
+
+# Largest change of log δ and log σ in an update.
+_TRUST = 0.5
+
+
+class EvidenceUpdates(Callback):
+    """MacKay's updates of δ and σ every few epochs.
+
+    Parameters
+    ----------
+    data : TrainingData
+    loss : BatchLoss
+        Changed in place.
+    freedom : Freedom
+    specification : PosteriorSpecification
+        Of the posterior whose γ counts.
+    rows : Tensor of int, optional
+    interval : int, default=20
+        Epochs between updates.
+    """
+
+    def __init__(
+        self,
+        data: TrainingData,
+        loss: Any,
+        freedom: Freedom,
+        specification: PosteriorSpecification,
+        rows: Tensor | None = None,
+        interval: int = 20,
+    ) -> None:
+        self.data = data
+        self.loss = loss
+        self.freedom = freedom
+        self.specification = specification
+        self.rows = rows
+        self.interval = interval
+
+    def on_epoch_end(self, net: Any, **_: Any) -> None:
+        """Update where the interval is over, and the weights have left their initial values."""
+        if len(net.history) % self.interval:
+            return
+        loss = self.loss
+        model = model_at(
+            net.module_,
+            self.data.take(self.rows),
+            loss.likelihood,
+            loss.prior_precision,
+            self.specification,
+        )
+        gamma = self.specification.build(model).effective_dimension
+        if self.freedom.prior_precision:
+            new = updated_precision(gamma, float((model.weights**2).sum()))
+            loss.prior_precision = _near(new, loss.prior_precision, PRIOR_PRECISION_BOUNDS)
+        if self.freedom.noise_std:
+            sigma = loss.likelihood.noise_std
+            squares = float((model.whitened_residual**2).sum()) * sigma**2
+            new = updated_noise_std(gamma, squares, n_observations(model, loss.likelihood))
+            loss.likelihood = Gaussian(_near(new, sigma, NOISE_STD_BOUNDS))
+
+
+def maximise_at_fixed_weights(
+    module: nn.Module,
+    data: TrainingData,
+    likelihood: Likelihood,
+    prior_precision: float,
+    freedom: Freedom,
+    specification: PosteriorSpecification,
+    rows: Tensor | None = None,
+) -> tuple[float, Likelihood]:
+    """The best δ and σ at a module's weights: one eigendecomposition serves every value.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+    data : TrainingData
+    likelihood : Likelihood
+    prior_precision : float
+    freedom : Freedom
+    specification : PosteriorSpecification
+    rows : Tensor of int, optional
+
+    Returns
+    -------
+    prior_precision : float
+    likelihood : Likelihood
+    """
+    model = model_at(module, data.take(rows), likelihood, prior_precision, specification)
+    sigma = likelihood.noise_std if isinstance(likelihood, Gaussian) else None
+    spread = 1.0
+    if sigma is not None and data.y.is_floating_point():
+        # A frozen network's σ is in the units of y: its bounds are relative to y's spread.
+        spread = float(data.y.double().std()) if len(data) > 1 else 1.0
+        spread = spread if spread > 0 else 1.0
+    spectrum = EvidenceSpectrum.from_posterior(
+        specification.build(model), sigma, n_observations(model, likelihood)
+    )
+    noise_bounds = tuple(bound * spread for bound in NOISE_STD_BOUNDS)
+    delta, best = spectrum.maximise(
+        prior_precision,
+        None if sigma is None else sigma * (spread if freedom.noise_std else 1.0),
+        prior_precision_bounds=PRIOR_PRECISION_BOUNDS if freedom.prior_precision else None,
+        noise_std_bounds=noise_bounds if freedom.noise_std else None,  # type: ignore[arg-type]
+    )
+    if freedom.noise_std and best is not None:
+        likelihood = Gaussian(best)
+    return delta, likelihood
+
+
+def model_at(
+    module: nn.Module,
+    data: TrainingData,
+    likelihood: Likelihood,
+    prior_precision: float,
+    specification: PosteriorSpecification,
+) -> LinearModel:
+    """Theorem 1 at a module's present weights, in float64 whatever the module's precision.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+    data : TrainingData
+    likelihood : Likelihood
+    prior_precision : float
+    specification : PosteriorSpecification
+
+    Returns
+    -------
+    LinearModel
+    """
+    linearization = Linearization(
+        module, parameters=specification.parameters, dtype=torch.float64
+    )
+    linearization.outputs(data.X[:1])
+    own = data.astype(torch.float64)
+    return LinearModel.from_laplace(
+        linearization.at(linearization.weights()),
+        own.X,
+        own.y,
+        likelihood,
+        prior_precision,
+        own.sample_weight,
+    )
+
+
+def n_observations(model: LinearModel, likelihood: Likelihood) -> float:
+    """K Σ s for the Gaussian, of L Lᵀ = s I/σ²; the number of rows otherwise.
+
+    Parameters
+    ----------
+    model : LinearModel
+    likelihood : Likelihood
+
+    Returns
+    -------
+    float
+    """
+    if isinstance(likelihood, Gaussian):
+        return float(model.noise_factor.square().sum()) * likelihood.noise_std**2
+    return float(model.n_rows)
+
+
+def _near(new: float, old: float, bounds: tuple[float, float]) -> float:
+    """Within the bounds, and within a trust region around the old value."""
+    ratio = min(max(new / old, math.exp(-_TRUST)), math.exp(_TRUST))
+    return min(max(old * ratio, bounds[0]), bounds[1])

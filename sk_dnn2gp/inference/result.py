@@ -1,0 +1,111 @@
+"""What a fit ends with: one Gaussian over the weights of one network, and how it came about."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from ..likelihoods import Likelihood
+from ..linear_model import LinearModel
+from ..posterior import Posterior
+
+__all__ = ["Result"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """q(w) of one network, from which an estimator reads everything that it shows.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        The trained network, in eval mode.
+    net : NeuralNet
+        A fitted skorch net around it.
+    likelihood : Likelihood
+        With the σ of the end.
+    prior_precision : float
+        δ; where there are groups, that of the weights in no other.
+    prior_precisions : dict of str to float
+        δ of each group of weights; "all" where there is one.
+    model : LinearModel
+        Theorem 1's linear model at the expansion point, of the posterior's examples.
+    posterior : Posterior
+        Of q; with its own ``model`` where q is not the Laplace posterior.
+    evidence : float
+        log marginal likelihood of the targets as the network sees them; nan where there is none.
+    evidence_kind : {"laplace", "dual"}
+    gradient : Tensor of shape (n_params,)
+        ∇loss over all examples, with respect to the posterior's weights.
+    converged : bool
+        Whether training ended at a minimum.
+    solver : str
+        What trained the network.
+    loss_curve, elbo_curve : list of float
+    n_iter : int
+    shift : Tensor of shape (n_params,), optional
+        Mean of q less the expansion point; None for zero.
+    posterior_indices : ndarray of int, optional
+        Rows that the posterior is conditioned on; None for all.
+    """
+
+    module: nn.Module
+    net: Any
+    likelihood: Likelihood
+    prior_precision: float
+    prior_precisions: dict[str, float]
+    model: LinearModel
+    posterior: Posterior
+    evidence: float
+    gradient: Tensor
+    converged: bool
+    solver: str
+    loss_curve: list[float]
+    n_iter: int
+    evidence_kind: str = "laplace"
+    elbo_curve: list[float] = field(default_factory=list)
+    shift: Tensor | None = None
+    posterior_indices: Any = None
+
+    def mean(self, X: Tensor) -> Tensor:
+        """E f(X) under q, of shape (n_samples, n_outputs), float64, on the CPU."""
+        f = self.model.linearization.outputs(X).double()
+        if self.shift is not None:
+            f = f + self.model.linearization.jvp(X, self.shift).double()
+        return f.cpu()
+
+    def outputs(self, X: Tensor) -> Tensor:
+        """The network's own outputs, of shape (n_samples, n_outputs), float64, on the CPU."""
+        return self.model.linearization.outputs(X).double().cpu()
+
+    def variance(self, X: Tensor) -> Tensor:
+        """Marginal variances of f(X), of shape (n_samples, n_outputs), on the CPU."""
+        return self.posterior.variance(X).cpu()
+
+    def covariance(self, X: Tensor) -> Tensor:
+        """Marginal V_* of each f(x), of shape (n_samples, n_outputs, n_outputs), on the CPU."""
+        return self.posterior.covariance(X).cpu()
+
+    def sample(self, X: Tensor, n_samples: int, generator: Generator) -> Tensor:
+        """Draw functions from the process, of shape (n_samples, len(X), n_outputs)."""
+        return self.posterior.sample(X, n_samples, generator).cpu() + self.mean(X)
+
+    def sample_network(self, X: Tensor, n_samples: int, generator: Generator) -> Tensor:
+        """Outputs of the network itself with weights drawn from q, of the same shape."""
+        linearization = self.model.linearization
+        centre = self.model.weights if self.shift is None else self.model.weights + self.shift
+        steps = self.posterior.sample_weights(n_samples, generator)
+        draws = [linearization.at(centre + step).outputs(X).double() for step in steps]
+        return torch.stack(draws).cpu()
+
+    @property
+    def newton_decrement(self) -> float:
+        """∇lossᵀ A⁻¹ ∇loss; nan where the outputs have no common A."""
+        try:
+            step = self.posterior.solve(self.gradient)
+        except ValueError:
+            return float("nan")
+        return max(0.0, float(self.gradient @ step))
