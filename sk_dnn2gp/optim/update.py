@@ -29,7 +29,7 @@ from ..likelihoods import Likelihood
 from ..linear_model import IterationModel, LinearModel
 from ..linearize import Linearization
 from ..posterior.precision import GaussianWeights, Precision, precision_of, with_prior
-from .closure import Observation, Watcher, check_reduction, parameter_names
+from .closure import Observation, Watcher, check_reduction, order_in, parameter_names
 
 __all__ = ["Variational"]
 
@@ -570,9 +570,7 @@ class Variational(torch.optim.Optimizer):
             self._linearization = Linearization(
                 self._module, parameters=names, dtype=torch.float64, memory_limit=self.memory_limit
             )
-            named = dict(zip(names, self._split(torch.arange(self._mean().numel())), strict=True))
-            found = [named[n].flatten() for n in self._linearization.parameter_names]
-            self._order = torch.cat(found).argsort().to(self._params[0].device)
+            self._order = order_in(self._linearization, names)
         return self._linearization
 
     def _weighted_factor(self, f: Tensor) -> Tensor:
