@@ -266,11 +266,14 @@ class LinearModel:
         variances = self._prior_variances
         if isinstance(variances, Tensor):
             return self._gram_of_rows(X, X2, cotangents, cotangents2)
-        gram = self.linearization.gram
-        sides = {"cotangents": cotangents, "cotangents2": cotangents2}
-        if isinstance(variances, float):
-            return gram(X, X2, **sides).mul_(variances)
-        return gram(X, X2, **sides, parameter_scale=variances)
+        gram = self.linearization.gram(
+            X,
+            X2,
+            cotangents=cotangents,
+            cotangents2=cotangents2,
+            parameter_scale=None if isinstance(variances, float) else variances,
+        )
+        return gram.mul_(variances) if isinstance(variances, float) else gram
 
     def prior_blocks(self, X: Tensor, *, cotangents: Cotangents = None) -> Tensor:
         """Cᵀ J D⁻¹ Jᵀ C per example, of shape (n_samples, n_rows, n_rows), float64."""

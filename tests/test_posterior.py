@@ -150,7 +150,7 @@ def test_draws_of_weights_have_the_posterior_covariance(problem, space):
 
     Entries are normal with variances 2/n and 1/n; five standard deviations, of 300 entries.
     """
-    n, generator = 4000, torch.Generator().manual_seed(0)
+    n, generator = 500, torch.Generator().manual_seed(0)
     draws = space(problem.model).sample_weights(n, generator)
     A = torch.diag(problem.A.diagonal()) if space is DiagonalPosterior else problem.A
     white = draws @ torch.linalg.cholesky(A)

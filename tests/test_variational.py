@@ -1,4 +1,4 @@
-"""The variational optimisers against brute force, and as torch optimisers (MATH 5)."""
+"""The variational optimisers against brute force, and as torch optimisers ."""
 
 import copy
 import gc
@@ -414,6 +414,74 @@ def test_bad_input_is_named():
         optimizer.step(lambda: (net(X) + net(X)).sum())
     with pytest.raises(RuntimeError, match="needs a step first"):
         VOGN(params, n_data=7).elbo()
+    for cls in (OGN, OGGN):
+        for draws in ({"mc_samples": 2}, {"random_state": 0}):
+            with pytest.raises(ValueError, match=f"draws nothing.* take V{cls.__name__}"):
+                cls(params, n_data=7, likelihood=Categorical(), **draws)
+
+
+def test_defaults_are_those_of_the_structure():
+    params = list(problem("mlp")[0].parameters())
+    for cls in ALL.values():
+        made = cls(params, n_data=7, likelihood=Categorical())
+        group = [made.param_groups[0][name] for name in ("lr", "beta", "momentum")]
+        full = cls in (VOGGN, OGGN)
+        assert group == ([0.1, None, 0.0] if full else [0.01, 0.01, 0.9])
+        assert made.curvature == ("ggn" if full else "gradient")
+
+
+@pytest.mark.parametrize("name", ["VOGGN", "VOGN"])
+def test_a_loss_is_estimated_at_the_present_gaussian(name):
+    """For a linear model and Gaussian noise E_q Σℓ is known: ½ Σ (r² + x' A⁻¹ x)/σ² + constant.
+
+    Each draw's loss is a quadratic form in a normal variable, whose variance is known too.
+    """
+    X, y, _, _ = linear_gaussian()
+    net, likelihood = nn.Linear(3, 1, bias=False, dtype=torch.float64), Gaussian(0.5)
+    optimizer = ALL[name](
+        net.parameters(), 0.5, n_data=30, likelihood=likelihood, curvature="ggn", random_state=0
+    )
+    closure = closure_of(net, optimizer, X, y, likelihood)
+    optimizer.step(closure)
+    before, state = weights(net).clone(), copy.deepcopy(optimizer.state_dict())
+    n = 4000
+    found = optimizer.estimate_loss(closure, n, random_state=1)
+    assert torch.equal(weights(net), before)
+    assert torch.equal(
+        optimizer.state_dict()["state"][0]["generator"], state["state"][0]["generator"]
+    )
+    assert found == optimizer.estimate_loss(closure, n, random_state=1)
+    q = optimizer.posterior()
+    A = q.precision if q.precision.ndim == 2 else torch.diag(q.precision)
+    H, Sigma = X.T @ X / 0.25, torch.linalg.inv(A)
+    at_mean = likelihood.negative_log_likelihood(net(X).detach(), y).sum()
+    g = X.T @ (net(X).detach() - y) / 0.25
+    expected = float(at_mean + 0.5 * torch.trace(H @ Sigma))
+    variance = float((g.T @ Sigma @ g).sum() + 0.5 * torch.trace(H @ Sigma @ H @ Sigma))
+    assert abs(found - expected) <= 4 * (variance / n) ** 0.5
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_step_can_be_taken_back_and_again(name):
+    net, X, y = problem("mlp")
+    optimizer = ALL[name](net.parameters(), 0.05, n_data=7, likelihood=Categorical(), beta=0.1)
+    closure = closure_of(net, optimizer, X, y, Categorical())
+    optimizer.step(closure)
+    before, kept = weights(net).clone(), optimizer.snapshot()
+    curvature = optimizer.corrected_curvature()
+    results = []
+    for _ in range(2):
+        optimizer.step(closure)
+        results.append((weights(net).clone(), optimizer.corrected_curvature()))
+        optimizer.restore(kept)
+        assert torch.equal(weights(net), before)
+        assert torch.equal(optimizer.corrected_curvature(), curvature)
+    assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
+    optimizer.param_groups[0]["lr"] *= 0.5
+    optimizer.step(closure)
+    whole, half = results[0][0] - before, weights(net) - before
+    # The same draws and the same precision: half the rate is half the step, to rounding.
+    assert float((half - 0.5 * whole).abs().max()) <= 1e-12 * float(before.abs().max())
 
 
 @pytest.mark.parametrize("curvature", ["ggn", "gradient"])

@@ -3,7 +3,8 @@
 The closure zeroes the gradients, calls the module on a batch, and returns the mean negative
 log-likelihood after ``backward``. While it runs, hooks keep the inputs X, the outputs f, the
 residuals r = ∂Σℓ/∂f, and for every layer with a rule its input a and the derivative g of its
-output: the factors of MATH 6, from the closure's own two passes. All hooks are gone afterwards.
+output: the factors of :ref:`math-ntk`, from the closure's own two passes. All hooks are gone
+afterwards.
 
 Shapes: X (n, ...); f, r (n, K); sums of squares (P,) in the order of the optimiser's parameters.
 """
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from sklearn.utils import gen_batches
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 from torch.nn.modules.module import register_module_forward_pre_hook
@@ -28,7 +30,7 @@ from ..linearize.layers import has_rule
 from ..linearize.plan import Plan, factors_from_calls, make_plan, slots_of
 from ..linearize.tape import Call, Twin, backward
 
-__all__ = ["Observation", "Watcher", "check_reduction", "parameter_names"]
+__all__ = ["Observation", "Watcher", "check_reduction", "order_in", "parameter_names"]
 
 # Numbers of a convolution's patches made at a time: 1 MiB in single precision.
 _CACHED = 2**18
@@ -218,7 +220,7 @@ class Watcher:
             r = observation.residual[..., None]
             C = r if self.factor is None else self.factor(observation.f)
             total = self._explicit.ggn_diagonal(observation.X, cotangents=C.to(observation.f))
-            order = _order(self._explicit, parameter_names(self.module, self.params))  # type: ignore[arg-type]
+            order = order_in(self._explicit, parameter_names(self.module, self.params))  # type: ignore[arg-type]
             return total.to(self.params[0].dtype)[order]
         if seen.squares is not None:
             return seen.squares
@@ -312,7 +314,7 @@ def parameter_names(module: nn.Module, params: Sequence[Tensor]) -> list[str]:
     return [names[id(p)] for p in params]
 
 
-def _order(linearization: Linearization, names: Sequence[str]) -> Tensor:
+def order_in(linearization: Linearization, names: Sequence[str]) -> Tensor:
     """Places of the optimiser's weights in the linearisation's flat vector."""
     places, start = {}, 0
     for name, size in zip(
@@ -342,7 +344,7 @@ def _parts(
     n = len(calls[0].x)
     most = max(_patch_numbers(layers[c.layer], g) for c, g in zip(calls, gs, strict=True))
     size = max(1, _CACHED // most) if most else n
-    yield from (slice(start, start + size) for start in range(0, n, size))
+    yield from gen_batches(n, size)
 
 
 def _patch_numbers(layer: Any, g: Tensor | None) -> int:

@@ -29,7 +29,7 @@ from ..likelihoods import Likelihood
 from ..linear_model import IterationModel, LinearModel
 from ..linearize import Linearization
 from ..posterior.precision import GaussianWeights, Precision, precision_of, with_prior
-from .closure import Observation, Watcher, check_reduction, parameter_names
+from .closure import Observation, Watcher, check_reduction, order_in, parameter_names
 
 __all__ = ["Variational"]
 
@@ -172,7 +172,8 @@ class Variational(torch.optim.Optimizer):
     def _start(self) -> None:
         """S₀, momentum and the generator: all state, held under the first parameter."""
         mean, start = self._mean(), self._initial_curvature()
-        seed = int(torch.randint(2**31, ())) if self._seed() is None else self._seed()
+        seed = self.random_state if self._sampled else 0
+        seed = int(torch.randint(2**31, ())) if seed is None else seed
         S = torch.full_like(mean, start)
         self.state[self._params[0]] = {
             "step": 0,
@@ -182,9 +183,6 @@ class Variational(torch.optim.Optimizer):
             "initial_curvature": start,
             "remaining": 1.0,  # Π (1-β): how much of S₀ is left in S
         }
-
-    def _seed(self) -> int | None:
-        return self.random_state if self._sampled else 0
 
     def _initial_curvature(self) -> float:
         if self.initial_precision is None:
@@ -279,9 +277,9 @@ class Variational(torch.optim.Optimizer):
         if not self._sampled:
             return [mean]
         precision, draws = self._present_precision(), []
-        like = {"device": mean.device, "dtype": precision.factor.dtype}
+        dtype = precision.factor.dtype
         for _ in range(n_draws):
-            z = torch.randn(len(mean), generator=generator, **like)
+            z = torch.randn(len(mean), generator=generator, device=mean.device, dtype=dtype)
             draws.append(precision.scale(z).to(mean.dtype).add_(mean))
         return draws
 
@@ -570,9 +568,7 @@ class Variational(torch.optim.Optimizer):
             self._linearization = Linearization(
                 self._module, parameters=names, dtype=torch.float64, memory_limit=self.memory_limit
             )
-            named = dict(zip(names, self._split(torch.arange(self._mean().numel())), strict=True))
-            found = [named[n].flatten() for n in self._linearization.parameter_names]
-            self._order = torch.cat(found).argsort().to(self._params[0].device)
+            self._order = order_in(self._linearization, names)
         return self._linearization
 
     def _weighted_factor(self, f: Tensor) -> Tensor:

@@ -134,13 +134,13 @@ class FunctionSpacePosterior:
         From the prior, corrected by what the data say of it: with w ~ N(0, D⁻¹) and ε ~ N(0, I),
         w - D⁻¹Φᵀ B⁻¹ (Φw + ε) has the covariance A⁻¹ (Wilson et al. 2020, equation 5).
         """
-        model, draws = self.model, []
-        for _ in range(n_samples):
-            z = torch.randn(model.n_params + model.n_rows, dtype=torch.float64, generator=generator)
-            z, noise = z.to(model.weights.device).split([model.n_params, model.n_rows])
-            w = z * model.prior_precision.rsqrt()
-            draws.append(w - self._pulled_back(self._features_times(w) + noise))
-        return torch.stack(draws)
+        model = self.model
+        P, R = model.n_params, model.n_rows
+        z = torch.randn(n_samples, P + R, dtype=torch.float64, generator=generator)
+        z, noise = z.to(model.weights.device).split([P, R], dim=1)
+        w = z * model.prior_precision.rsqrt()
+        seen = self._features_times(w.mT).mT + noise
+        return torch.stack([w_s - self._pulled_back(t) for w_s, t in zip(w, seen, strict=True)])
 
     @cached_property
     def _rows(self) -> Tensor | None:
@@ -153,11 +153,12 @@ class FunctionSpacePosterior:
         return torch.cat([rows.flatten(0, 1) for _, rows in chunks])
 
     def _features_times(self, v: Tensor) -> Tensor:
-        """Φ v, of shape (n_rows,)."""
+        """Φ v, of shape (n_rows,), or (n_rows, n) for v (n_params, n)."""
         if self._rows is not None:
             return self._rows @ v
         Jv = self.model.linearization.jvp(self.model.X, v).double()
-        return (self.model.noise_factor.mT @ Jv[..., None]).flatten()
+        columns = Jv if v.ndim == 2 else Jv[..., None]
+        return (self.model.noise_factor.mT @ columns).reshape(self.model.n_rows, *v.shape[1:])
 
     def _pulled_back(self, t: Tensor) -> Tensor:
         """D⁻¹Φᵀ B⁻¹ t, of shape (n_params,)."""

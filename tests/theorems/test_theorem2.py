@@ -1,4 +1,4 @@
-"""Theorem 2 (MATH 5): one step of VOGGN is the posterior of a linear model, and of its process.
+"""Theorem 2: one step of VOGGN is the posterior of a linear model, and of its process.
 
 Against matrices formed by hand from the formulas, in float64. Tolerance 1e-10 relative to the
 largest entry: the systems are conditioned to about 1e4, so rounding reaches 1e-12.
@@ -70,7 +70,7 @@ def close(a, b):
 
 
 def brute_force(net, X, y, likelihood, optimizer, before, rate):
-    """Prior, data and posterior of MATH 5's linear model, written out from the formulas."""
+    """Prior, data and posterior of theorem 2's linear model, written out from the formulas."""
     gp = optimizer.dual_gp()
     P, delta = len(before.mean), 0.7
     eye = torch.eye(P, dtype=torch.float64)
