@@ -3,7 +3,7 @@
 Snelson's one-dimensional set without 1.5 < x < 3; one hidden layer of 32 sigmoid units, σ = 0.286
 in the units of y, δ = 0.1 as in the authors' script. DNN2GP-VI is the Gaussian process of the
 converged variational network, prior N(0, I/δ), Jacobians and residuals at its mean μ, conditioned
-on its transformed targets (MATH 5); DNN-VI the network with weights drawn from q; GP-RBF
+on its transformed targets (math-variational); DNN-VI the network with weights drawn from q; GP-RBF
 scikit-learn's process, its kernel chosen by its evidence. The process with q's own covariance, the
 estimator's ``predict_std``, is printed too.
 

@@ -49,6 +49,9 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(torch|numpy|scipy|sklearn|skorch|matplotlib|collections|os)\..*"),
     (r"py:.*", r"sk_dnn2gp\.(.*\.)?_.*"),  # private
     (r"py:.*", r"sk_dnn2gp\.linearize\.(plan|factors)\..*"),
+    # Bases that are no public names.
+    (r"py:class", r"sk_dnn2gp\.(estimators|kernels\.infinite)\.base\..*"),
+    (r"py:class", r"sk_dnn2gp\.optim\.update\..*"),
 ]
 autodoc_typehints = "none"  # docstrings say them in words
 exclude_patterns = ["generated/README*", "*.md"]

@@ -79,7 +79,7 @@ def _check_theta(kernel: Kernel, X: NDArray) -> None:
 
 def _check_copies(kernel: Kernel, X: NDArray) -> None:
     twin = clone(kernel)
-    assert twin is not kernel and twin == kernel and hash(type(twin)) == hash(type(kernel))
+    assert twin is not kernel and twin == kernel
     np.testing.assert_array_equal(twin(X), kernel(X))
     loaded = pickle.loads(pickle.dumps(kernel))
     assert loaded == kernel

@@ -1,4 +1,4 @@
-"""Brute force in float64, written from MATH's formulas without the package's code.
+"""Brute force in float64, written from docs/mathematics.rst without the package's code.
 
 Dense Jacobians one output and one example at a time by ``torch.autograd.grad``; every matrix is
 formed and inverted as it stands in the formula.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -120,7 +121,7 @@ class ClassificationReference:
         return torch.cat([1.0 - p, p], 1)
 
     def noise_precision(self, f: Tensor) -> Tensor:
-        """Λ per example, as it is written in MATH 2."""
+        """Λ per example, as it is written under math-likelihoods."""
         p = self.probabilities(f)
         if f.shape[1] == 1:
             return (p[:, 1] * p[:, 0])[:, None, None]
@@ -155,9 +156,12 @@ class ClassificationReference:
         covariance = J @ J.T / self.delta - cross @ precision @ cross.T
         return cross @ precision @ self.targets, covariance
 
+    def log_det_B(self) -> float:
+        return float(-torch.linalg.slogdet(self.Sigma)[1]) - self.P * math.log(self.delta)
+
     def log_evidence_laplace(self) -> float:
-        log_B = -torch.linalg.slogdet(self.Sigma)[1] - self.P * math.log(self.delta)
-        return float(self.log_p - 0.5 * self.delta * (self.w @ self.w) - 0.5 * log_B)
+        fit = self.log_p - 0.5 * self.delta * (self.w @ self.w)
+        return float(fit) - 0.5 * self.log_det_B()
 
     def log_evidence_dual(self) -> float:
         """log N(ỹ | 0, K + Λ⁻¹) on the range of Λ: orthonormal coordinates of it, then a density.
@@ -176,3 +180,32 @@ class ClassificationReference:
         quadratic = y @ torch.linalg.solve(covariance, y)
         log_det = torch.linalg.slogdet(covariance)[1]
         return float(-0.5 * (quadratic + log_det + len(y) * math.log(2 * math.pi)))
+
+
+def softmax_moments(f: np.ndarray, V: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """E p and E[p pᵀ] of p = softmax(f), f ~ N(f, V), over the classes (two of them for one logit).
+
+    The trapezoidal rule in the differences to the first logit, which are all that p depends on. Its
+    error falls with the exponential of 1/step: 1e-7 for standard deviations of 3, 1e-3 for 10.
+    """
+    if len(f) > 1:
+        contrast = np.hstack([-np.ones((len(f) - 1, 1)), np.eye(len(f) - 1)])
+        f, V = contrast @ f, contrast @ V @ contrast.T
+    d = len(f)
+    x = np.arange(-8.0, 8.0, 0.02 if d == 1 else 0.2)
+    one = np.exp(-(x**2) / 2) / np.exp(-(x**2) / 2).sum()
+    z = np.stack(np.meshgrid(*[x] * d, indexing="ij"), -1).reshape(-1, d)
+    weight = np.prod(np.stack(np.meshgrid(*[one] * d, indexing="ij"), -1), -1).ravel()
+    values, vectors = np.linalg.eigh(V)
+    logits = f + (z * np.sqrt(values.clip(0.0))) @ vectors.T
+    logits = np.hstack([np.zeros((len(logits), 1)), logits])
+    p = np.exp(logits - logits.max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)
+    return weight @ p, (p.T * weight) @ p
+
+
+# Of a mean of probabilities over 1,024 points of a scrambled Sobol sequence. One logit: one point
+# falls into each of 1,024 equal cells, so a monotone p of range 1 errs by 1/1024 at most (Koksma).
+# Several: the largest error over 30 seeds, f of size 2 and V of size 1 was 1.2e-3 (four classes);
+# 0.5/√1024 = 1.6e-2 would be one standard error of independent draws.
+SOBOL_ERROR = {1: 1 / 1024, 2: 1 / 1024, 3: 2e-3, 4: 2e-3}

@@ -1,4 +1,7 @@
-"""DNN2GPClassifier: its numbers against brute force (MATH 2 to 4), and its promises to a user."""
+"""DNN2GPClassifier: its numbers against brute force, and its promises to a user.
+
+Mathematics: math-likelihoods to math-predicting.
+"""
 
 import numpy as np
 import pytest
@@ -14,12 +17,13 @@ from torch import nn
 from sk_dnn2gp import DNN2GPClassifier
 from sk_dnn2gp.links import (
     contrast_log_softmax,
+    mean_log_softmax,
     mean_uncertainty,
     of_difference,
     probit_log_softmax,
 )
 from sk_dnn2gp.networks import MLP, LeNet5
-from tests.reference import ClassificationReference, jacobian
+from tests.reference import SOBOL_ERROR, ClassificationReference, jacobian, softmax_moments
 
 X3, Y3 = load_iris(return_X_y=True)
 X3 = StandardScaler().fit_transform(X3)[::3]
@@ -100,23 +104,20 @@ def test_evidence_and_targets_are_those_of_brute_force(fitted):
 
 
 def test_mc_is_the_average_over_the_gaussian_process(fitted):
-    """Against quadrature over the draws' own distribution: half a million independent draws."""
+    """Against quadrature, as close as 1,024 points of a Sobol sequence come, whatever the seed."""
     model, reference, X, _ = fitted
     X_new = torch.tensor(X[:4]) * 2.0
     with torch.no_grad():
-        f = model.module_(X_new)
-    V = reference.covariance_blocks(X_new)
-    roots = torch.linalg.cholesky(V + 1e-12 * torch.eye(reference.K, dtype=torch.float64))
-    generator = torch.Generator().manual_seed(1)
-    n = 200_000
-    z = torch.randn(n, 4, reference.K, 1, dtype=torch.float64, generator=generator)
-    draws = f + (roots @ z)[..., 0]
-    p = torch.stack([ClassificationReference.probabilities(draws[:, i]) for i in range(4)], 1)
-    # 1,000 draws of a number in [0, 1] whose standard deviation is seen here; five of them.
-    bound = 5 * p.std(0) / np.sqrt(1000)
-    error = np.abs(model.predict_proba(X_new, "mc") - p.mean(0).numpy())
-    assert (error <= bound.numpy() + 1e-12).all()
-    assert error.max() > 0
+        f = model.module_(X_new).numpy()
+    V = reference.covariance_blocks(X_new).numpy()
+    expected = np.array([softmax_moments(a, b)[0] for a, b in zip(f, V, strict=True)])
+    bound = SOBOL_ERROR[reference.K]
+    found = [model.predict_proba(X_new, "mc")]
+    found += [mean_log_softmax(torch.tensor(f), torch.tensor(V), s).exp() for s in range(3)]
+    for p in found:
+        np.testing.assert_allclose(p, expected, rtol=0, atol=bound)
+    # The average is far from the network's own softmax: by more than the tolerance.
+    assert np.abs(model.predict_proba(X_new, "map") - expected).max() > 5 * bound
 
 
 def test_contrast_link_knows_only_differences(fitted):
@@ -166,10 +167,9 @@ def test_one_logit_and_two_are_the_same_model_under_the_same_prior():
     assert two.linear_model_.whitened_residual.shape[1] == 2
     X_new = 1.5 * X2
     for link in ("map", "probit", "mc"):
-        seeds = {"rtol": 1e-7} if link != "mc" else {"atol": 5e-2}
-        np.testing.assert_allclose(
-            one.predict_proba(X_new, link), two.predict_proba(X_new, link), **seeds
-        )
+        # The same draws of the one difference too, as both have the same random_state.
+        a, b = (model.predict_proba(X_new, link) for model in (one, two))
+        np.testing.assert_allclose(a, b, rtol=1e-7)
     V = two.posterior_.covariance(torch.tensor(X_new)).numpy()
     difference = V[:, 0, 0] + V[:, 1, 1] - 2 * V[:, 0, 1]
     np.testing.assert_allclose(one.predict_std(X_new, "latent")[:, 0] ** 2, difference, rtol=1e-7)
@@ -443,19 +443,6 @@ def test_contrast_ignores_a_shift_of_all_logits_and_is_the_probit_of_two():
             np.testing.assert_allclose(p, probit_log_softmax(*of_difference(f, V)), atol=1e-12)
 
 
-def hermite(f, V, n_points=40):
-    """E p and E[p pᵀ] of p = softmax(f), f ~ N, by Gauss-Hermite quadrature in every direction."""
-    x, w = np.polynomial.hermite_e.hermegauss(n_points)
-    K = len(f)
-    z = np.stack(np.meshgrid(*[x] * K, indexing="ij"), -1).reshape(-1, K)
-    weight = np.prod(np.stack(np.meshgrid(*[w / w.sum()] * K, indexing="ij"), -1), -1).ravel()
-    logits = f + z @ np.linalg.cholesky(V).T
-    if K == 1:
-        logits = np.hstack([np.zeros_like(logits), logits])
-    p = softmax(logits - logits.max(1, keepdims=True))
-    return weight @ p, (p.T * weight) @ p
-
-
 @pytest.mark.parametrize("K", [1, 3])
 def test_the_integrated_uncertainty_is_that_of_quadrature(K):
     rng = np.random.default_rng(K)
@@ -463,11 +450,12 @@ def test_the_integrated_uncertainty_is_that_of_quadrature(K):
     V = R @ R.transpose(0, 2, 1) + 0.1 * np.eye(K)
     noise, ignorance = mean_uncertainty(torch.tensor(f), torch.tensor(V), seed=0)
     for i in range(5):
-        mean, second = hermite(f[i], V[i])
-        # 1,024 points of a scrambled sequence: errors of 1e-3 and below were seen, of independent
-        # draws they would be 0.5/32.
-        np.testing.assert_allclose(noise[i], np.diag(mean) - second, atol=3e-3)
-        np.testing.assert_allclose(ignorance[i], second - np.outer(mean, mean), atol=3e-3)
+        mean, second = softmax_moments(f[i], V[i])
+        # p(1 - p) of one logit rises and falls by 1/4: half the bound of a range of 1.
+        bound = SOBOL_ERROR[K] / (2 if K == 1 else 1)
+        np.testing.assert_allclose(noise[i], np.diag(mean) - second, rtol=0, atol=bound)
+        expected = second - np.outer(mean, mean)
+        np.testing.assert_allclose(ignorance[i], expected, rtol=0, atol=SOBOL_ERROR[K])
 
 
 @pytest.mark.parametrize("case", list(CASES))

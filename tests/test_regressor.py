@@ -361,8 +361,11 @@ def test_grid_search_over_own_and_nested_parameters():
         {"net__module__width": [1, 8]},
         cv=3,
     ).fit(X, Y)
-    assert nested.best_estimator_.module_.layers[0].out_features in (1, 8)
-    assert np.isfinite(nested.cv_results_["mean_test_score"]).all()
+    scores = nested.cv_results_["mean_test_score"]
+    assert np.isfinite(scores).all() and scores[0] != scores[1]  # the width reached the network
+    width = nested.best_params_["net__module__width"]
+    assert width == [1, 8][scores.argmax()]
+    assert nested.best_estimator_.module_.layers[0].out_features == width
 
 
 def test_cross_validate_returns_finite_scores():

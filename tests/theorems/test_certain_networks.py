@@ -1,6 +1,7 @@
-"""Networks that are certain, logits of ±40 where p is 0 or 1 in floating point (MATH 2, 3).
+"""Networks that are certain, logits of ±40 where p is 0 or 1 in floating point.
 
-The reference works in 250 digits, where Λ is as far from singular as it is on paper.
+Mathematics: math-likelihoods, math-laplace. The reference works in 250 digits, where Λ is as far
+from singular as it is on paper.
 """
 
 import mpmath

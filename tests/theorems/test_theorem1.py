@@ -10,6 +10,7 @@ from sk_dnn2gp.evidence import EvidenceSpectrum, log_marginal_likelihood
 from sk_dnn2gp.likelihoods import Gaussian
 from sk_dnn2gp.linear_model import LinearModel
 from sk_dnn2gp.linearize import Linearization
+from sk_dnn2gp.networks import MLP
 from sk_dnn2gp.posterior import (
     DiagonalPosterior,
     FunctionSpacePosterior,
@@ -17,7 +18,7 @@ from sk_dnn2gp.posterior import (
     make_posterior,
 )
 from tests.cases import CASES, data, trained
-from tests.reference import GaussianReference, jacobian
+from tests.reference import GaussianReference, jacobian, weights
 
 # Matrices of condition up to 1e5 in double precision: 1e-8 leaves three digits of room.
 RTOL = 1e-8
@@ -45,11 +46,13 @@ def test_training_reached_a_minimum(fitted):
 
 
 def test_models_a_b_and_c_are_one(fitted):
-    _, _, reference, X_new = fitted
+    """The package's A beside B and C, which brute force solves from targets and noise."""
+    _, model, reference, X_new = fitted
     mean_C, covariance_C = reference.process_C(X_new)
-    close(reference.mean_B(), reference.w, rtol=1e-7)
-    close(mean_C, jacobian(reference.module, X_new) @ reference.w, rtol=1e-7)
-    close(covariance_C, reference.covariance_A(X_new))
+    close(model.weights, reference.mean_B(), rtol=1e-7)
+    close(model.linearization.jvp(X_new, model.weights).flatten(), mean_C, rtol=1e-7)
+    close(make_posterior(model).joint_covariance(X_new), covariance_C)
+    close(model.transformed_targets().flatten(), reference.targets)
 
 
 @pytest.mark.parametrize("space", [WeightSpacePosterior, FunctionSpacePosterior])
@@ -71,11 +74,21 @@ def test_both_spaces_have_the_posterior_of_brute_force(fitted, space):
 
 def test_the_cheaper_space_is_taken(fitted):
     case, model, _, _ = fitted
+    expected = WeightSpacePosterior if model.n_params <= model.n_rows else FunctionSpacePosterior
+    assert type(make_posterior(model)) is expected
     sizes = [case.n_features, *case.hidden, case.n_outputs]
     n_params = sum((a + 1) * b for a, b in zip(sizes[:-1], sizes[1:], strict=True))
-    cheaper = n_params <= case.n_samples * case.n_outputs
-    expected = WeightSpacePosterior if cheaper else FunctionSpacePosterior
-    assert type(make_posterior(model)) is expected
+    assert (model.n_params, model.n_rows) == (n_params, case.n_samples * case.n_outputs)
+
+
+def test_the_cases_lie_on_both_sides():
+    """Of P = NK, so that every test above takes either space in turn."""
+    taken = {
+        case.n_samples * case.n_outputs
+        >= len(weights(MLP(case.n_features, case.hidden, case.n_outputs)))
+        for case in CASES
+    }
+    assert taken == {True, False}
 
 
 def test_diagonal_posterior_keeps_the_diagonal(fitted):
@@ -92,7 +105,8 @@ def test_dual_equals_laplace_at_the_minimum(fitted):
     posterior = make_posterior(model)
     close(log_marginal_likelihood(posterior, "laplace"), reference.log_evidence_laplace())
     close(log_marginal_likelihood(posterior, "dual"), reference.log_evidence_dual())
-    close(reference.log_evidence_dual(), reference.log_evidence_laplace())
+    dual, laplace = (log_marginal_likelihood(posterior, kind) for kind in ("dual", "laplace"))
+    close(dual, laplace)
 
 
 def test_dual_and_laplace_differ_away_from_the_minimum():
@@ -108,6 +122,7 @@ def test_dual_and_laplace_differ_away_from_the_minimum():
         posterior = make(model)
         close(log_marginal_likelihood(posterior, "laplace"), reference.log_evidence_laplace())
         close(log_marginal_likelihood(posterior, "dual"), reference.log_evidence_dual())
+        close(model.weights - posterior.solve(model.gradient), reference.mean_B())
     assert reference.log_evidence_dual() - reference.log_evidence_laplace() > 1
 
 
