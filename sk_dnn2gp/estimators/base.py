@@ -125,9 +125,7 @@ class BaseDNN2GP(BaseEstimator):
         return X, y, weight
 
     @staticmethod
-    def _without_zeros(
-        X: NDArray, y: NDArray, weight: NDArray
-    ) -> tuple[NDArray, NDArray, NDArray]:
+    def _without_zeros(X: NDArray, y: NDArray, weight: NDArray) -> tuple[NDArray, NDArray, NDArray]:
         """The rows of positive weight."""
         X, y, weight = X[weight > 0], y[weight > 0], weight[weight > 0]
         if len(X) < 2:
@@ -354,7 +352,7 @@ class BaseDNN2GP(BaseEstimator):
         return self._spectrum
 
     def _spectrum_from(self, model: LinearModel, weight: NDArray) -> EvidenceSpectrum:
-        """Of the posterior whose evidence the estimator reports: that of the process at μ for VI."""
+        """Of the posterior whose evidence is reported: that of the process at μ for VI."""
         options = self._options()
         specification = Full() if options.is_variational else options.posterior
         likelihood = self._result.likelihood

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -12,18 +11,17 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import ClassifierMixin, _fit_context
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.utils import Bunch, compute_sample_weight
-from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from .._utils.random import draw_seed, torch_generator
-from ..inference.linearized import maximise_linearized_elbo
 from ..likelihoods import Bernoulli, Categorical, Likelihood
 from ..links import LINKS, log_proba, log_softmax, mean_uncertainty, of_classes, of_difference
 from ..training.source import NetworkSource, check_logits
 from .base import BaseDNN2GP, input_tensor
-from .checks import check_labels, check_outputs_option, check_target
+from .options import check_target, options_of
 
 __all__ = ["DNN2GPClassifier"]
 
@@ -41,10 +39,10 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
     Parameters
     ----------
     net : None, torch Module (class or instance), skorch NeuralNet or FrozenEstimator, default=None
-        The network, giving logits: no softmax or sigmoid at its end; with two classes one
-        output is a logistic network, two are a softmax one. None builds an MLP whose first layer standardises its inputs. A module is
-        trained with ``solver``; an instance is copied, never changed, and training begins at its
-        weights (those that need no gradient stay). A skorch net is cloned and trained with its own
+        The network, giving logits: no softmax or sigmoid at its end; with two classes one output is
+        a logistic network, two are a softmax one. None builds an MLP whose first layer standardises
+        its inputs. A module is trained with ``solver``; an instance is copied, never changed, and
+        training begins at its weights (those that need no gradient stay). A skorch net is cloned and trained with its own
         optimiser, batch size, callbacks and device, under this likelihood and prior. A fitted net
         inside :class:`~sklearn.frozen.FrozenEstimator` is used as trained.
     hidden_layer_sizes : sequence of int, default=(50,)

@@ -217,5 +217,3 @@ def warn_of_scales(X: NDArray) -> None:
             UserWarning,
             stacklevel=2,
         )
-
-

@@ -62,12 +62,12 @@ def weight_groups(
     tensors = linearization.parameter_names
     shapes = dict(linearization.module.named_parameters())
     if isinstance(groups, str) and groups == "all":
-        labels = {name: "all" for name in tensors}
+        labels = dict.fromkeys(tensors, "all")
         return _numbered(linearization, labels, ["all"])
     if isinstance(groups, Mapping):
         return _numbered(linearization, *_named_groups(tensors, groups))
     matrices = [name for name in tensors if shapes[name].ndim > 1]
-    labels = {name: "biases" for name in tensors}
+    labels = dict.fromkeys(tensors, "biases")
     labels.update({name: f"layer {k}" for k, name in enumerate(matrices)})
     names, index = _numbered(linearization, labels, [*(labels[m] for m in matrices), "biases"])
     if groups == "layer":
@@ -102,7 +102,7 @@ def _named_groups(
             labels[name] = group
     order = list(groups)
     if len(labels) < len(tensors):
-        labels = {**{name: "others" for name in tensors}, **labels}
+        labels = {**dict.fromkeys(tensors, "others"), **labels}
         order.append("others")
     return labels, order
 

@@ -9,8 +9,8 @@ form (:ref:`math-search`), so that θ = log ρ is all there is to search; for ot
 with ∂E/∂θ = ½(γ - w*ᵀδw*) in closed form and the second part a central difference along ẇ. The
 same ẇ predicts the next minimum, w*(θ + h) ≈ w* + h ẇ. The search:
 
-1. From each start down to a minimum at a strong prior, then in steps of θ, each minimum begun at the
-   prediction, until the evidence falls: rough minima, to a part of a nat.
+1. From each start down to a minimum at a strong prior, then in steps of θ, each minimum begun at
+   the prediction, until the evidence falls: rough minima, to a part of a nat.
 2. The best of all starts is taken to a true minimum and moved to dE/dθ = 0 by secants.
 
 Shapes: w, ẇ, δ (n_params,).
@@ -23,7 +23,6 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-import torch
 from numpy.linalg import LinAlgError
 from torch import Tensor
 
@@ -34,7 +33,17 @@ from ..training.objective import Objective, Point, part_of
 from ..training.second_order import Minimum, conjugate_gradients, descend, gauss_newton, minimise
 from .spectrum import log_marginal_likelihood
 
-__all__ = ["Found", "Freedom", "NOISE_STD_BOUNDS", "PRIOR_PRECISION_BOUNDS", "Searcher", "Trial", "fixed", "found", "search"]
+__all__ = [
+    "Found",
+    "Freedom",
+    "NOISE_STD_BOUNDS",
+    "PRIOR_PRECISION_BOUNDS",
+    "Searcher",
+    "Trial",
+    "fixed",
+    "found",
+    "search",
+]
 
 logger = logging.getLogger("sk_dnn2gp")
 

@@ -151,9 +151,7 @@ def model_at(
     -------
     LinearModel
     """
-    linearization = Linearization(
-        module, parameters=specification.parameters, dtype=torch.float64
-    )
+    linearization = Linearization(module, parameters=specification.parameters, dtype=torch.float64)
     linearization.outputs(data.X[:1])
     own = data.astype(torch.float64)
     return LinearModel.from_laplace(

@@ -44,7 +44,7 @@ from ..linearize import Linearization
 from ..posterior import Full, Posterior, PosteriorSpecification
 from ..training.first_order import BatchLoss, default_net, shown_as_net, train
 from ..training.objective import Objective, Point, TrainingData, part_of
-from ..training.solvers import FirstOrder, FullBatch, GaussNewtonLM, LBFGS, automatic_solver
+from ..training.solvers import LBFGS, FirstOrder, FullBatch, GaussNewtonLM, automatic_solver
 from ..training.source import (
     NetworkSource,
     check_outputs,
@@ -346,7 +346,9 @@ def _trained(task: Task, own: TrainingData, net: Any, solver: FirstOrder | None)
     interval = 20 if solver is None else solver.evidence_interval
     updates = []
     if task.freedom.is_any:
-        updates = [EvidenceUpdates(own, loss, task.freedom, task.specification, task.rows, interval)]
+        updates = [
+            EvidenceUpdates(own, loss, task.freedom, task.specification, task.rows, interval)
+        ]
     losses = train(net, own, loss, updates)
     if len(losses) > 1 and losses[-1] > losses[0]:
         warnings.warn(

@@ -37,8 +37,11 @@ from .._utils.memory import batches, chunk_length
 from ..likelihoods import Likelihood
 from ..linear_model import LinearModel
 from ..posterior import Posterior, make_posterior
+from .laplace import Task
+from .result import Result
+from .specification import LinearizedVariational
 
-__all__ = ["LinearizedPosterior", "maximise_linearized_elbo"]
+__all__ = ["LinearizedPosterior", "fit_linearized", "maximise_linearized_elbo"]
 
 # Nodes of the quadrature: Gauss-Hermite per axis for one or two outputs, quasi-random for more.
 _HERMITE_NODES, _QUASI_RANDOM_NODES = {1: 64, 2: 24}, 128
@@ -137,12 +140,38 @@ class _Problem:
             yield part, (f[part, None] + spread).flatten(0, 1), nodes
 
 
+def fit_linearized(task: Task, result: Result, settings: LinearizedVariational) -> Result:
+    """Replace the Laplace posterior by the best Gaussian of the same linear model.
+
+    Parameters
+    ----------
+    task : Task
+    result : Result
+    settings : LinearizedVariational
+
+    Returns
+    -------
+    Result
+    """
+    data = task.data.to(result.model.X.device).take(task.rows)
+    best = maximise_linearized_elbo(
+        result.model,
+        data.y,
+        result.likelihood,
+        data.sample_weight,
+        getattr(task.specification, "memory_limit", None),
+        settings.max_iter,
+    )
+    return replace(result, posterior=best.posterior, shift=best.shift, elbo_curve=best.elbo_curve)
+
+
 def maximise_linearized_elbo(
     model: LinearModel,
     y: Tensor,
     likelihood: Likelihood,
     sample_weight: Tensor,
     memory_limit: float | None = None,
+    max_iter: int = _MAX_STEPS,
 ) -> LinearizedPosterior:
     """Find the best Gaussian of theorem 1's linear model by the evidence lower bound.
 
@@ -159,6 +188,8 @@ def maximise_linearized_elbo(
     sample_weight : Tensor of shape (n_samples,)
     memory_limit : float, optional
         MiB for temporary work.
+    max_iter : int, default=60
+        Steps at most.
 
     Returns
     -------
@@ -184,7 +215,7 @@ def maximise_linearized_elbo(
     precision = model.noise_factor @ model.noise_factor.mT
     q = problem.iterate(model.weights, problem.posterior(precision), precision)
     curve, rate = [q.elbo], 1.0
-    while len(curve) <= _MAX_STEPS:
+    while len(curve) <= max_iter:
         new, rate = _step(problem, q, rate)
         if new is None:
             break
@@ -195,7 +226,7 @@ def maximise_linearized_elbo(
         rate = min(1.0, 2.0 * rate)
     else:
         warnings.warn(
-            f"The lower bound of the linearised network still rises after {_MAX_STEPS} steps (last "
+            f"The lower bound of the linearised network still rises after {max_iter} steps (last "
             f"to {q.elbo:.6g}). Raise prior_precision.",
             ConvergenceWarning,
             stacklevel=4,

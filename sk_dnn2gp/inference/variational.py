@@ -17,205 +17,273 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
-from sklearn.exceptions import ConvergenceWarning
-from skorch import NeuralNet
-from skorch.callbacks import Callback, LRScheduler
-from torch import Tensor, nn
+from sklearn.utils import gen_batches
+from torch import Tensor
 
 from .._utils.memory import limit_in_bytes, require_memory
 from .._utils.random import seeded
-from ..evidence.tuning_old import Tuning, gaussian, linear_model, moved
+from ..evidence.search import NOISE_STD_BOUNDS, PRIOR_PRECISION_BOUNDS
+from ..evidence.spectrum import log_marginal_likelihood
+from ..evidence.updates import model_at
+from ..exceptions import ApproximationWarning, ConvergenceError
+from ..likelihoods import Gaussian
 from ..linear_model import LinearModel
 from ..linearize import Linearization
 from ..optim import VOGGN, VOGN
-from ..posterior import DiagonalPosterior, Posterior, WeightSpacePosterior
-from ..training.first_order import Objective, TrainingData, as_is, train
-from .laplace import FittedNetwork
+from ..posterior import Diagonal, DiagonalPosterior, Full, Posterior, WeightSpacePosterior
+from ..training.first_order import NegativeLogLikelihood, shown_as_net
+from ..training.objective import TrainingData
+from ..training.source import module_dtype
+from .laplace import Task
+from .result import Result
+from .specification import Variational
 
-__all__ = ["VariationalSettings", "fit_variational"]
+__all__ = ["fit_variational"]
 
 # First rate of mean and precision with the full covariance: a part of a Newton step.
 _RATE = 0.3
 # With the diagonal: rate of the precision, and of the mean relative to where it would diverge.
 _DIAGONAL_BETA, _STABLE = 0.1, 0.5
 _POWER_ITERATIONS, _START_DRAWS = 20, 8
-# Epochs between updates of δ and σ, and the memory of the mean of E_q‖y - f‖² over epochs.
-_INTERVAL, _MEMORY = 5, 0.9
+# Epochs between updates of δ and σ, and the largest change of their logs in one.
+_INTERVAL, _TRUST = 5, 0.5
+# Draws that judge a step; how often it is halved before training has ended; the fall of the bound,
+# as a part of it, that is no fall.
+_JUDGES, _HALVINGS, _SLACK = 16, 8, 1e-6
 
 
-@dataclass(frozen=True)
-class VariationalSettings:
-    """How long and with how many draws of the weights a step.
-
-    Parameters
-    ----------
-    n_epochs : int
-    mc_samples : int
-    batch_size : int or "auto"
-        "auto" is the whole data.
-    """
-
-    n_epochs: int = 200
-    mc_samples: int = 4
-    batch_size: int | str = "auto"
-
-
-def fit_variational(
-    fitted: FittedNetwork,
-    data: TrainingData,
-    tuning: Tuning,
-    settings: VariationalSettings,
-    seed: int,
-    device: Any = "cpu",
-) -> tuple[FittedNetwork, list[float]]:
+def fit_variational(task: Task, result: Result, settings: Variational) -> Result:
     """Move a Laplace posterior to the variational one.
 
     Parameters
     ----------
-    fitted : FittedNetwork
+    task : Task
+    result : Result
         Its module is trained on, in place.
-    data : TrainingData
-    tuning : Tuning
-        Whether the ELBO chooses δ and σ; ``structure`` is "full" or "diag".
-    settings : VariationalSettings
-    seed : int
-    device : str or torch.device
+    settings : Variational
 
     Returns
     -------
-    fitted : FittedNetwork
-        The network at μ, with q as its posterior.
-    elbo_curve : list of float
-        The ELBO of every epoch, estimated from that epoch's draws, in nats.
+    Result
+        The network at μ, with q as its posterior, and the lower bound of every epoch.
 
     Raises
     ------
     MemoryError
         If the matrices of the full covariance do not fit.
     ConvergenceError
-        If training diverged.
+        If the lower bound is not finite, or minibatches ended far below its start.
+    ValueError
+        If ``sample_weight`` meets minibatches.
     """
-    module, objective = fitted.module, replace(fitted.objective, has_prior=False)
-    own = data.astype(next(module.parameters()).dtype).to(device)
-    _check_memory(fitted, tuning)
-    with seeded(seed, device):
-        net = _variational_net(module, own, objective, fitted, tuning, settings, seed)
-        n_numbers = float(data.sample_weight.sum()) * (own.y.shape[1] if own.y.ndim > 1 else 1)
-        updates = ElboUpdates(objective, tuning, n_numbers)
-        losses = train(net, own, objective, [updates])
+    module, diagonal = result.module, isinstance(task.specification, Diagonal)
+    own = task.data.astype(module_dtype(module)).to(result.model.X.device)
+    if not diagonal:
+        _require_memory(result.model.n_params, getattr(task.specification, "memory_limit", None))
+    with seeded(task.seed, task.device):
+        training = _Training(task, result, settings, own, diagonal)
+        losses, curve = training.run()
     module.eval()
-    optimizer = net.optimizer_
-    _warn_of_divergence(updates.elbo_curve)
-    objective = replace(objective, has_prior=True)
-    linearization = Linearization(module, dtype=torch.float64, memory_limit=tuning.memory_limit)
-    model = linear_model(linearization, own, objective)
-    posterior: Posterior
-    curvature = optimizer.corrected_curvature().double()
-    if tuning.structure == "diag":
-        posterior = DiagonalPosterior(model, tuning.memory_limit, curvature)
-    else:
-        posterior = WeightSpacePosterior(model, tuning.memory_limit, curvature)
     for p in module.parameters():
         p.grad = None
-    result = FittedNetwork(
-        module, net, objective, posterior, model.gradient, losses, len(net.history)
-    )
-    return result, updates.elbo_curve
-
-
-def _warn_of_divergence(elbo_curve: list[float]) -> None:
-    """Warn where the lower bound ended below its start: the draws' noise apart, it rises."""
-    n = max(1, len(elbo_curve) // 4)
-    first, last = (sum(part) / n for part in (elbo_curve[:n], elbo_curve[-n:]))
-    if last < first - 0.1 * abs(first):
-        warnings.warn(
-            f"The evidence lower bound fell from {first:.4g} to {last:.4g} in variational "
-            "training. Raise mc_samples or prior_precision, or take posterior='full'.",
-            ConvergenceWarning,
-            stacklevel=4,
-        )
-
-
-def _check_memory(fitted: FittedNetwork, tuning: Tuning) -> None:
-    P = fitted.posterior.model.n_params
-    if tuning.structure == "diag":
-        return
-    largest = int((limit_in_bytes(tuning.memory_limit) / 48) ** 0.5)
-    require_memory(
-        48 * P**2,
-        tuning.memory_limit,
-        f"The full variational posterior (P={P} weights, six matrices)",
-        f"Within it fits P <= {largest}: use posterior='diag' or raise memory_limit.",
-    )
-
-
-def _variational_net(
-    module: nn.Module,
-    data: TrainingData,
-    objective: Objective,
-    fitted: FittedNetwork,
-    tuning: Tuning,
-    settings: VariationalSettings,
-    seed: int,
-) -> NeuralNet:
-    """A skorch net whose optimiser starts at the Laplace posterior."""
-    diagonal = tuning.structure == "diag"
-    whole = settings.batch_size == "auto"
-    batch_size = len(data) if whole else min(int(settings.batch_size), len(data))
-    weighted = bool((data.sample_weight != 1.0).any())
-    if weighted and batch_size < len(data):
-        raise ValueError(
-            "inference='vi' takes sample_weight with the whole data in a batch only: set "
-            "batch_size='auto'."
-        )
-    model = linear_model(
-        Linearization(module, dtype=torch.float64, memory_limit=tuning.memory_limit),
-        data,
-        objective,
-    )
+    optimizer, likelihood, delta = training.optimizer, training.likelihood, training.delta
+    model = model_at(module, own, likelihood, delta, Full())
+    curvature = optimizer.corrected_curvature().double()
+    posterior: Posterior
     if diagonal:
-        curvature, rate = _diagonal_start(model, module, seed)
+        posterior = DiagonalPosterior(model, ggn_diagonal=curvature)
     else:
-        curvature = model.linearization.ggn(model.X, cotangents=model.noise_factor)
-        rate = _RATE
-    module.train()
-    net = NeuralNet(
-        module,
-        criterion=nn.MSELoss,  # never called: get_loss is the objective's
-        optimizer=VOGN if diagonal else VOGGN,
-        lr=rate,
-        optimizer__beta=_DIAGONAL_BETA if diagonal else None,
-        optimizer__momentum=0.0,
-        optimizer__curvature="ggn",
-        optimizer__n_data=len(data),
-        optimizer__likelihood=objective.likelihood,
-        optimizer__prior_precision=objective.prior_precision,
-        optimizer__mc_samples=settings.mc_samples,
-        optimizer__module=module,
-        optimizer__random_state=seed,
-        optimizer__memory_limit=tuning.memory_limit,
-        max_epochs=settings.n_epochs,
-        batch_size=batch_size,
-        iterator_train__shuffle=batch_size < len(data),
-        iterator_train__collate_fn=as_is,
-        train_split=None,
-        callbacks="disable",
-        device=data.X.device,
-        verbose=0,
+        posterior = WeightSpacePosterior(model, ggn=curvature)
+    kind = "dual" if isinstance(likelihood, Gaussian) else "laplace"
+    return replace(
+        result,
+        net=shown_as_net(module, likelihood, losses, own.X.device),
+        likelihood=likelihood,
+        prior_precision=delta,
+        prior_precisions={"all": delta},
+        model=model,
+        posterior=posterior,
+        evidence=_evidence(model, kind),
+        evidence_kind=kind,
+        gradient=model.gradient,
+        solver=type(optimizer).__name__,
+        loss_curve=losses,
+        elbo_curve=curve,
+        n_iter=len(losses),
     )
-    net.initialize()
-    net.optimizer_.sample_weight = data.sample_weight if weighted else None
-    schedule = LRScheduler("CosineAnnealingLR", T_max=settings.n_epochs, eta_min=1e-3 * rate)
-    net.callbacks_ += [("schedule", schedule.initialize())]
-    net.optimizer_.set_curvature(curvature)
-    return net
 
 
-def _diagonal_start(model: LinearModel, module: nn.Module, seed: int) -> tuple[Tensor, float]:
+def _evidence(model: LinearModel, kind: str) -> float:
+    """Of the converged process at μ (math-variational); nan where its factor does not fit."""
+    try:
+        return log_marginal_likelihood(Full().build(model), kind)
+    except MemoryError as error:
+        warnings.warn(
+            f"The evidence of the converged process is not computed. {error}",
+            ApproximationWarning,
+            stacklevel=2,
+        )
+        return math.nan
+
+
+def _require_memory(n_params: int, memory_limit: float | None) -> None:
+    largest = int((limit_in_bytes(memory_limit) / 48) ** 0.5)
+    require_memory(
+        48 * n_params**2,
+        memory_limit,
+        f"The full variational posterior (P={n_params} weights, six matrices)",
+        f"Within it fits P <= {largest}: use posterior='diag' or raise its memory_limit.",
+    )
+
+
+class _Training:
+    """Epochs of VOGGN or VOGN from the Laplace posterior, and δ and σ by the bound."""
+
+    def __init__(
+        self,
+        task: Task,
+        result: Result,
+        settings: Variational,
+        data: TrainingData,
+        diagonal: bool,
+    ) -> None:
+        self.task, self.settings, self.data = task, settings, data
+        self.module = result.module
+        self.likelihood, self.delta = result.likelihood, result.prior_precision
+        weighted = bool((data.sample_weight != 1.0).any())
+        whole = settings.batch_size == "auto"
+        self.length = len(data) if whole else min(int(settings.batch_size), len(data))
+        if weighted and self.length < len(data):
+            raise ValueError(
+                "inference='vi' takes sample_weight with the whole data in a batch only: set "
+                "batch_size='auto'."
+            )
+        model = model_at(self.module, data, self.likelihood, self.delta, Full())
+        if diagonal:
+            curvature, self.rate = _diagonal_start(model, task.seed)
+        else:
+            curvature = model.linearization.ggn(model.X, cotangents=model.noise_factor)
+            self.rate = _RATE
+        self.module.train()
+        make = VOGN if diagonal else VOGGN
+        self.optimizer = make(
+            [p for p in self.module.parameters() if p.requires_grad],
+            lr=self.rate,
+            n_data=len(data),
+            likelihood=self.likelihood,
+            prior_precision=self.delta,
+            beta=_DIAGONAL_BETA if diagonal else None,
+            momentum=0.0,
+            curvature="ggn",
+            mc_samples=settings.n_samples,
+            module=self.module,
+            random_state=task.seed,
+        )
+        self.optimizer.sample_weight = data.sample_weight if weighted else None
+        self.optimizer.set_curvature(curvature)
+
+    def run(self) -> tuple[list[float], list[float]]:
+        """The expected loss and the bound of every epoch."""
+        losses, curve, shorter = [], [], 1.0
+        for epoch in range(self.settings.max_iter):
+            part = 0.5 * (1.0 + math.cos(math.pi * epoch / self.settings.max_iter))
+            rate = self.rate * max(part, 1e-3)
+            shorter = self._epoch(rate, shorter, epoch)
+            if shorter < 0.5**_HALVINGS:
+                break
+            loss = self._expected_loss(epoch)
+            losses.append(loss)
+            curve.append(self.optimizer.elbo(loss))
+            _check_bound(curve)
+            if self.task.freedom.is_any and (epoch + 1) % _INTERVAL == 0:
+                self._update(loss)
+        return losses, curve
+
+    def _epoch(self, rate: float, shorter: float, epoch: int) -> float:
+        """One pass over the data; a step on all of it is shortened while the bound falls."""
+        if self.length < len(self.data):
+            order = torch.randperm(len(self.data))
+            for part in gen_batches(len(self.data), self.length):
+                self._step(self.data.take(order[part]), rate)
+            return 1.0
+        before = self.optimizer.elbo(self._expected_loss(epoch))
+        slack, kept = _SLACK * abs(before), self.optimizer.snapshot()
+        while shorter >= 0.5**_HALVINGS:
+            self._step(self.data, rate * shorter)
+            after = self.optimizer.elbo(self._expected_loss(epoch))
+            if after >= before - slack:
+                return min(1.0, 2.0 * shorter)
+            self.optimizer.restore(kept)
+            shorter *= 0.5
+        return shorter
+
+    def _step(self, batch: TrainingData, rate: float) -> None:
+        self.optimizer.param_groups[0]["lr"] = rate
+        self.optimizer.step(self._closure(batch, backward=True))
+
+    def _closure(self, batch: TrainingData, backward: bool) -> Any:
+        criterion = NegativeLogLikelihood(self.likelihood)
+
+        def closure() -> Tensor:
+            if backward:
+                self.optimizer.zero_grad()
+            nll = criterion.likelihood.negative_log_likelihood(self.module(batch.X), batch.y)
+            loss = (batch.sample_weight.to(nll) * nll).mean()
+            if backward:
+                loss.backward()
+            return loss
+
+        return closure
+
+    def _expected_loss(self, epoch: int) -> float:
+        """E_q Σℓ at draws that are the same for all that is compared in an epoch."""
+        draws = max(_JUDGES, self.settings.n_samples)
+        closure = self._closure(self.data, backward=False)
+        return self.optimizer.estimate_loss(closure, draws, self.task.seed + epoch)
+
+    def _update(self, loss: float) -> None:
+        """δ and σ at the maximum of the bound for this q, within a trust region."""
+        q, group = self.optimizer.posterior(), self.optimizer.param_groups[0]
+        if self.task.freedom.prior_precision:
+            best = len(q.mean) / float((q.mean**2).sum() + q.variances().sum())
+            self.delta = _near(best, self.delta, PRIOR_PRECISION_BOUNDS)
+            group["prior_precision"] = self.delta
+        if self.task.freedom.noise_std and isinstance(self.likelihood, Gaussian):
+            sigma = self.likelihood.noise_std
+            count = self.data.total_weight * self.data.y.shape[1]
+            squares = 2.0 * sigma**2 * (loss - 0.5 * count * math.log(2 * math.pi * sigma**2))
+            best = math.sqrt(max(squares, 1e-12) / count)
+            self.likelihood = Gaussian(_near(best, sigma, NOISE_STD_BOUNDS))
+            self.optimizer.likelihood = self.likelihood
+
+
+def _near(new: float, old: float, bounds: tuple[float, float]) -> float:
+    ratio = min(max(new / old, math.exp(-_TRUST)), math.exp(_TRUST))
+    return min(max(old * ratio, bounds[0]), bounds[1])
+
+
+def _check_bound(curve: list[float]) -> None:
+    """Refuse a bound that is lost.
+
+    Raises
+    ------
+    ConvergenceError
+        If it is not finite, or far below its start.
+    """
+    if math.isfinite(curve[-1]) and curve[-1] >= curve[0] - max(100.0, 10.0 * abs(curve[0])):
+        return
+    raise ConvergenceError(
+        f"Variational training diverged: the lower bound went from {curve[0]:.4g} to "
+        f"{curve[-1]:.4g}. Set inference__batch_size='auto', raise inference__n_samples or "
+        "prior_precision, or take inference='laplace'."
+    )
+
+
+def _diagonal_start(model: LinearModel, seed: int) -> tuple[Tensor, float]:
     """The first S, and a rate of the mean that does not go uphill with it.
 
     S is the mean of diag JᵀΛJ, Λ as at the mean, at draws from the diagonal Laplace posterior:
@@ -224,23 +292,19 @@ def _diagonal_start(model: LinearModel, module: nn.Module, seed: int) -> tuple[T
     """
     laplace = DiagonalPosterior(model)
     steps = laplace.sample_weights(_START_DRAWS, torch.Generator().manual_seed(seed))
-    named = dict(module.named_parameters())
-    parameters = [named[name] for name in model.linearization.parameter_names]
-    S = torch.zeros_like(laplace.inverse_diagonal)
-    for step in steps:
-        with moved(parameters, step):
-            S += model.linearization.ggn_diagonal(model.X, cotangents=model.noise_factor)
-    S /= len(steps)
-    largest = 1.0
-    for step in steps:
-        with moved(parameters, step):
-            largest = max(largest, _largest_eigenvalue(model, S + model.prior_precision))
+    draws = [model.linearization.at(model.weights + step) for step in steps]
+    S = torch.zeros_like(model.weights)
+    for draw in draws:
+        S += draw.ggn_diagonal(model.X, cotangents=model.noise_factor)
+    S /= len(draws)
+    D = S + model.prior_precision
+    largest = max(1.0, *(_largest_eigenvalue(model, draw, D) for draw in draws))
     return S, min(_RATE, _STABLE / largest)
 
 
-def _largest_eigenvalue(model: LinearModel, D: Tensor) -> float:
-    """λ_max(D⁻¹A) at the module's present weights, by power iteration."""
-    linearization, L = model.linearization, model.noise_factor
+def _largest_eigenvalue(model: LinearModel, linearization: Linearization, D: Tensor) -> float:
+    """λ_max(D⁻¹A) at the weights of ``linearization``, by power iteration."""
+    L = model.noise_factor
     v = torch.linspace(0.5, 1.5, len(D)).to(D)
     size = float(v.norm())
     for _ in range(_POWER_ITERATIONS):
@@ -250,57 +314,3 @@ def _largest_eigenvalue(model: LinearModel, D: Tensor) -> float:
         v = (linearization.vjp(model.X, weighed) + model.prior_precision * v) / D
         size = float(v.norm())
     return size
-
-
-class ElboUpdates(Callback):
-    """Record the ELBO of every epoch, and move δ and σ to its maximum where they are free.
-
-    Parameters
-    ----------
-    objective : Objective
-        Changed in place.
-    tuning : Tuning
-    n_numbers : float
-        K Σ s.
-    """
-
-    def __init__(self, objective: Objective, tuning: Tuning, n_numbers: float) -> None:
-        self.objective = objective
-        self.tuning = tuning
-        self.n_numbers = n_numbers
-
-    def initialize(self) -> ElboUpdates:
-        """Forget earlier training."""
-        self.elbo_curve: list[float] = []
-        self.squares: float | None = None
-        return self
-
-    def on_epoch_end(self, net: NeuralNet, **_: Any) -> None:
-        """Record, and update every few epochs."""
-        optimizer = net.optimizer_
-        elbo = optimizer.elbo()
-        net.history.record("elbo", elbo)
-        self.elbo_curve.append(elbo)
-        if self.tuning.noise_std:
-            self._remember_squares(optimizer.expected_loss)
-        if self.tuning.is_needed and len(net.history) % _INTERVAL == 0:
-            self._update(optimizer)
-
-    def _remember_squares(self, expected_loss: float) -> None:
-        """E_q‖y - f‖² from E_q Σℓ, a running mean."""
-        sigma = gaussian(self.objective).noise_std
-        constant = 0.5 * self.n_numbers * math.log(2 * math.pi * sigma**2)
-        squares = 2 * sigma**2 * (expected_loss - constant)
-        before = squares if self.squares is None else self.squares
-        self.squares = _MEMORY * before + (1 - _MEMORY) * squares
-
-    def _update(self, optimizer: Any) -> None:
-        q, objective = optimizer.posterior(), self.objective
-        if self.tuning.prior_precision:
-            total = float((q.mean**2).sum() + q.variances().sum())
-            objective.prior_precision = len(q.mean) / total
-            optimizer.param_groups[0]["prior_precision"] = objective.prior_precision
-        if self.tuning.noise_std and self.squares is not None:
-            sigma = math.sqrt(max(self.squares, 1e-12) / self.n_numbers)
-            objective.likelihood = gaussian(objective).with_noise_std(sigma)
-            optimizer.likelihood = objective.likelihood

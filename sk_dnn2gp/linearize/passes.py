@@ -53,9 +53,7 @@ class ChainPass:
     X : Tensor of shape (n, n_features)
     """
 
-    def __init__(
-        self, chain: Any, weights: list, places: list, n_params: int, X: Tensor
-    ) -> None:
+    def __init__(self, chain: Any, weights: list, places: list, n_params: int, X: Tensor) -> None:
         self.outputs, kept = chain.forward(X, weights)
         self._a, self._slopes = kept[0::2], kept[1::2]
         self._W = [pair[0] for pair in weights if pair is not None]
@@ -244,7 +242,9 @@ class Pass:
             return self._only.pull(u)
         return torch.stack([self._make(part).pull(u[part]) for part in self._parts]).sum(0)
 
-    def hessian_products(self, loss: Callable[[Tensor, slice], Tensor]) -> Callable[[Tensor], Tensor]:
+    def hessian_products(
+        self, loss: Callable[[Tensor, slice], Tensor]
+    ) -> Callable[[Tensor], Tensor]:
         """v -> H v, exact, of a loss Σ ℓ(f).
 
         Parameters

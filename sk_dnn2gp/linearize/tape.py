@@ -218,9 +218,7 @@ def backward(
     with torch.enable_grad():
         sums = [(f * C[:, :, r]).sum() for r in range(R)]
     per_row = [
-        torch.autograd.grad(
-            total, edges, retain_graph=keep_graph or r + 1 < R, allow_unused=True
-        )
+        torch.autograd.grad(total, edges, retain_graph=keep_graph or r + 1 < R, allow_unused=True)
         for r, total in enumerate(sums)
     ]
     if R == 1:

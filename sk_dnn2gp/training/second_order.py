@@ -231,7 +231,9 @@ def _steihaug(
     y = solve(r)
     d, ry = -y, float(r @ y)
     first, zz, zd, dd = ry, 0.0, 0.0, ry
-    for k in range(1, _PRODUCTS + 1):
+    n_products = 0
+    while n_products < _PRODUCTS:
+        n_products += 1
         Hd = point.hessian_product(d)
         curvature = float(d @ Hd)
         a = ry / curvature if curvature > 1e-12 * dd else math.inf
@@ -252,7 +254,7 @@ def _steihaug(
         zd, dd = b * (zd + a * dd), next_ry + b * b * dd
         d = b * d - y
     predicted = -float(point.gradient @ z + 0.5 * (z @ Hz))
-    return _Step(z, predicted, math.sqrt(max(zz, 0.0)), at_boundary, k)
+    return _Step(z, predicted, math.sqrt(max(zz, 0.0)), at_boundary, n_products)
 
 
 def _decrease(point: Point, new: Point, step: _Step) -> float:
@@ -417,7 +419,7 @@ def gauss_newton(
             if new is not None and gain > 0:
                 break
             if gain == 0.0 or damping > ceiling:
-                found.converged = 0.5 * float(point.gradient @ x) <= _DECREMENT if x is not None else False
+                found.converged = gain == 0.0 and float(point.gradient @ x) <= _DECREMENT
                 return found
             memory.forget()
             damping = max(damping * growth, 1e-12 * curvature.scale)

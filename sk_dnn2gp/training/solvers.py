@@ -169,7 +169,8 @@ class FirstOrder(BaseEstimator):
     --------
     >>> from sk_dnn2gp import DNN2GPClassifier
     >>> from sk_dnn2gp.training import FirstOrder
-    >>> DNN2GPClassifier(solver=FirstOrder("sgd", learning_rate=0.1)).get_params()["solver__batch_size"]
+    >>> model = DNN2GPClassifier(solver=FirstOrder("sgd", learning_rate=0.1))
+    >>> model.get_params()["solver__batch_size"]
     'auto'
     """
 
