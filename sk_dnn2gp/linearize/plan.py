@@ -357,12 +357,12 @@ def _vectorised_rows(net: nn.Module, leaves: dict[str, Tensor], X: Tensor, C: Te
         rows = vmap(lambda row: pull(row)[0])(c.mT)
         return torch.cat([rows[n].flatten(1) for n in leaves], dim=1)
 
-    with _plain_attention():
+    with plain_attention():
         return vmap(one)(X, C).detach()
 
 
 @contextmanager
-def _plain_attention() -> Iterator[None]:
+def plain_attention() -> Iterator[None]:
     """Attention by matrix products: its fused kernels have no rule for vmap."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
