@@ -733,7 +733,7 @@ def targets_and_losses(K: int, n: int) -> dict[str, tuple[Callable, Callable]]:
 
 @pytest.mark.parametrize("memory_limit", [None, 0.001])
 @pytest.mark.parametrize("loss", ["gaussian", "bernoulli", "categorical", "poisson", "constant"])
-@pytest.mark.parametrize("name", AT)
+@pytest.mark.parametrize("name", sorted(set(AT) - {"weight norm"}))
 def test_hessian_products(name, loss, memory_limit):
     """Against double autograd; with chunks kept, and with one example after another made anew."""
     net, X = float64_case(name)
@@ -777,3 +777,11 @@ def test_hessian_products_of_a_linear_function_are_zero():
     product = Linearization(nn.Linear(2, 1)).hessian_products(torch.ones(3, 2), residual)
     assert torch.equal(product(torch.ones(3)), torch.zeros(3, dtype=torch.float64))
     assert torch.equal(product.gradient, torch.full((3,), 3.0, dtype=torch.float64))
+
+
+def test_second_derivatives_that_are_wrong_are_refused():
+    """torch 2.13 differentiates weight_norm wrongly the second time: finite differences differ."""
+    net, X = float64_case("weight norm")
+    residual, _ = targets_and_losses(2, len(X))["gaussian"]
+    with pytest.raises(ValueError, match="not symmetric"):
+        Linearization(net).hessian_products(X, residual)

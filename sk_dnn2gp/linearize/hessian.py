@@ -16,7 +16,7 @@ from sklearn.utils import gen_batches
 from torch import Tensor
 
 from .._utils.memory import chunk_length
-from .plan import Plan, plain_attention
+from .plan import TOLERANCE, Plan, plain_attention
 
 if TYPE_CHECKING:
     from .linearization import Linearization
@@ -61,6 +61,7 @@ class HessianProducts:
         fitting = chunk_length(2 * per_example, limit)
         length = min(fitting, max(_FEW, int(_CACHE / (per_example + 1))))
         self._parts = list(gen_batches(len(X), length))
+        self._check_symmetric()
         self._kept: list[_Pass] = []
         outputs, self.gradient = [], X.new_zeros(())
         for part in self._parts:
@@ -73,6 +74,26 @@ class HessianProducts:
 
     def _pass(self, part: slice) -> _Pass:
         return _Pass(self._of, self._X[part], self._plan, lambda f: self._residual(f, part))
+
+    def _check_symmetric(self) -> None:
+        """Refuse second derivatives that cannot be right, once for each kind of network and data.
+
+        torch 2.13's of ``weight_norm`` are such.
+        """
+        if self._plan.is_twice_differentiable:
+            return
+        one, P = self._pass(slice(0, min(4, len(self._X)))), self._of.n_params
+        generator = torch.Generator().manual_seed(0)
+        u, v = (torch.randn(P, generator=generator).to(one.gradient) for _ in range(2))
+        Hu, Hv = one.product(u), one.product(v)
+        scale = max(float(u.norm() * Hv.norm()), float(v.norm() * Hu.norm()))
+        if abs(float(u @ Hv - v @ Hu)) > TOLERANCE.get(self._of.dtype, 2e-2) * scale:
+            raise ValueError(
+                "The second derivatives that torch gives for this module are not symmetric: an "
+                "operation of it is not rightly differentiated twice (weight_norm is none). Take "
+                "a solver that needs first derivatives only, such as 'gauss-newton'."
+            )
+        self._plan.is_twice_differentiable = True
 
     def __call__(self, v: Tensor) -> Tensor:
         """H v.

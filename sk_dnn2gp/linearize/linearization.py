@@ -206,7 +206,8 @@ class Linearization:
             frozen = object.__new__(Linearization)
             frozen.__dict__.update(self.__dict__, _source=None, _shared=_Shared(), _cache={})
             frozen._module = whole_copy(self._module)
-            frozen._shared.plans.update(self._shared.plans)
+            plans = self._plans.items()  # a chain knows the buffers of the layers it was made from
+            frozen._plans.update((key, plan) for key, plan in plans if plan.chain is None)
             self._cache = {"key": key, "family": frozen}
         return self._cache["family"]
 
@@ -520,6 +521,11 @@ class Linearization:
         HessianProducts
             A callable v -> H v, with the ``gradient`` and the ``outputs`` of the same pass. The
             module's later changes do not reach it.
+
+        Raises
+        ------
+        ValueError
+            If torch's second derivatives of the module are not symmetric, and so are wrong.
 
         Examples
         --------
