@@ -329,7 +329,7 @@ class Linearization:
         X, plan = self._prepared(X)
         parts = list(batches(len(X), chunk_length(6 * plan.graph_bytes, self.memory_limit)))
         if plan.chain is not None and can_bend(plan.chain.steps):
-            weights = self._chain_weights()
+            weights = self.chain_weights()
             places = [plan.slots[number] for number in plan.chain.numbers]
             return Pass(
                 lambda part: ChainPass(plan.chain, weights, places, self.n_params, X[part]), parts
@@ -339,7 +339,7 @@ class Linearization:
             with self._twin.holding(leaves) as net:
                 return net(X[part])
 
-        return Pass(lambda part: GraphPass(partial(run, part=part), self._leaves()), parts)
+        return Pass(lambda part: GraphPass(partial(run, part=part), self.leaves()), parts)
 
     def iter_rows(
         self, X: Tensor, cotangents: Cotangents = None, dtype: torch.dtype = torch.float64
