@@ -30,7 +30,14 @@ from ..likelihoods import Gaussian, Likelihood
 from ..linear_model import LinearModel
 from ..posterior import Posterior, PosteriorSpecification
 from ..training.objective import Objective, Point, part_of
-from ..training.second_order import Minimum, conjugate_gradients, descend, gauss_newton, minimise
+from ..training.second_order import (
+    Minimum,
+    conjugate_gradients,
+    descend,
+    gauss_newton,
+    inverse,
+    minimise,
+)
 from .spectrum import log_marginal_likelihood
 
 __all__ = [
@@ -51,14 +58,17 @@ logger = logging.getLogger("sk_dnn2gp")
 # the standardised targets.
 PRIOR_PRECISION_BOUNDS = (1e-5, 1e8)
 NOISE_STD_BOUNDS = (1e-4, 1e2)
-# log ρ (or log δ) of the first start; later ones begin so far above the best found.
-_STRONG, _ABOVE = math.log(10.0), 2.5
+# log ρ (or log δ) of the first start; later ones begin so far above the best θ found: minima that
+# a strong prior leads to are smooth, others are reached from weights that were never pressed.
+_STRONG, _ABOVE = math.log(100.0), (2.5, 0.0, 1.0)
 # Steps of θ on the way, at most so many in a direction, and how far E may lie below its best.
 _STEP, _STEPS = 1.0, 24
 # Nats that a rough minimum may still be above its bottom, and steps to get there.
 _ROUGH, _ROUGH_STEPS = 0.03, 150
 # The derivative, in nats, that counts as none; its difference quotient's step; most secants.
 _STATIONARY, _DIFFERENCE, _SECANTS = 3e-4, 1e-3, 12
+# Of ẇ, in the norm of A⁻¹, and products to get there.
+_ACCURACY, _PRODUCTS = 1e-4, 200
 # Nats lost in a secant that tell of another minimum.
 _LOST = 0.5
 
@@ -107,15 +117,16 @@ class Freedom:
         return 2.0 * (low - log_sigma), 2.0 * (high - log_sigma)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Trial:
-    """A minimum at one θ, with its σ and its evidence."""
+    """A minimum at one θ, with its σ and its evidence, and ẇ where it has been asked for."""
 
     theta: float
     minimum: Minimum
     objective: Objective
     posterior: Posterior | None
     evidence: float
+    derivative: Tensor | None = None
 
     @property
     def w(self) -> Tensor:
@@ -222,13 +233,20 @@ class Searcher:
     def moved(self, before: Trial, step: float, exact: bool = False) -> Trial:
         """The minimum at θ + step, begun at its prediction."""
         objective = self.freedom.moved(before.objective, step)
-        w = before.w if step == 0.0 else before.w + step * self.derivative(before, exact)
+        w = before.w if step == 0.0 else self._predicted(before, step, exact)
         minimum = self._minimum(objective, w, before, exact)
         if not math.isfinite(minimum.point.loss):
             minimum = self._minimum(objective, before.w, before, exact)
         minimum.n_iter += before.minimum.n_iter
         minimum.losses = before.minimum.losses + minimum.losses
         return self._judged(objective, before.theta + step, minimum)
+
+    def _predicted(self, before: Trial, step: float, exact: bool) -> Tensor:
+        """w* + h ẇ, with the Gauss-Newton matrix in the place of H where rough will do."""
+        if exact:
+            return before.w + step * self.derivative(before)
+        pull = before.objective.prior_precision * before.w
+        return before.w - step * inverse(before.minimum.factor, before.objective)(pull)
 
     def _minimum(self, objective: Objective, w: Tensor, before: Trial, exact: bool) -> Minimum:
         factor = before.minimum.factor
@@ -262,19 +280,23 @@ class Searcher:
         """The linear model at w that the posterior is of."""
         return objective.linear_model(w, self.rows, self.specification.parameters)
 
-    def derivative(self, trial: Trial, exact: bool = False) -> Tensor:
+    def derivative(self, trial: Trial) -> Tensor:
         """ẇ = -H⁻¹ δ w* at a trial's minimum."""
-        point = trial.objective.at(trial.w)
-        delta, factor = trial.objective.prior_precision, trial.minimum.factor
-        solve = factor.solve if factor is not None else lambda v: v / delta
-        accuracy, most = (1e-6, 300) if exact else (3e-2, 30)
-        return conjugate_gradients(point.hessian_product, -delta * trial.w, solve, accuracy, most)
+        if trial.derivative is None:
+            point, pull = (
+                trial.minimum.point,
+                trial.minimum.point.objective.prior_precision * trial.w,
+            )
+            solve = inverse(trial.minimum.factor, point.objective)
+            found = conjugate_gradients(point.hessian_product, pull, solve, _ACCURACY, _PRODUCTS)
+            trial.derivative = -found
+        return trial.derivative
 
     def slope(self, trial: Trial) -> float:
         """dE/dθ at a true minimum, with the minimum moving along."""
         if trial.posterior is None:
             return math.nan
-        direction = self.derivative(trial, exact=True)
+        direction = self.derivative(trial)
         ends = []
         for sign in (1.0, -1.0):
             w = trial.w + sign * _DIFFERENCE * direction
@@ -316,6 +338,7 @@ class Searcher:
                 break
             there = self.moved(here, step, exact=True)
             new = self.slope(there)
+            logger.debug("theta %.4f, evidence %.4f, slope %.2e", there.theta, there.evidence, new)
             if not math.isfinite(new) or there.evidence < here.evidence - _LOST:
                 step *= 0.25  # another minimum, with less evidence: nearer
                 continue
@@ -348,8 +371,8 @@ def search(searcher: Searcher, starts: Iterable[Tensor]) -> Found:
         If no start led to a finite evidence.
     """
     best: Trial | None = None
-    for w in starts:
-        theta = _STRONG if best is None else best.theta + _ABOVE
+    for number, w in enumerate(starts):
+        theta = _STRONG if best is None else best.theta + _ABOVE[(number - 1) % len(_ABOVE)]
         trial = searcher.climb(searcher.first(w, theta))
         logger.debug("start: theta %.2f, evidence %.2f", trial.theta, trial.evidence)
         if best is None or trial.evidence > best.evidence:

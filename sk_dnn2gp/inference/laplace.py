@@ -181,6 +181,7 @@ def _second_order(task: Task, own: TrainingData, solver: FullBatch) -> Result:
         module, _ = _start(task, 0)
     linearization = Linearization(module, dtype=torch.float64, memory_limit=solver.memory_limit)
     linearization.outputs(own.X[:1])
+    linearization = linearization.at(linearization.weights())  # moves with no module
     ones = torch.ones(linearization.n_params, dtype=torch.float64, device=own.X.device)
     data = own.astype(torch.float64)
     objective = Objective(linearization, data, task.likelihood, task.prior_precision * ones)
