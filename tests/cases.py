@@ -9,7 +9,13 @@ import torch
 
 from sk_dnn2gp.likelihoods import Gaussian
 from sk_dnn2gp.networks import MLP
-from sk_dnn2gp.training import Objective, SolverSettings, TrainingData, default_net, train
+from sk_dnn2gp.training.first_order import (
+    Objective,
+    SolverSettings,
+    TrainingData,
+    default_net,
+    train,
+)
 
 
 @dataclass(frozen=True)
