@@ -9,8 +9,9 @@ form (:ref:`math-search`), so that θ = log ρ is all there is to search; for ot
 with ∂E/∂θ = ½(γ - w*ᵀδw*) in closed form and the second part a central difference along ẇ. The
 same ẇ predicts the next minimum, w*(θ + h) ≈ w* + h ẇ. The search:
 
-1. From each start down to a minimum at a strong prior, then in steps of θ, each minimum begun at
-   the prediction, until the evidence falls: rough minima, to a part of a nat.
+1. From each start (on a part of the rows, where there are many) down to a minimum at a strong
+   prior, then in steps of θ, each minimum begun at the prediction, until the evidence falls: rough
+   minima, to a part of a nat.
 2. The best of all starts is taken to a true minimum and moved to dE/dθ = 0 by secants.
 
 Shapes: w, ẇ, δ (n_params,).
@@ -18,11 +19,13 @@ Shapes: w, ẇ, δ (n_params,).
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+import torch
 from numpy.linalg import LinAlgError
 from torch import Tensor
 
@@ -69,6 +72,8 @@ _ROUGH, _ROUGH_STEPS = 0.03, 150
 _STATIONARY, _DIFFERENCE, _SECANTS = 3e-4, 1e-3, 12
 # Of ẇ, in the norm of A⁻¹, and products to get there.
 _ACCURACY, _PRODUCTS = 1e-4, 200
+# Rows of the part of many on which starts are tried, and by how much parts grow to the whole.
+_MANY, _GROWTH = 4096, 16
 # Nats lost in a secant that tell of another minimum.
 _LOST = 0.5
 
@@ -209,7 +214,7 @@ class Searcher:
     def first(self, w: Tensor, theta: float) -> Trial:
         """The rough minimum at θ from weights that have not been trained."""
         objective = self.freedom.moved(self.objective, theta)
-        minimum = descend(objective, w, self.factorise, None, _ROUGH, 2 * _ROUGH_STEPS)
+        minimum = descend(objective, w, self.factorise, None, self.rough, 2 * _ROUGH_STEPS)
         return self._judged(objective, theta, minimum)
 
     def trial(self, start: Found) -> Trial:
@@ -251,7 +256,7 @@ class Searcher:
     def _minimum(self, objective: Objective, w: Tensor, before: Trial, exact: bool) -> Minimum:
         factor = before.minimum.factor
         if not exact:
-            return descend(objective, w, self.factorise, factor, _ROUGH, _ROUGH_STEPS)
+            return descend(objective, w, self.factorise, factor, self.rough, _ROUGH_STEPS)
         return self._exactly(objective, w, factor)
 
     def _exactly(self, objective: Objective, w: Tensor, factor: Posterior | None) -> Minimum:
@@ -306,6 +311,46 @@ class Searcher:
         sigma = getattr(trial.objective.likelihood, "noise_std", 1.0)
         return self.freedom.partial(trial.posterior, sigma) + along
 
+    @property
+    def scale(self) -> float:
+        """How much more than a small data set's an evidence is: tolerances in nats grow with it."""
+        return max(1.0, len(self.objective.data) / _MANY)
+
+    def of_few(self) -> Searcher:
+        """The same on a part of many rows, where starts and steps cost little."""
+        return self._of_first(_MANY)
+
+    def _of_first(self, n: int) -> Searcher:
+        """On the first rows of a fixed random order."""
+        data = self.objective.data
+        if len(data) <= 2 * n or self.rows is not None:
+            return self
+        order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
+        other = copy.copy(self)
+        other.objective = self.objective.of(order[:n])
+        return other
+
+    def growing(self, whole: Searcher) -> Iterator[Searcher]:
+        """Ever larger parts of the data, the whole last; none where this is the whole."""
+        n = len(self.objective.data)
+        while n < len(whole.objective.data):
+            n *= _GROWTH
+            part = whole._of_first(n)
+            n = len(part.objective.data)
+            yield part
+
+    def taken_over(self, before: Trial) -> Trial:
+        """The rough minimum of more rows at a trial's θ, begun at its weights."""
+        likelihood, delta = before.objective.likelihood, before.objective.prior_precision
+        objective = self.objective.under(likelihood, delta)
+        minimum = descend(objective, before.w, self.factorise, None, self.rough, _ROUGH_STEPS)
+        return self._judged(objective, before.theta, minimum)
+
+    @property
+    def rough(self) -> float:
+        """Nats that a rough minimum may still be above its bottom."""
+        return _ROUGH * self.scale
+
     def climb(self, trial: Trial) -> Trial:
         """On from a trial in steps of θ, down first, to the best evidence on the way."""
         best = trial
@@ -330,7 +375,7 @@ class Searcher:
         best = (here, slope)
         step = math.copysign(min(0.3, max(0.02, 0.2 * abs(slope))), slope)
         for _ in range(_SECANTS):
-            if not abs(slope) > _STATIONARY:
+            if not abs(slope) > _STATIONARY * self.scale:
                 break
             low, high = self.freedom.room(here.objective)
             step = min(max(step, low), high)
@@ -370,6 +415,15 @@ def search(searcher: Searcher, starts: Iterable[Tensor]) -> Found:
     numpy.linalg.LinAlgError
         If no start led to a finite evidence.
     """
+    few = searcher.of_few()
+    best = _best_start(few, starts)
+    for part in few.growing(searcher):
+        best = part.taken_over(best)
+    return found(searcher, *searcher.polish(best))
+
+
+def _best_start(searcher: Searcher, starts: Iterable[Tensor]) -> Trial:
+    """The rough trial of the best evidence, of all starts."""
     best: Trial | None = None
     for number, w in enumerate(starts):
         theta = _STRONG if best is None else best.theta + _ABOVE[(number - 1) % len(_ABOVE)]
@@ -382,7 +436,7 @@ def search(searcher: Searcher, starts: Iterable[Tensor]) -> Found:
             "No start led to a finite evidence: the model is too badly conditioned. Standardise X, "
             "or set prior_precision and noise_std to numbers."
         )
-    return found(searcher, *searcher.polish(best))
+    return best
 
 
 def fixed(searcher: Searcher, starts: Iterable[Tensor]) -> Found:

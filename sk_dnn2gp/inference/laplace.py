@@ -230,7 +230,7 @@ def _n_starts(task: Task, linearization: Linearization, data: TrainingData) -> i
         return int(task.n_restarts)
     if not (task.freedom.is_any and task.source.draws_weights):
         return 1
-    n_rows, P = data.total_weight * linearization.n_outputs, linearization.n_params
+    n_rows, P = data.total_weight * task.source.n_outputs, linearization.n_params
     size = min(n_rows, P)
     operations = _FACTORS * (n_rows * P * size / 2 + size**3 / 3) + _PASSES * 6 * len(data) * P
     return int(min(_MOST_STARTS, max(1, _OPERATIONS // operations)))
