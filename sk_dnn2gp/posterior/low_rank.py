@@ -31,7 +31,7 @@ from ..exceptions import ApproximationWarning
 from ..linear_model import LinearModel
 from .products import ScaledFeatures
 from .refine import Preconditioner, solve
-from .sketch import Sketch, grow_sketch
+from .sketch import grow_sketch
 
 __all__ = ["CovarianceBracket", "LowRank", "LowRankPosterior"]
 

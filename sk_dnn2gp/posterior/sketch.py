@@ -311,9 +311,7 @@ def _new_columns(V: Tensor, EV: Tensor, most: int, norm: float) -> tuple[Tensor,
     return EV @ (vectors / values.sqrt()), max(largest, 0.0)
 
 
-def _finished(
-    blocks: list[Tensor], history: list[Certificate], features: ScaledFeatures
-) -> Sketch:
+def _finished(blocks: list[Tensor], history: list[Certificate], features: ScaledFeatures) -> Sketch:
     """F turned so that its columns are orthogonal; the blocks are given up one after another."""
     n, rank = features.n_params, sum(block.shape[1] for block in blocks)
     F = torch.empty(n, rank, dtype=torch.float64, device=features.inverse_root.device)
