@@ -324,8 +324,9 @@ class KroneckerPosterior:
 
 
 def _summed(a: Tensor, g: Tensor) -> Tensor:
-    """Σ_t g_t a_tᵀ, of shape (n, R, O, I)."""
-    return g.mT @ a[:, None]
+    """Σ_t g_t a_tᵀ, of shape (n, R, O, I): one product per example for all its rows."""
+    n, R, T, O = g.shape
+    return (g.mT.reshape(n, R * O, T) @ a).view(n, R, O, -1)
 
 
 def _views(factor: Any) -> list[_View]:

@@ -138,7 +138,7 @@ class LowRankPosterior:
             max_seconds,
             failure_probability,
         )
-        self._remainder: Tensor | None = None
+        self._known: dict[str, Tensor] = {}  # of the sketch, shared by all its multiples of δ
         if self.error_bound > tol:
             self._warn(tol)
 
@@ -185,7 +185,7 @@ class LowRankPosterior:
                 "pattern of δ make a new LowRankPosterior."
             )
         changed = object.__new__(LowRankPosterior)
-        shared = ("memory_limit", "_features", "_sketch", "_remainder")
+        shared = ("memory_limit", "_features", "_sketch", "_known")
         changed.__dict__.update({name: self.__dict__[name] for name in shared})
         changed.model, changed.ratio = model, ratio
         return changed
@@ -277,15 +277,17 @@ class LowRankPosterior:
     def _trace_of_remainder(self, power: int) -> float:
         """tr(M⁻¹E) or tr(M⁻²E), from tr E and fᵀEf = ‖Ψf‖² - λ̂² of every column f."""
         c, s = self.ratio, self._sketch.eigenvalues
-        if self._remainder is None:
-            along = [
-                self._features.squared_columns(self._sketch.factor[:, part])
-                for part in batches(self.rank, 256)
-            ]
-            self._remainder = (torch.cat([s[:0], *along]) - s**2).clamp_min(0.0)
         weight = 1.0 / (c + s) if power == 1 else (2.0 * c + s) / (c + s) ** 2
-        rest = self._sketch.certificate.trace - float((self._remainder * weight).sum())
+        rest = self._sketch.certificate.trace - float((self._along_columns() * weight).sum())
         return max(0.0, rest) / c**power
+
+    def _along_columns(self) -> Tensor:
+        """fᵀE f of every column f of F, of shape (rank,): once for all multiples of δ."""
+        if "along" not in self._known:
+            F, s = self._sketch.factor, self._sketch.eigenvalues
+            found = [self._features.squared_columns(F[:, part]) for part in batches(len(s), 256)]
+            self._known["along"] = (torch.cat([s[:0], *found]) - s**2).clamp_min(0.0)
+        return self._known["along"]
 
     @cached_property
     def newton_decrement(self) -> float:
