@@ -8,7 +8,9 @@ from functools import lru_cache
 import numpy as np
 import pytest
 import torch
+from numpy.linalg import LinAlgError
 from sklearn.base import clone
+from sklearn.exceptions import ConvergenceWarning
 from torch import nn
 
 from sk_dnn2gp.evidence.bounds import log_marginal_likelihood_bounds
@@ -17,6 +19,8 @@ from sk_dnn2gp.likelihoods import Categorical, Gaussian
 from sk_dnn2gp.linear_model import LinearModel
 from sk_dnn2gp.linearize import Linearization
 from sk_dnn2gp.networks import MLP
+from sk_dnn2gp.posterior import low_rank
+from sk_dnn2gp.posterior.kronecker import KroneckerPosterior
 from sk_dnn2gp.posterior.low_rank import LowRank, LowRankPosterior
 from sk_dnn2gp.posterior.products import ScaledFeatures
 from sk_dnn2gp.posterior.refine import Preconditioner, conjugate_gradients
@@ -397,6 +401,22 @@ def test_what_was_asked_and_cannot_be_reached_is_named():
         LowRankPosterior(model, max_seconds=1e-9, tol=1e-8, random_state=0)
     with pytest.raises(MemoryError, match="low-rank posterior.*memory_limit"):
         LowRankPosterior(model, memory_limit=1e-6, random_state=0)
+
+
+@pytest.mark.parametrize("posterior", [LowRankPosterior, KroneckerPosterior])
+def test_features_that_are_not_finite_are_named(posterior):
+    _, model, _, _ = random_model(0)
+    broken = replace(model.with_prior_precision(1.0), noise_factor=model.noise_factor * math.nan)
+    with pytest.raises(LinAlgError, match="NaN"):
+        posterior(broken)
+
+
+def test_a_solve_that_does_not_converge_is_named(monkeypatch):
+    _, model, _, _ = random_model(6)
+    posterior = posterior_of(model, max_rank=1)
+    monkeypatch.setattr(low_rank, "_MAX_STEPS", 1)
+    with pytest.warns(ConvergenceWarning, match="stopped after 1 steps"):
+        posterior.solve(model.weights)
 
 
 @pytest.mark.parametrize(

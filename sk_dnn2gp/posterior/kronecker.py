@@ -27,6 +27,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from numpy.linalg import LinAlgError
 from sklearn.base import BaseEstimator
 from torch import Generator, Tensor
 
@@ -404,12 +405,19 @@ def _decomposed(index: Tensor, A: Tensor, B: Tensor, delta: Tensor) -> Kronecker
     ------
     ValueError
         If δ has no such form.
+    numpy.linalg.LinAlgError
+        If a factor is not finite.
     """
     outer, inner = delta[:, 0] / delta[0, 0], delta[0]
     if not torch.allclose(outer[:, None] * inner, delta, rtol=1e-10, atol=0.0):
         raise ValueError(
             "prior_precision varies within a layer in a way that the Kronecker posterior cannot "
             "hold: it must be one number a layer, one an input, one an output, or their product."
+        )
+    if not bool(torch.isfinite(A).all() and torch.isfinite(B).all()):
+        raise LinAlgError(
+            "The Kronecker factors hold NaN or infinite entries: check the inputs and the "
+            "network's weights."
         )
     alpha, Q_A = torch.linalg.eigh(A * inner.rsqrt()[:, None] * inner.rsqrt())
     beta, Q_B = torch.linalg.eigh(B * outer.rsqrt()[:, None] * outer.rsqrt())

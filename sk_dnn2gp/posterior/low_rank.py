@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from sklearn.base import BaseEstimator
+from sklearn.exceptions import ConvergenceWarning
 from torch import Generator, Tensor
 
 from .._utils.linalg import nonnegative_variance
@@ -93,6 +94,8 @@ class LowRankPosterior:
         If not even a few columns fit.
     ValueError
         If ``tol``, ``max_rank`` or ``max_seconds`` is not positive.
+    numpy.linalg.LinAlgError
+        If the features are not finite.
 
     Warns
     -----
@@ -301,7 +304,15 @@ class LowRankPosterior:
         return root * self._solved((root * v)[:, None], _SOLVE_TOL)[:, 0]
 
     def _solved(self, V: Tensor, tol: float) -> Tensor:
-        return solve(self._product, self._preconditioner, V, tol, _MAX_STEPS)[0].solution
+        step, n_iter = solve(self._product, self._preconditioner, V, tol, _MAX_STEPS)
+        if n_iter >= _MAX_STEPS:
+            warnings.warn(
+                f"Conjugate gradients stopped after {n_iter} steps with a relative error of "
+                f"{float(((step.upper / step.lower - 1.0).max()) ** 0.5):.1e}. Raise max_rank.",
+                ConvergenceWarning,
+                stacklevel=3,
+            )
+        return step.solution
 
     @property
     def _preconditioner(self) -> Preconditioner:

@@ -23,7 +23,16 @@ from torch import Tensor
 from .._utils.memory import batches, chunk_length, limit_in_bytes
 from ..linear_model import LinearModel
 from ..linearize import Linearization
-from ..linearize.factors import Dense, Factor, Rows, Tokens, diagonal_blocks, joined, merge
+from ..linearize.factors import (
+    Dense,
+    Factor,
+    Rows,
+    Tokens,
+    add_squares,
+    diagonal_blocks,
+    joined,
+    merge,
+)
 
 __all__ = ["ScaledFeatures", "iter_factors"]
 
@@ -114,10 +123,12 @@ class ScaledFeatures:
 
     @property
     def squared_norm(self) -> float:
-        """‖Ψ‖_F² = tr ΨᵀΨ."""
-        model = self.model
-        diagonal = model.linearization.ggn_diagonal(model.X, cotangents=model.noise_factor)
-        return float((diagonal * self.inverse_root**2).sum())
+        """‖Ψ‖_F² = tr ΨᵀΨ, from the factors that the products use."""
+        squares = torch.zeros_like(self.inverse_root)
+        for _, factors in self._training():
+            for factor in factors:
+                add_squares(factor, squares)
+        return float((squares * self.inverse_root**2).sum())
 
     def gram_times(self, V: Tensor) -> Tensor:
         """ΨᵀΨ V, of shape (n_params, q)."""

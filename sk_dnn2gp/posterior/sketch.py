@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from numpy.linalg import LinAlgError
 from scipy.special import betaincinv
 from torch import Generator, Tensor
 
@@ -191,8 +192,19 @@ def grow_sketch(
     Returns
     -------
     Sketch
+
+    Raises
+    ------
+    MemoryError
+        If not even one column fits.
+    numpy.linalg.LinAlgError
+        If Ψ is not finite.
     """
     start, total = time.perf_counter(), features.squared_norm
+    if not math.isfinite(total):
+        raise LinAlgError(
+            "ΦᵀΦ holds NaN or infinite entries: check the inputs and the network's weights."
+        )
     blocks: list[Tensor] = []
     history = [Certificate(0, total, math.inf, total**2, 0.0, 0.0)]
     longest = 0.0
