@@ -204,7 +204,7 @@ def run(args: argparse.Namespace) -> dict:
 
 
 def report(found: dict) -> None:
-    """Print what has just been found."""
+    """Print what has just been found: a long run that is cut short has then shown something."""
     print(time.strftime("%H:%M:%S"), rounded(found), flush=True)
 
 

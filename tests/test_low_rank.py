@@ -1,6 +1,7 @@
 """The low-rank posterior against dense float64 matrices: exact values inside every bracket."""
 
 import math
+import pickle
 import warnings
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -19,7 +20,7 @@ from sk_dnn2gp.likelihoods import Categorical, Gaussian
 from sk_dnn2gp.linear_model import LinearModel
 from sk_dnn2gp.linearize import Linearization
 from sk_dnn2gp.networks import MLP
-from sk_dnn2gp.posterior import low_rank
+from sk_dnn2gp.posterior import low_rank, products
 from sk_dnn2gp.posterior.kronecker import KroneckerPosterior
 from sk_dnn2gp.posterior.low_rank import LowRank, LowRankPosterior
 from sk_dnn2gp.posterior.products import ScaledFeatures
@@ -137,8 +138,12 @@ def check_brackets(posterior, module, model, X_new):
 
 
 @pytest.mark.parametrize("group", range(10))
-def test_exact_values_lie_in_every_bracket(group):
-    """32 random cases a group, at the sketch's δ and at a multiple of it."""
+def test_exact_values_lie_in_every_bracket(group, monkeypatch):
+    """32 random cases a group, at the sketch's δ and at a multiple of it.
+
+    Test rows are formed in half of the groups, and stay factors in the others.
+    """
+    monkeypatch.setattr(products, "_FEW", 1000 if group % 2 else 0)
     for seed in range(32 * group, 32 * (group + 1)):
         module, model, X_new, rng = random_model(seed)
         settings = {"max_rank": int(rng.integers(1, 20)), "tol": 10.0 ** rng.uniform(-3, 2)}
@@ -332,7 +337,7 @@ def test_it_is_seeded_and_leaves_the_global_generator_alone():
     assert torch.equal(before, torch.random.get_rng_state())
 
 
-def test_products_agree_with_rows_for_every_kind_of_layer():
+def test_products_agree_with_rows_for_every_kind_of_layer(monkeypatch):
     """Dense by factors and by rows, patches, tables, shared weights, norms."""
     generator = torch.Generator().manual_seed(0)
 
@@ -364,9 +369,19 @@ def test_products_agree_with_rows_for_every_kind_of_layer():
         assert torch.allclose(features.transpose_times(U), Psi.T @ U, **close)
         assert torch.allclose(features.gram_times(V), Psi.T @ (Psi @ V), **close)
         assert torch.allclose(features.squared_columns(V), ((Psi @ V) ** 2).sum(0), **close)
-    (_, prior, along), *_ = features.contractions(X, V)
     J = jacobian(module, X).view(6, 3, P) / delta.sqrt()
-    assert torch.allclose(prior, J @ J.mT, **close) and torch.allclose(along, J @ V, **close)
+    for few in (0, 1000):
+        monkeypatch.setattr(products, "_FEW", few)
+        (_, prior, along), *_ = features.contractions(X, V)
+        assert torch.allclose(prior, J @ J.mT, **close) and torch.allclose(along, J @ V, **close)
+
+
+def test_it_can_be_pickled():
+    _, model, X_new, _ = random_model(2)
+    posterior = posterior_of(model, max_rank=4)
+    copy = pickle.loads(pickle.dumps(posterior))
+    assert torch.equal(copy.variance(X_new), posterior.variance(X_new))
+    assert copy.error_bound == posterior.error_bound
 
 
 def test_a_small_memory_limit_gives_the_same_numbers():

@@ -38,6 +38,8 @@ __all__ = ["ScaledFeatures", "iter_factors"]
 
 # One pass over an array costs about as much time as this many multiplications in a product.
 _PASS = 30
+# Rows of other examples below which they are formed: laying V out by layers passes over it twice.
+_FEW = 2 * _PASS
 # Examples of a chunk: enough for the speed of matrix products, few enough for caches.
 _CHUNK = 256
 
@@ -121,6 +123,9 @@ class ScaledFeatures:
         self.inverse_root = delta.rsqrt()
         self._kept: list[tuple[slice, list[Factor]]] | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": None}
+
     @property
     def squared_norm(self) -> float:
         """‖Ψ‖_F² = tr ΨᵀΨ, from the factors that the products use."""
@@ -170,6 +175,10 @@ class ScaledFeatures:
 
     def contractions(self, X: Tensor, V: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """Yield (slice, J_* D⁻¹ J_*ᵀ (n, K, K), J_* D^(-1/2) V (n, K, q)) of other examples."""
+        if len(X) * self.model.noise_factor.shape[1] <= _FEW:
+            for part, rows in self.rows(X):
+                yield part, rows @ rows.mT, rows @ V
+            return
         scaled = _Columns(V * self.inverse_root[:, None])
         length = self._length(V.shape[1])
         for part, factors in iter_factors(self.model.linearization, X, None, length):
