@@ -153,59 +153,61 @@ def rounded(value: object) -> object:
     return [rounded(item) for item in value] if isinstance(value, list) else value
 
 
-def run(args: argparse.Namespace) -> dict:
-    """Train, then each posterior in turn."""
+def run(args: argparse.Namespace) -> None:
+    """Train, then each posterior in turn; what is found is stored at once."""
     n, delta, epochs = (400, QUICK_DELTA, QUICK_EPOCHS) if args.quick else (8000, DELTA, EPOCHS)
     X, y, X_test, y_test = digits(n)
     net, seconds = timed(lambda: train(X, y, delta, epochs))
     linearization = Linearization(net, memory_limit=500)
     model = LinearModel.from_laplace(linearization, X, y, Categorical(), delta)
-    f = linearization.outputs(X_test).double()
-    own = nll(log_softmax(f), y_test)
-    result: dict = {"n_train": n, "n_rows": model.n_rows, "n_params": model.n_params}
-    result["network"] = {"seconds": seconds, "prior_precision": delta, "nll": own}
-    report(result)
+    own = nll(log_softmax(linearization.outputs(X_test).double()), y_test)
+    results = Results("large_quick" if args.quick else "large")
+    results["sizes"] = {"n_train": n, "n_rows": model.n_rows, "n_params": model.n_params}
+    results["network"] = {"seconds": seconds, "prior_precision": delta, "nll": own}
     kron, seconds = timed(lambda: KroneckerPosterior(model))
-    result["kronecker"] = {"fit_seconds": seconds, "log_B": kron.log_determinant}
-    result["kronecker"] |= predictions(kron, X_test, y_test)
-    report({"kronecker": result["kronecker"]})
+    found = predictions(kron, X_test, y_test)
+    results["kronecker"] = {"fit_seconds": seconds, "log_B": kron.log_determinant, **found}
+    posterior, seconds = timed(lambda: sketched(model, args))
+    results["low_rank"] = {"fit_seconds": seconds, "curve": curve(posterior)}
+    results["predictions"] = predictions(posterior, X_test, y_test)
+    results["evidence"], best = evidence(posterior)
+    changed = posterior.with_prior_precision(best)
+    found = predictions(changed, X_test, y_test)
+    results["predictions_at_chosen_delta"] = {"std_factor": changed.std_factor, **found}
+    changed = kron.with_prior_precision(best)
+    results["kronecker_at_chosen_delta"] = predictions(changed, X_test, y_test)
+    if args.quick:
+        results["exact"] = exact(model)
+        results["fischer_log_B_100_digits"] = fischer_bound(model, 100)
+    results["refinement"] = refinement(posterior, X_test)
+
+
+def sketched(model: LinearModel, args: argparse.Namespace) -> LowRankPosterior:
+    """The low-rank posterior within the time, whatever it certifies: that is the result."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ApproximationWarning)
-        posterior, seconds = timed(
-            lambda: LowRankPosterior(
-                model, tol=args.tol, max_seconds=args.seconds, memory_limit=args.memory,
-                random_state=0,
-            )
-        )  # fmt: skip
-    result["low_rank"] = {"fit_seconds": seconds, "curve": curve(posterior)}
-    report(result["low_rank"])
-    result["low_rank"]["predictions"] = predictions(posterior, X_test, y_test)
-    report(result["low_rank"]["predictions"])
-    found, best = evidence(posterior)
-    result["evidence"] = found
-    report({"evidence": found})
-    changed = posterior.with_prior_precision(best)
-    result["low_rank"]["predictions_at_chosen_delta"] = {
-        "std_factor": changed.std_factor,
-        **predictions(changed, X_test, y_test),
-    }
-    report(result["low_rank"]["predictions_at_chosen_delta"])
-    at_best = kron.with_prior_precision(best)
-    result["kronecker"]["at_chosen_delta"] = predictions(at_best, X_test, y_test)
-    result["refinement"] = refinement(posterior, X_test)
-    report(result["refinement"])
-    if args.quick:
-        result["exact"] = exact(model)
-        result["fischer_log_B_100_digits"] = fischer_bound(model, 100)
-        report({"exact": result["exact"]})
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    result["peak_mib"] = peak / (2**20 if sys.platform == "darwin" else 2**10)
-    return result
+        return LowRankPosterior(
+            model, tol=args.tol, max_seconds=args.seconds, memory_limit=args.memory, random_state=0
+        )
 
 
-def report(found: dict) -> None:
-    """Print what has just been found: a long run that is cut short has then shown something."""
-    print(time.strftime("%H:%M:%S"), rounded(found), flush=True)
+class Results(dict):
+    """Prints and stores every stage as it is found, with the processor time and memory so far."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def __setitem__(self, key: str, value: object) -> None:
+        super().__setitem__(key, rounded(value))
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        spent = {
+            "cpu_seconds": rounded(time.process_time()),
+            "peak_mib": rounded(peak / (2**20 if sys.platform == "darwin" else 2**10)),
+        }
+        super().__setitem__("so_far", spent)
+        print(key, self[key], spent, flush=True)
+        save(self.name, dict(self))
 
 
 def main() -> None:
@@ -217,8 +219,7 @@ def main() -> None:
     parser.add_argument("--tol", type=float, default=1.25, help="η/δ; 1.25 is a factor of 1.5")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    result = run(args)
-    save("large_quick" if args.quick else "large", rounded(result))
+    run(args)
 
 
 if __name__ == "__main__":
