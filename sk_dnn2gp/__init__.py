@@ -6,6 +6,7 @@ from .estimators.nngp_classifier import NNGPClassifier
 from .estimators.regressor import DNN2GPRegressor
 from .kernels import (
     ConvNetKernel,
+    InfiniteNetworkKernel,
     InfiniteNTKKernel,
     NNGPKernel,
     NTKFeatures,
@@ -24,6 +25,7 @@ __all__ = [
     "DNN2GPClassifier",
     "DNN2GPRegressor",
     "InfiniteNTKKernel",
+    "InfiniteNetworkKernel",
     "NNGPClassifier",
     "NNGPKernel",
     "NTKFeatures",

@@ -3,11 +3,13 @@
 from .features import NTKFeatures
 from .infinite.conv import ConvNetKernel, ResNetKernel
 from .infinite.dense import InfiniteNTKKernel, NNGPKernel
+from .infinite.network import InfiniteNetworkKernel
 from .ntk import NTKKernel
 
 __all__ = [
     "ConvNetKernel",
     "InfiniteNTKKernel",
+    "InfiniteNetworkKernel",
     "NNGPKernel",
     "NTKFeatures",
     "NTKKernel",

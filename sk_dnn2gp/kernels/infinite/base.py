@@ -26,7 +26,7 @@ from .activations import Hermite
 from .steps import Activation, Node, Weights
 from .walk import Plan, Tape, Variances, Walk
 
-__all__ = ["InfiniteKernel", "checked"]
+__all__ = ["InfiniteKernel", "checked", "laid_out", "shaped"]
 
 # Bytes of a block over all positions: its few temporaries stay in cache.
 _BLOCK = 2**20
@@ -53,7 +53,7 @@ class InfiniteKernel(Kernel):
 
     def _keep(self, given: dict[str, Any]) -> None:
         """Store the constructor's arguments, untouched."""
-        vars(self).update({k: v for k, v in given.items() if k not in ("self", "__class__")})
+        self.__dict__.update({k: v for k, v in given.items() if k not in ("self", "__class__")})
 
     def _nodes(self) -> Sequence[Node]:
         """The network."""
@@ -323,6 +323,30 @@ def checked(X: ArrayLike, name: str, dtype: Any, device: Any) -> Tensor:
     if not np.isfinite(X).all():
         raise ValueError(f"{name} contains NaN or infinity.")
     return torch.tensor(X, dtype=dtype, device=device)
+
+
+def shaped(x: Tensor, shape: Any, name: str, option: str) -> Tensor:
+    """Samples in the shape that an option states, if it does."""
+    if shape is None:
+        return x
+    shape = tuple(int(s) for s in shape)
+    if min(shape, default=0) < 1:
+        raise ValueError(f"{option} must hold positive sizes, channels first, got {shape}.")
+    if tuple(x.shape[1:]) != shape and (x.ndim != 2 or x.shape[1] != math.prod(shape)):
+        raise ValueError(
+            f"{name} has samples of shape {tuple(x.shape[1:])}, {option}={shape} needs that, or "
+            f"{math.prod(shape)} features."
+        )
+    return x.reshape(len(x), *shape)
+
+
+def laid_out(x: Tensor, name: str) -> Tensor:
+    """Samples (n, channels, positions...) as (h, w, n, channels); rows of features as they are."""
+    if x.ndim == 2:
+        return x
+    if x.ndim not in (3, 4):
+        raise ValueError(f"{name} must be rows, sequences or images, got shape {tuple(x.shape)}.")
+    return (x if x.ndim == 4 else x[:, :, None]).permute(2, 3, 0, 1).contiguous()
 
 
 class _Progress:

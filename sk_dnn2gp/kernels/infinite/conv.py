@@ -1,6 +1,7 @@
 """Infinitely wide convolutional networks as scikit-learn kernels (:ref:`math-infinite`).
 
-After Garriga-Alonso et al. 2019: one number for every pair of images and position, v_g; with S(g) the patch of position g,
+After Garriga-Alonso et al. 2019: one number for every pair of images and position, v_g; with S(g)
+the patch of position g,
 
     v⁰_g = σ_b² + σ_w²/C Σ_{c, h in S(g)} X_{c,h} X'_{c,h}
     v^{l+1}_g = σ_b² + σ_w² Σ_{h in S(g)} F_φ(v^l_h(X, X'), v^l_h(X, X), v^l_h(X', X'))
@@ -12,14 +13,13 @@ positions. Images are (n, c, h, w), or flattened with ``image_shape=(c, h, w)``.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from .base import InfiniteKernel, checked
+from .base import InfiniteKernel, checked, laid_out, shaped
 from .steps import Activation, Mean, Node, Pool, Sum, Weights, Window, append, chain
 
 __all__ = ["ConvNetKernel", "ResNetKernel"]
@@ -33,24 +33,16 @@ class _ImageKernel(InfiniteKernel):
         return f"{type(self).__name__}({self._size()}, {options})"
 
     def _input(self, X: ArrayLike, name: str) -> Tensor:
-        x = checked(X, name, self.dtype, self.device)
         shape = self.image_shape
-        if shape is not None:
-            shape = tuple(int(s) for s in shape)
-            if len(shape) != 3 or min(shape) < 1:
-                raise ValueError(f"image_shape must be (channels, height, width), got {shape}.")
-            if tuple(x.shape[1:]) != shape and (x.ndim != 2 or x.shape[1] != math.prod(shape)):
-                raise ValueError(
-                    f"{name} has samples of shape {tuple(x.shape[1:])}, image_shape={shape} needs "
-                    f"that, or {math.prod(shape)} features."
-                )
-            x = x.reshape(len(x), *shape)
+        if shape is not None and len(shape) != 3:
+            raise ValueError(f"image_shape must be (channels, height, width), got {shape}.")
+        x = shaped(checked(X, name, self.dtype, self.device), shape, name, "image_shape")
         if x.ndim != 4:
             raise ValueError(
                 f"{name} must be images (n_samples, channels, height, width), got shape "
                 f"{tuple(x.shape)}: name the shape of flattened ones in image_shape."
             )
-        return x.permute(2, 3, 0, 1).contiguous()
+        return laid_out(x, name)
 
     def _filter(self, size: int, stride: int, padding: Any) -> Weights:
         window = Window(size, stride, padding)

@@ -29,6 +29,7 @@ __all__ = [
     "Times",
     "Weights",
     "Window",
+    "append",
     "chain",
 ]
 
@@ -53,15 +54,15 @@ class Node:
 
 def chain(steps: Sequence[Any]) -> list[Node]:
     """Nodes of steps that each read the one before, from an input on."""
-    nodes = [Node(Input())]
-    for step in steps:
+    nodes: list[Node] = []
+    for step in (Input(), *steps):
         append(nodes, step)
     return nodes
 
 
 def append(nodes: list[Node], step: Any, *args: int) -> int:
     """Add a step that reads ``args`` (none: the last node) and return its number."""
-    nodes.append(Node(step, args or (len(nodes) - 1,)))
+    nodes.append(Node(step, args or tuple(range(len(nodes)))[-1:]))
     return len(nodes) - 1
 
 
@@ -154,11 +155,13 @@ def _dual(phi: Any, slope: float, terms: int) -> Dual:
 class Normal(Step):
     """Division by the standard deviation over channels and positions.
 
-    ``gains``: "" without trained ones, "channel", or "each" for one a channel and position.
+    ``gains``: "" without trained ones, "channel", or "each" for one a channel and position;
+    ``offsets``: whether trained offsets come with them.
     """
 
     eps: float = 1e-5
     gains: str = ""
+    offsets: bool = True
 
     @property
     def dual(self) -> Dual:

@@ -291,7 +291,7 @@ class Walk:
             return s
         add = _add_to_diagonal if self.plan.joint[i] and step.gains == "each" else torch.add
         dT = {j: add(t, s.dk[j]) for j, t in s.dT.items()}
-        return State(s.k, s.dk, add(s.T, s.k + 1.0), dT)
+        return State(s.k, s.dk, add(s.T, s.k + float(step.offsets)), dT)
 
     def _record(self, tape: Tape, i: int, s: State) -> State:
         step, joint = self.plan.nodes[i].step, self.plan.joint[i]
