@@ -25,7 +25,7 @@ from torch import Tensor
 
 from .._utils.random import draw_seed, torch_generator
 from ..evidence.prior_groups import precisions
-from ..evidence.tuning_old import Tuning
+from ..evidence.search import Tuning
 from ..evidence.spectrum import EvidenceSpectrum, log_marginal_likelihood
 from ..exceptions import ApproximationWarning
 from ..inference.laplace import FittedNetwork, fit_network

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.frozen import FrozenEstimator
 
-from ..evidence.tuning_old import Tuning
+from ..evidence.search import Tuning
 
 __all__ = [
     "check_labels",

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from ..networks import MLP, Scale
 from ..training.first_order import Objective, TrainingData
-from .tuning_old import (
+from .search import (
     NOISE_STD_BOUNDS,
     PRIOR_PRECISION_BOUNDS,
     Candidate,

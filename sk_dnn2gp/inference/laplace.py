@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .._utils.random import seeded
 from .._utils.threads import few_threads
 from ..evidence.prior_groups import choose_groups
-from ..evidence.tuning_old import (
+from ..evidence.search import (
     Candidate,
     EvidenceUpdates,
     Tuning,

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from .._utils.memory import limit_in_bytes, require_memory
 from .._utils.random import seeded
-from ..evidence.tuning_old import Tuning, gaussian, linear_model, moved
+from ..evidence.search import Tuning, gaussian, linear_model, moved
 from ..linear_model import LinearModel
 from ..linearize import Linearization
 from ..optim import VOGGN, VOGN
