@@ -1,4 +1,4 @@
-"""Convolutional and residual kernels against matrices, networks, torch and their contract (math-infinite).
+"""Convolutional and residual kernels against matrices, networks, torch, their contract.
 
 The reference builds every layer as a matrix: a network of infinitely many channels is a Gaussian
 vector over (image, position), an affine layer is C -> σ_b² + σ_w² Σ_δ P_δ C P_δᵀ with P_δ picking

@@ -104,7 +104,7 @@ def _fully_convolutional(n):
         nn.ZeroPad2d((1, 0, 2, -1)),
         _conv(2, n, padding=0),
         nn.ReLU(),
-        _conv(n, n, (4, 3), padding=0),
+        _conv(n, n, 4, padding=0),
         nn.LeakyReLU(0.2),
         nn.Conv2d(n, n, 1),
     )
@@ -238,20 +238,19 @@ def _tangent(module, X):
 @pytest.mark.parametrize("kind", ["nngp", "ntk"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_wide_networks_tend_to_the_kernel(name, kind):
-    """Errors over 10 seeds at widths 16 and 144: their ratio is √(16/144) = 0.33."""
+    """Median errors of random networks at widths 12 and 108: their ratio is √(12/108) = 0.33."""
     if kind == "ntk" and name in RANDOM:
         pytest.skip("Each gradient has a mask of its own: see the covariance.")
     shape, make = NETWORKS[name]
     X = _samples(shape, 3)
     kernel = InfiniteNetworkKernel(make(2), kind=kind, sigma_w2=W, sigma_b2=B, input_shape=shape)
     want, found, errors = kernel(X), _covariance if kind == "nngp" else _tangent, []
-    for width in (16, 144):
+    for width, seeds in ((12, 40), (108, 12)):
         with torch.random.fork_rng():
-            draws = [found(_drawn(make, width, seed), X) for seed in range(10)]
-        squares = [np.mean((K - want) ** 2) / np.mean(want**2) for K in draws]
-        errors.append(np.sqrt(np.mean(squares)))
-    # The root mean square of 10 seeds of few entries spreads by a third.
-    assert errors[1] < 0.3 and 0.2 < errors[1] / errors[0] < 0.55, errors
+            draws = [found(_drawn(make, width, seed), X) for seed in range(seeds)]
+        errors.append(np.median([np.linalg.norm(K - want) for K in draws]) / np.linalg.norm(want))
+    # Errors of single networks spread by 60 %, so the median of 12 by 20 %.
+    assert errors[1] < 0.25 and 0.18 < errors[1] / errors[0] < 0.6, errors
 
 
 def _basis(layer, shape):
@@ -424,10 +423,10 @@ def test_contract(name):
 def test_blocks_memory_and_processes(name):
     """Panels and blocks change nothing, and K(x, x) is the same wherever it is."""
     shape, make = NETWORKS[name]
-    X, module = _samples(shape, 9), make(2)
+    X, module = _samples(shape, 7), make(2)
     K, G = InfiniteNetworkKernel(module)(X, eval_gradient=True)
     np.testing.assert_array_equal(K, K.T)
-    for options in ({"memory_limit": 0.05}, {"n_jobs": 2})[: 1 + (name == "pooled norms")]:
+    for options in ({"memory_limit": 0.3}, {"n_jobs": 2})[: 1 + (name == "pool")]:
         k, g = InfiniteNetworkKernel(module, **options)(X, eval_gradient=True)
         np.testing.assert_allclose(k, K, rtol=1e-12)
         np.testing.assert_allclose(g, G, rtol=1e-11, atol=1e-12 * np.abs(G).max())
@@ -584,6 +583,7 @@ def test_regression_and_classification():
     start = gp.log_marginal_likelihood((kernel + WhiteKernel(0.5)).theta)
     assert gp.log_marginal_likelihood_value_ > start + 1
     labels = np.array(["low", "middle", "high"])[np.digitize(y, [-0.5, 0.5])]
+    kernel = kernel.clone_with_theta(np.log([0.1, 20.0, 20.0]))
     model = GaussianProcessClassifier(kernel, optimizer=None).fit(X, labels)
     np.testing.assert_allclose(model.predict_proba(X).sum(1), 1.0)
     assert model.score(X, labels) > 0.8

@@ -1,4 +1,4 @@
-"""The tangent feature map of a network as a scikit-learn transformer (MATH 3).
+"""The tangent feature map of a network as a scikit-learn transformer (:ref:`math-laplace`).
 
 x -> J(x)/√δ, one block of n_params columns per output, whose inner products are the tangent
 kernel; or J(x) Ω/√(δ d) with Gaussian Ω of d columns, whose inner products are it on average.
@@ -26,7 +26,7 @@ __all__ = ["NTKFeatures"]
 
 
 class NTKFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
-    """Jacobian features of a network, for linear models, clustering and plots (MATH 3).
+    """Jacobian features of a network, for linear models and plots (:ref:`math-laplace`).
 
     Parameters
     ----------
