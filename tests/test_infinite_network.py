@@ -110,9 +110,9 @@ def _fully_convolutional(n):
     )
 
 
-def _block(n, stride=1):
+def _block(n, stride=1, projection=False):
     body = nn.Sequential(_conv(n, n, stride=stride), nn.ReLU(), _conv(n, n))
-    if stride == 1:
+    if stride == 1 and not projection:
         return Residual(nn.Sequential(nn.ReLU(), *body))
     short = nn.Conv2d(n, n, 1, stride=stride)
     return nn.Sequential(nn.ReLU(), Residual(body, short))
@@ -121,6 +121,18 @@ def _block(n, stride=1):
 def _resnet(n, end=None):
     end = end or [nn.ReLU(), nn.Flatten(), nn.Linear(9 * n, n)]
     return nn.Sequential(_conv(2, n), _block(n), _block(n, 2), _block(n), *end)
+
+
+def _published(n):
+    """The structure of Garriga-Alonso et al.'s ResNet-32, smaller."""
+    net = nn.Sequential(
+        _conv(2, n), _block(n, 1, True), _block(n), _block(n, 2), _conv(n, n, padding=0), nn.ReLU(),
+        nn.Conv2d(n, n, 1),
+    )  # fmt: skip
+    for layer in net.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.bias = None
+    return net
 
 
 def _pooled_resnet(n):
@@ -184,6 +196,7 @@ NETWORKS = {
     "global pool": ((2, 5, 5), _global),
     "fully convolutional": ((2, 5, 5), _fully_convolutional),
     "resnet": ((2, 5, 5), _resnet),
+    "published": ((2, 5, 5), _published),
     "pooled resnet": ((2, 5, 5), _pooled_resnet),
     "sequence": ((2, 7), _sequence),
     "dropout": ((4,), _noisy),
@@ -245,12 +258,12 @@ def test_wide_networks_tend_to_the_kernel(name, kind):
     X = _samples(shape, 3)
     kernel = InfiniteNetworkKernel(make(2), kind=kind, sigma_w2=W, sigma_b2=B, input_shape=shape)
     want, found, errors = kernel(X), _covariance if kind == "nngp" else _tangent, []
-    for width, seeds in ((12, 40), (108, 12)):
+    for width, seeds in ((12, 60), (108, 30)):
         with torch.random.fork_rng():
             draws = [found(_drawn(make, width, seed), X) for seed in range(seeds)]
         errors.append(np.median([np.linalg.norm(K - want) for K in draws]) / np.linalg.norm(want))
-    # Errors of single networks spread by 60 %, so the median of 12 by 20 %.
-    assert errors[1] < 0.25 and 0.18 < errors[1] / errors[0] < 0.6, errors
+    # Errors of single networks spread by 60 to 80 %, so the medians of 60 and 30 by 10 and 15 %.
+    assert errors[1] < 0.3 and 0.2 < errors[1] / errors[0] < 0.55, errors
 
 
 def _basis(layer, shape):
