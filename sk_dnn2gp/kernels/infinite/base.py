@@ -150,6 +150,11 @@ class InfiniteKernel(Kernel):
         if self.kind not in ("nngp", "ntk"):
             raise ValueError(f"kind must be 'nngp' or 'ntk', got {self.kind!r}.")
         nodes = self._nodes()
+        if self.kind == "ntk" and any(getattr(node.step, "gains", False) for node in nodes):
+            raise ValueError(
+                "The tangent kernel of a normalisation's own trained gains is not implemented: "
+                "give LayerNorm elementwise_affine=False, GroupNorm affine=False."
+            )
         plan = Plan(nodes, self._variances(nodes), tuple(x.shape[:-2]))
         return Walk(plan, gradient, self.kind == "ntk")
 

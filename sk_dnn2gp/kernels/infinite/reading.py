@@ -387,21 +387,20 @@ def _layer_norm(reader: _Reader, place: _Place, layer: Any) -> _Place:
         expected = 1 + max(reader.dims)
     if len(layer.normalized_shape) != expected:
         raise ValueError("LayerNorm must be over all of a sample (channels, height, width).")
-    return _normal(reader, place, layer, "each" if layer.elementwise_affine else "")
+    return _normal(reader, place, layer, layer.elementwise_affine)
 
 
-def _normal(reader: _Reader, place: _Place, layer: Any, gains: str) -> _Place:
+def _normal(reader: _Reader, place: _Place, layer: Any, gains: bool) -> _Place:
     if not place.gaussian:
         raise ValueError(
             f"{type(layer).__name__} must follow weights, where the mean over channels is zero: "
             "put it before the activation, and scale inputs beforehand."
         )
-    offsets = bool(gains) and layer.bias is not None
-    return reader.add(place, Normal(layer.eps, gains, offsets))
+    return reader.add(place, Normal(layer.eps, gains))
 
 
 def _group_norm(reader: _Reader, place: _Place, layer: Any) -> _Place:
-    return _normal(reader, place, layer, "channel" if layer.affine else "")
+    return _normal(reader, place, layer, layer.affine)
 
 
 def _dropout(reader: _Reader, place: _Place, p: float = 0.5, training: bool = True,

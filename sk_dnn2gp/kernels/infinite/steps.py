@@ -155,13 +155,11 @@ def _dual(phi: Any, slope: float, terms: int) -> Dual:
 class Normal(Step):
     """Division by the standard deviation over channels and positions.
 
-    ``gains``: "" without trained ones, "channel", or "each" for one a channel and position;
-    ``offsets``: whether trained offsets come with them.
+    ``gains``: whether it has weights of its own, 1 and 0 at first, which training moves.
     """
 
     eps: float = 1e-5
-    gains: str = ""
-    offsets: bool = True
+    gains: bool = False
 
     @property
     def dual(self) -> Dual:

@@ -280,22 +280,14 @@ class Walk:
             if s.T is None:
                 return State(step.dual.value(s.k, l, r))
             F, D = step.dual.pair(s.k, l, r)
-            return self._gains(i, step, State(F, T=D.mul_(s.T)))
+            return State(F, T=D.mul_(s.T))
         m = step.dual.moments(s.k, l, r, second=self.tangent)
         dF = {j: m.D * d + m.F11 * dl[j] + m.F22 * dr[j] for j, d in s.dk.items()}
         if s.T is None:
             return State(m.F, dF)
         dD = {j: m.D12 * d + m.D11 * dl[j] + m.D22 * dr[j] for j, d in s.dk.items()}
         dT = {j: d * s.T + m.D * s.dT[j] for j, d in dD.items()}
-        return self._gains(i, step, State(m.F, dF, m.D * s.T, dT))
-
-    def _gains(self, i: int, step: Any, s: State) -> State:
-        """What a normalisation's own gains and offsets, 1 and 0, add to the tangent kernel."""
-        if not isinstance(step, Normal) or not step.gains:
-            return s
-        add = _add_to_diagonal if self.plan.joint[i] and step.gains == "each" else torch.add
-        dT = {j: add(t, s.dk[j]) for j, t in s.dT.items()}
-        return State(s.k, s.dk, add(s.T, s.k + float(step.offsets)), dT)
+        return State(m.F, dF, m.D * s.T, dT)
 
     def _record(self, tape: Tape, i: int, s: State) -> State:
         step, joint = self.plan.nodes[i].step, self.plan.joint[i]
@@ -386,12 +378,6 @@ def _cells(t: Tensor) -> tuple[Tensor, ...]:
 
 def _diagonal(t: Tensor) -> Tensor:
     return t[_cells(t)]
-
-
-def _add_to_diagonal(t: Tensor, d: Tensor) -> Tensor:
-    t = t.clone()
-    t[_cells(t)] += _diagonal(d)
-    return t
 
 
 def _noisy(t: Tensor, step: Dropout, joint: bool) -> Tensor:
