@@ -62,9 +62,9 @@ def _image_norms(n):
 
 
 def _pooled_norms(n):
-    return nn.Sequential(_conv(2, n), nn.LayerNorm((n, 5, 5), elementwise_affine=False), nn.ReLU(), _conv(n, n),
-                         nn.GroupNorm(2, n, affine=False), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-                         nn.Linear(n, n))  # fmt: skip
+    norms = nn.LayerNorm((n, 5, 5), elementwise_affine=False), nn.GroupNorm(2, n, affine=False)
+    return nn.Sequential(_conv(2, n), norms[0], nn.ReLU(), _conv(n, n), norms[1], nn.ReLU(),
+                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(n, n))  # fmt: skip
 
 
 def _dilated(n):

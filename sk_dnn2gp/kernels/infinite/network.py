@@ -24,11 +24,11 @@ class InfiniteNetworkKernel(InfiniteKernel):
 
     Read off a torch module: its layers, not its widths and weights. Layers: Linear, Conv1d and
     Conv2d (stride, padding of every mode, dilation), average and global pooling, Flatten, padding,
-    LayerNorm and GroupNorm before activations (for the tangent kernel without gains), sums of uncorrelated branches
-    (`sk_dnn2gp.networks.Residual`, or any forward that torch.fx traces), and every elementwise
-    activation. In training mode Dropout is noise, which adds to the variance of each sample of X
-    with itself (as scikit-learn's WhiteKernel does, not to ``kernel(X, Y)``); in evaluation mode it
-    is nothing. What has no limit is refused by name.
+    LayerNorm and GroupNorm before activations (without gains for the tangent kernel), sums of
+    uncorrelated branches (`sk_dnn2gp.networks.Residual`, or any forward that torch.fx traces), and
+    every elementwise activation. In training mode Dropout is noise, which adds to the variance of
+    each sample of X with itself (as scikit-learn's WhiteKernel does, not to ``kernel(X, Y)``); in
+    evaluation mode it is nothing. What has no limit is refused by name.
 
     Parameters
     ----------
