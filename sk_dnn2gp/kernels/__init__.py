@@ -1,6 +1,6 @@
 """Kernels of networks for scikit-learn's Gaussian processes."""
 
-from .features import NTKFeatures
+from .features import NNGPFeatures, NTKFeatures
 from .infinite.conv import ConvNetKernel, ResNetKernel
 from .infinite.dense import InfiniteNTKKernel, NNGPKernel
 from .infinite.network import InfiniteNetworkKernel
@@ -10,6 +10,7 @@ __all__ = [
     "ConvNetKernel",
     "InfiniteNTKKernel",
     "InfiniteNetworkKernel",
+    "NNGPFeatures",
     "NNGPKernel",
     "NTKFeatures",
     "NTKKernel",
