@@ -1,7 +1,8 @@
 """Feature maps of kernels for scikit-learn (:ref:`math-laplace`, :ref:`math-low-rank`).
 
 `NTKFeatures`: x -> J(x)/√δ, one block of n_params columns per output, whose inner products are the
-tangent kernel; or J(x) Ω/√(δ d) with Gaussian Ω of d columns, whose inner products are it on average.
+tangent kernel; or J(x) Ω/√(δ d) with Gaussian Ω of d columns, whose inner products are it on
+average.
 `NNGPFeatures`: x -> K(x, Z) K(Z, Z)^(-1/2) of m samples Z (Nyström), for any kernel.
 """
 
