@@ -47,8 +47,8 @@ class NNGPClassifier(ClassifierMixin, BaseEstimator):
     one Cholesky factorisation for all classes. The means are no probabilities; the variance says
     how far a sample is from what was seen (Lee et al. 2018, figure 2). ``likelihood="categorical"``
     has probabilities, by Laplace's approximation, at the cost of one factorisation for each class
-    and Newton step (some ten steps), and C n² numbers of memory. They are cautious: Laplace's variance
-    is too large where the classes are sure, the more so the larger the kernel.
+    and Newton step (some ten steps), and C n² numbers of memory. They are cautious: Laplace's
+    variance is too large where the classes are sure, the more so the larger the kernel.
 
     Parameters
     ----------
