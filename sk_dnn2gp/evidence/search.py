@@ -276,7 +276,7 @@ class Searcher:
             evidence = log_marginal_likelihood(posterior)
         except LinAlgError:
             return Trial(theta, minimum, objective, None, -math.inf)
-        if self.specification.is_network_process and self.rows is None:
+        if posterior.is_exact and self.specification.is_network_process and self.rows is None:
             minimum.factor = posterior
         evidence = evidence if math.isfinite(evidence) else -math.inf
         return Trial(theta, minimum, objective, posterior, evidence)

@@ -28,7 +28,6 @@ from typing import Any
 
 import torch
 from numpy.linalg import LinAlgError
-from sklearn.base import BaseEstimator
 from torch import Generator, Tensor
 
 from .._utils.memory import require_memory
@@ -36,7 +35,7 @@ from ..linear_model import LinearModel
 from ..linearize.factors import Dense, Patches, Rows, add_squares, explicit
 from .products import iter_factors
 
-__all__ = ["Kronecker", "KroneckerPosterior"]
+__all__ = ["KroneckerPosterior"]
 
 # Weights of an exact block, for what is no Kronecker product.
 _EXACT = 512
@@ -423,41 +422,3 @@ def _decomposed(index: Tensor, A: Tensor, B: Tensor, delta: Tensor) -> Kronecker
     beta, Q_B = torch.linalg.eigh(B * outer.rsqrt()[:, None] * outer.rsqrt())
     products = beta.clamp_min(0.0)[:, None] * alpha.clamp_min(0.0)
     return KroneckerBlock(index, outer, inner, Q_B, Q_A, products)
-
-
-class Kronecker(BaseEstimator):
-    """What is asked of a :class:`KroneckerPosterior`.
-
-    Parameters
-    ----------
-    memory_limit : float, optional
-        MiB; None is scikit-learn's ``working_memory``.
-
-    Examples
-    --------
-    >>> from sk_dnn2gp.posterior.kronecker import Kronecker
-    >>> Kronecker().get_params()
-    {'memory_limit': None}
-    """
-
-    parameters = None
-
-    def __init__(self, memory_limit: float | None = None) -> None:
-        self.memory_limit = memory_limit
-
-    def rows(self, n_samples: int, seed: int) -> None:
-        """All rows: None, whatever their number."""
-        return None
-
-    def build(self, model: LinearModel) -> KroneckerPosterior:
-        """The posterior of ``model``.
-
-        Parameters
-        ----------
-        model : LinearModel
-
-        Returns
-        -------
-        KroneckerPosterior
-        """
-        return KroneckerPosterior(model, self.memory_limit)

@@ -21,7 +21,6 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning
 from torch import Generator, Tensor
 
@@ -34,7 +33,7 @@ from .products import ScaledFeatures
 from .refine import Preconditioner, solve
 from .sketch import grow_sketch
 
-__all__ = ["CovarianceBracket", "LowRank", "LowRankPosterior"]
+__all__ = ["CovarianceBracket", "LowRankPosterior"]
 
 # Of a solve: the bracket of vᵀA⁻¹v in relation to its size; the error of A⁻¹v is its root.
 _SOLVE_TOL, _MAX_STEPS = 1e-14, 1000
@@ -470,58 +469,3 @@ def _check_settings(
         raise ValueError(f"max_seconds must be positive or None, got {max_seconds!r}.")
     if not 0 < probability < 1:
         raise ValueError(f"failure_probability must lie between 0 and 1, got {probability!r}.")
-
-
-class LowRank(BaseEstimator):
-    """What is asked of a :class:`LowRankPosterior`.
-
-    Parameters
-    ----------
-    tol : float, default=0.1
-        η/δ to reach.
-    max_rank : int, optional
-    memory_limit : float, optional
-        MiB; None is scikit-learn's ``working_memory``.
-    max_seconds : float, optional
-    random_state : int, RandomState or None
-
-    Examples
-    --------
-    >>> from sk_dnn2gp.posterior.low_rank import LowRank
-    >>> LowRank(tol=0.5).get_params()["tol"]
-    0.5
-    """
-
-    parameters = None
-
-    def __init__(
-        self,
-        tol: float = 0.1,
-        *,
-        max_rank: int | None = None,
-        memory_limit: float | None = None,
-        max_seconds: float | None = None,
-        random_state: Any = None,
-    ) -> None:
-        self.tol = tol
-        self.max_rank = max_rank
-        self.memory_limit = memory_limit
-        self.max_seconds = max_seconds
-        self.random_state = random_state
-
-    def rows(self, n_samples: int, seed: int) -> None:
-        """All rows: None, whatever their number."""
-        return None
-
-    def build(self, model: LinearModel) -> LowRankPosterior:
-        """The posterior of ``model``.
-
-        Parameters
-        ----------
-        model : LinearModel
-
-        Returns
-        -------
-        LowRankPosterior
-        """
-        return LowRankPosterior(model, **self.get_params(deep=False))
