@@ -12,7 +12,7 @@ from sk_dnn2gp.likelihoods import Categorical
 from sk_dnn2gp.linear_model import LinearModel
 from sk_dnn2gp.linearize import Linearization
 from sk_dnn2gp.networks import MLP
-from sk_dnn2gp.posterior.kronecker import Kronecker, KroneckerPosterior
+from sk_dnn2gp.posterior import Kronecker, KroneckerPosterior
 
 from .reference import jacobian
 

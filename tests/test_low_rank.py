@@ -22,7 +22,7 @@ from sk_dnn2gp.linearize import Linearization
 from sk_dnn2gp.networks import MLP
 from sk_dnn2gp.posterior import low_rank, products
 from sk_dnn2gp.posterior.kronecker import KroneckerPosterior
-from sk_dnn2gp.posterior.low_rank import LowRank, LowRankPosterior
+from sk_dnn2gp.posterior import LowRank, LowRankPosterior
 from sk_dnn2gp.posterior.products import ScaledFeatures
 from sk_dnn2gp.posterior.refine import Preconditioner, conjugate_gradients
 from sk_dnn2gp.posterior.sketch import allowance, frobenius_bound, grow_sketch
