@@ -1,7 +1,7 @@
 """Run many cases and print the tally: ``make fuzz``.
 
-FUZZ_CASES (10000), FUZZ_SEED (0) and FUZZ_FIRST (0) say which; each failure prints its number, which
-``python -m tests.fuzz NUMBER`` runs alone.
+FUZZ_CASES (10000), FUZZ_SEED (0) and FUZZ_FIRST (0) say which; each failure prints its number,
+which ``python -m tests.fuzz NUMBER`` runs alone.
 """
 
 from __future__ import annotations
@@ -39,9 +39,8 @@ def main() -> int:
                 traceback.print_exc()
         slowest = max(slowest, (time.process_time() - start, number))
     done = sum(tally.values())
-    print(
-        f"{done} cases of seed {seed} in {time.process_time() - began:.0f} s of processor time; slowest {slowest}"
-    )
+    seconds = time.process_time() - began
+    print(f"{done} cases of seed {seed}: {seconds:.0f} s of processor time, slowest {slowest}")
     for what, times in tally.most_common():
         print(f"{times:7d}  {what}")
     return int(any(what.startswith("DEFECT") for what in tally))

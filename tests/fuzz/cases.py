@@ -209,7 +209,8 @@ def _weights(rng: np.random.Generator, n: int, words: dict[str, str]) -> NDArray
 def _options(rng: np.random.Generator, classifier: bool, words: dict[str, str]) -> dict[str, Any]:
     posterior = {
         "auto": "auto", "full": "full", "diag": "diag", "last_layer": "last_layer",
-        "independent": "independent", "rows": SubsetOfData(5), "weights": SubsetOfWeights(("0.weight",)),
+        "independent": "independent", "rows": SubsetOfData(5),
+        "weights": SubsetOfWeights(("0.weight",)),
         "rows_of_layer": SubsetOfData(6, "last_layer", 0),
     }  # fmt: skip
     solver = {
