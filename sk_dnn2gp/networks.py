@@ -53,6 +53,10 @@ class Standardize(nn.Module):
         """Return (x - mean) / scale."""
         return (x - self.mean) / self.scale
 
+    def constant_slope(self) -> Tensor:
+        """∂/∂x of every entry: what tells a linearisation that the layer is affine in each."""
+        return 1.0 / self.scale
+
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "tanh": nn.Tanh,

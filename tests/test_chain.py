@@ -11,7 +11,7 @@ from torch import nn
 from sk_dnn2gp.linearize import Linearization
 from sk_dnn2gp.linearize.chain import _SLOPES, chain_of
 
-from .test_linearize import check_all
+from .test_linearize import assert_close, check_all
 
 FEW = settings(
     max_examples=25,
@@ -137,3 +137,43 @@ def test_sequences_of_vectors_take_the_graph():
     assert chain_of(net) is None
     lin = check_all(net, torch.randn(4, 5, 3, dtype=torch.float64))
     assert plan_of(lin).chain is None
+
+
+class Affine(nn.Module):
+    """(x - mean) / scale, and says so."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.tensor([1.0, -2.0, 0.5]))
+        self.register_buffer("scale", torch.tensor([2.0, 0.1, 30.0]))
+
+    def forward(self, x):
+        return (x - self.mean) / self.scale
+
+    def constant_slope(self):
+        return 1.0 / self.scale
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("places", [(0,), (1,), (0, 3), (3,)])
+def test_elementwise_affine_layers_run_in_a_chain(places, dtype, monkeypatch):
+    torch.manual_seed(6)
+    layers = [nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3)]
+    for place in places:
+        layers.insert(place, Affine())
+    net = nn.Sequential(*layers).to(dtype)
+    X = torch.randn(5, 3, dtype=dtype)
+    lin = check_all(net, X)
+    plan = plan_of(lin)
+    assert plan.chain is not None and plan.small is not None
+    small = lin.gram(X)
+    monkeypatch.setattr(plan, "small", None)
+    assert_close(small, lin.gram(X), dtype)
+    at = lin.at(lin.weights())
+    expected = at.gram(X)
+    with torch.no_grad():  # the buffers of given weights are those of then
+        for place in places:
+            net[place].mean.add_(1.0)
+            net[place].scale.mul_(2.0)
+    assert torch.equal(at.gram(X), expected)
+    assert_close(Linearization(net).gram(X), lin.gram(X), dtype)

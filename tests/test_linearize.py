@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -17,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sk_dnn2gp.linearize import Linearization
 
@@ -89,6 +91,7 @@ def check_all(net: nn.Module, X: Tensor, seed: int = 0, **options) -> Linearizat
     close(lin.jvp(X, v), J @ v)
     close(lin.jvp(X, V), J @ V)
     close(lin.vjp(X, u), torch.einsum("nkp,nk->p", J, u))
+    close(lin.vjp(X, C), torch.einsum("nkp,nkm->pm", J, C))
     K_ = lin.gram(X)
     assert torch.equal(K_, K_.mT)
     eigenvalues = torch.linalg.eigvalsh(K_)
@@ -677,3 +680,108 @@ def test_threads_share_a_family(name):
     for i, results in enumerate(found):
         for a, b in zip(results, fresh[i % 4], strict=True):
             assert_close(a, b)
+
+
+def dense_hessian(net: nn.Module, names: tuple[str, ...], loss: Callable[[nn.Module], Tensor]):
+    """Gradient and Hessian by differentiating twice, one weight at a time."""
+    own = dict(net.named_parameters())
+    leaves = [own[name].requires_grad_() for name in names]
+    with sdpa_kernel(SDPBackend.MATH):  # the fused kernel has no second derivative
+        value = loss(net)
+    grads = torch.autograd.grad(
+        value, leaves, create_graph=True, allow_unused=True, materialize_grads=True
+    )
+    gradient = torch.cat([g.flatten() for g in grads])
+    rows = [
+        torch.autograd.grad(g, leaves, retain_graph=True, allow_unused=True, materialize_grads=True)
+        for g in gradient
+        if g.requires_grad
+    ]
+    zero = [torch.zeros_like(p) for p in leaves]
+    found = iter(rows)
+    rows = [next(found) if g.requires_grad else zero for g in gradient]
+    return gradient.detach(), torch.stack([torch.cat([g.flatten() for g in gs]) for gs in rows])
+
+
+def targets_and_losses(K: int, n: int) -> dict[str, tuple[Callable, Callable]]:
+    """Residual (f, part) and loss f of each likelihood, every example with a weight of its own."""
+    generator = torch.Generator().manual_seed(1)
+    s = torch.rand(n, 1, generator=generator, dtype=torch.float64) + 0.5
+    y = torch.randn(n, K, generator=generator, dtype=torch.float64)
+    b = (y > 0).double()
+    e = nn.functional.one_hot(torch.arange(n) % K, K).double()
+    return {
+        "gaussian": (
+            lambda f, part: s[part] * (f - y[part]) / 0.09,
+            lambda f: (s * (f - y) ** 2).sum() / 0.18,
+        ),
+        "bernoulli": (
+            lambda f, part: s[part] * (f.sigmoid() - b[part]),
+            lambda f: (s * (nn.functional.softplus(f) - b * f)).sum(),
+        ),
+        "categorical": (
+            lambda f, part: s[part] * (f.softmax(1) - e[part]),
+            lambda f: (s * (f.logsumexp(1, keepdim=True) - (e * f).sum(1, keepdim=True))).sum(),
+        ),
+        "poisson": (
+            lambda f, part: s[part] * (f.exp() - b[part]),
+            lambda f: (s * (f.exp() - b * f)).sum(),
+        ),
+        "constant": (lambda f, part: s[part].expand_as(f), lambda f: (s * f).sum()),
+    }
+
+
+@pytest.mark.parametrize("memory_limit", [None, 0.001])
+@pytest.mark.parametrize("loss", ["gaussian", "bernoulli", "categorical", "poisson", "constant"])
+@pytest.mark.parametrize("name", sorted(set(AT) - {"weight norm"}))
+def test_hessian_products(name, loss, memory_limit):
+    """Against double autograd; with chunks kept, and with one example after another made anew."""
+    net, X = float64_case(name)
+    K, n = net(X).shape[1], len(X)
+    residual, value = targets_and_losses(K, n)[loss]
+    lin = Linearization(net, memory_limit=memory_limit)
+    lin.outputs(X)
+    w = 1.1 * lin.weights()
+    at = lin.at(w)
+    gradient, H = dense_hessian(
+        loaded(net, w, lin.parameter_names), lin.parameter_names, lambda net: value(net(X))
+    )
+    product = at.hessian_products(X, residual)
+    assert bool(product._kept) == (memory_limit is None)
+    V = torch.randn(len(w), 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    assert_close(product.gradient, gradient)
+    assert_close(product.outputs, at.outputs(X))
+    for _ in range(2):  # the graph is kept for the next product
+        found = product(V)
+        assert float((found - H @ V).abs().max()) <= 1e-10 * float(H.abs().max())
+    assert torch.equal(product(V[:, 0]), found[:, 0])
+    with pytest.raises(ValueError, match="v must have"):
+        product(V[:-1])
+
+
+def test_hessian_products_of_some_weights_and_of_a_module_that_moves():
+    net, X = float64_case("chain")
+    names = ("0.bias", "2.weight")
+    residual, value = targets_and_losses(2, len(X))["categorical"]
+    _, H = dense_hessian(copy.deepcopy(net), names, lambda net: value(net(X)))
+    product = Linearization(net, parameters=names).hessian_products(X, residual)
+    with torch.no_grad():
+        net[0].weight.zero_()
+    v = torch.arange(len(H), dtype=torch.float64)
+    assert_close(product(v), H @ v)
+    assert H.abs().max() > 0
+
+
+def test_hessian_products_of_a_linear_function_are_zero():
+    residual = lambda f, part: torch.ones_like(f)  # noqa: E731
+    product = Linearization(nn.Linear(2, 1)).hessian_products(torch.ones(3, 2), residual)
+    assert torch.equal(product(torch.ones(3)), torch.zeros(3, dtype=torch.float64))
+    assert torch.equal(product.gradient, torch.full((3,), 3.0, dtype=torch.float64))
+
+
+def test_second_derivatives_that_are_wrong_are_refused():
+    """torch 2.13 differentiates weight_norm wrongly the second time: finite differences differ."""
+    net, X = float64_case("weight norm")
+    residual, _ = targets_and_losses(2, len(X))["gaussian"]
+    with pytest.raises(ValueError, match="not symmetric"):
+        Linearization(net).hessian_products(X, residual)

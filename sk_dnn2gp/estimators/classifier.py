@@ -42,9 +42,9 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         The network, giving logits: no softmax or sigmoid at its end; with two classes one output is
         a logistic network, two are a softmax one. None builds an MLP whose first layer standardises
         its inputs. A module is trained with ``solver``; an instance is copied, never changed, and
-        training begins at its weights (those that need no gradient stay). A skorch net is cloned and trained with its own
-        optimiser, batch size, callbacks and device, under this likelihood and prior. A fitted net
-        inside :class:`~sklearn.frozen.FrozenEstimator` is used as trained.
+        training begins at its weights (those that need no gradient stay). A skorch net is cloned,
+        and trained with its own optimiser, batch size, callbacks and device, under this likelihood and
+        prior. A fitted net inside :class:`~sklearn.frozen.FrozenEstimator` is used as trained.
     hidden_layer_sizes : sequence of int, default=(50,)
         Width of each hidden layer, for ``net=None``.
     activation : {"tanh", "relu", "sigmoid", "logistic", "erf", "gelu", "identity"}, default="tanh"

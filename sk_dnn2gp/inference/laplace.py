@@ -181,6 +181,7 @@ def _second_order(task: Task, own: TrainingData, solver: FullBatch) -> Result:
         module, _ = _start(task, 0)
     linearization = Linearization(module, dtype=torch.float64, memory_limit=solver.memory_limit)
     linearization.outputs(own.X[:1])
+    linearization = linearization.at(linearization.weights())  # moves with no module
     ones = torch.ones(linearization.n_params, dtype=torch.float64, device=own.X.device)
     data = own.astype(torch.float64)
     objective = Objective(linearization, data, task.likelihood, task.prior_precision * ones)
@@ -229,7 +230,7 @@ def _n_starts(task: Task, linearization: Linearization, data: TrainingData) -> i
         return int(task.n_restarts)
     if not (task.freedom.is_any and task.source.draws_weights):
         return 1
-    n_rows, P = data.total_weight * linearization.n_outputs, linearization.n_params
+    n_rows, P = data.total_weight * task.source.n_outputs, linearization.n_params
     size = min(n_rows, P)
     operations = _FACTORS * (n_rows * P * size / 2 + size**3 / 3) + _PASSES * 6 * len(data) * P
     return int(min(_MOST_STARTS, max(1, _OPERATIONS // operations)))

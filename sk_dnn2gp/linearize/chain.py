@@ -2,7 +2,9 @@
 
 The commonest network of all, and the one whose small cases are ruled by what a graph costs. The
 forward pass keeps each layer's input a and each activation's slope; the backward pass is
-g <- (g W) ∘ slope.
+g <- (g W) ∘ slope. A module class that is affine in every entry by itself, with fixed numbers, says
+so by a method ``constant_slope()``, which gives its slope (n_features,) or (1,): it is an
+activation here, and nothing to differentiate where it comes first.
 
 Shapes: X (n, D), a (n, I), slopes (n, O), C (n, K, R), g (n, R, O).
 """
@@ -84,7 +86,7 @@ class Chain:
                 if pair is not None:
                     kept.append(X)
                     X = F.linear(X, *pair)
-                else:
+                elif slope is not None:
                     h = layer.forward(X.clone() if getattr(layer, "inplace", False) else X)
                     kept.append(slope(layer, X, h))
                     X = h
@@ -101,13 +103,14 @@ class Chain:
         n, _, R = C.shape
         g = C[:1].mT if same else C.mT
         with torch.no_grad():
-            for place in range(len(self.steps) - 1, -1, -1):
+            first = next(i for i, pair in enumerate(weights) if pair is not None)
+            for place in range(len(self.steps) - 1, first - 1, -1):
                 pair = weights[place]
                 if pair is None:
                     g, same = g * kept[place][:, None], False
                     continue
                 found.append(spread(g, n) if same else g)
-                if place == 0:
+                if place == first:
                     break
                 g = (g.flatten(0, 1) @ pair[0]).view(g.shape[0], R, -1)
         return found[::-1]
@@ -128,6 +131,8 @@ def _steps(net: nn.Module) -> list[tuple[Any, _Slope | None]] | None:
         return [(net, None)]
     if type(net) in _SLOPES:
         return [(net, _SLOPES[type(net)])]
+    if hasattr(type(net), "constant_slope"):
+        return [(net, _constant_slope)]
     if type(net) in _NOTHING_IN_EVAL_MODE:
         return []
     if not isinstance(net, nn.Sequential) or type(net).forward is not nn.Sequential.forward:
@@ -136,6 +141,10 @@ def _steps(net: nn.Module) -> list[tuple[Any, _Slope | None]] | None:
         return None
     parts = [_steps(child) for child in net]
     return None if any(p is None for p in parts) else [step for p in parts for step in p or []]
+
+
+def _constant_slope(layer: Any, z: Tensor, h: Tensor) -> Tensor:
+    return layer.constant_slope().to(z).expand_as(z)
 
 
 def _is_hooked(net: nn.Module) -> bool:

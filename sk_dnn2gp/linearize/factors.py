@@ -1,4 +1,4 @@
-"""Parts of J kept as factors, and every contraction of J that they give without J (MATH 6).
+"""Parts of J kept as factors, and all that they give of J without it (:ref:`math-ntk`).
 
 A factor holds the rows C_iᵀ J_i of a chunk of examples for some of the weights, as little as they
 can be said with:
@@ -439,6 +439,11 @@ def apply(factor: Factor, v: Tensor) -> Tensor:
         V = v[factor.weight.start : factor.weight.stop].view(factor.n_tokens, -1, v.shape[1])
         return torch.einsum("nrto,ntoq->nrq", factor.g.to(v), V[factor.a])
     n, R = factor.values.shape[:2] if isinstance(factor, Rows) else factor.g.shape[:2]
+    if isinstance(factor, Patches) and v.shape[1] <= R:  # fewer vectors than rows to form
+        H, I, O = factor.a.shape[1], factor.a.shape[3], factor.g.shape[4]
+        V = v[factor.weight.start : factor.weight.stop].view(H, O, I, -1)
+        Va = torch.einsum("nhti,hoiq->nhtoq", factor.a.to(v), V)
+        return torch.einsum("nrhto,nhtoq->nrq", factor.g.to(v), Va)
     total = v.new_zeros(n, R, v.shape[1])
     for part in explicit(factor):
         columns = torch.cat([v[slot.start : slot.stop] for slot in part.slots])

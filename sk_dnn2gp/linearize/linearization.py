@@ -26,6 +26,7 @@ from .choice import chosen_names, last_layer
 from .factors import Factor, Rows, add_squares, apply, covered, diagonal_blocks, write_rows
 from .ggn import Products, pairs_by_factors
 from .gram import Side, add_products, gram_matrix, mirrored
+from .hessian import HessianProducts
 from .layers import has_rule
 from .passes import ChainPass, GraphPass, Pass, can_bend
 from .plan import Plan, explicit_rows, factors_from_calls, make_plan, slots_of
@@ -206,7 +207,8 @@ class Linearization:
             frozen = object.__new__(Linearization)
             frozen.__dict__.update(self.__dict__, _source=None, _shared=_Shared(), _cache={})
             frozen._module = whole_copy(self._module)
-            frozen._shared.plans.update(self._shared.plans)
+            plans = self._plans.items()  # a chain knows the buffers of the layers it was made from
+            frozen._plans.update((key, plan) for key, plan in plans if plan.chain is None)
             self._cache = {"key": key, "family": frozen}
         return self._cache["family"]
 
@@ -272,7 +274,7 @@ class Linearization:
         X, plan = self._prepared(X)
         length = min(_ROWS, chunk_length(2 * plan.graph_bytes, self.memory_limit))
         parts = [X] if len(X) <= length else [X[part] for part in batches(len(X), length)]
-        with torch.no_grad(), self._running(plan) as run:
+        with torch.no_grad(), self.running(plan) as run:
             outputs = [run(part) for part in parts]
         return outputs[0] if len(parts) == 1 else torch.cat(outputs)
 
@@ -327,7 +329,7 @@ class Linearization:
         X, plan = self._prepared(X)
         parts = list(batches(len(X), chunk_length(6 * plan.graph_bytes, self.memory_limit)))
         if plan.chain is not None and can_bend(plan.chain.steps):
-            weights = self._chain_weights()
+            weights = self.chain_weights()
             places = [plan.slots[number] for number in plan.chain.numbers]
             return Pass(
                 lambda part: ChainPass(plan.chain, weights, places, self.n_params, X[part]), parts
@@ -337,7 +339,7 @@ class Linearization:
             with self._twin.holding(leaves) as net:
                 return net(X[part])
 
-        return Pass(lambda part: GraphPass(partial(run, part=part), self._leaves()), parts)
+        return Pass(lambda part: GraphPass(partial(run, part=part), self.leaves()), parts)
 
     def iter_rows(
         self, X: Tensor, cotangents: Cotangents = None, dtype: torch.dtype = torch.float64
@@ -476,7 +478,7 @@ class Linearization:
         return torch.cat(outputs), mirrored(total)
 
     def ggn_diagonal(self, X: Tensor, *, cotangents: Cotangents = None) -> Tensor:
-        """diag(ΦᵀΦ), of shape (n_params,), float64, from layer factors (MATH 6)."""
+        """diag(ΦᵀΦ), of shape (n_params,), float64, from layer factors (:ref:`math-ntk`)."""
         total: Any = None
         for _, _, factors in self._iter_factors(X, cotangents):
             if total is None:
@@ -503,40 +505,92 @@ class Linearization:
         return total[..., 0] if v.ndim == 1 else total
 
     def vjp(self, X: Tensor, u: Tensor) -> Tensor:
-        """Σ_i J_iᵀ u_i, of shape (n_params,), float64, for u (n_samples, n_outputs)."""
-        X, plan = self._prepared(X)
-        total = torch.zeros(self.n_params, dtype=torch.float64, device=self.device)
-        length = chunk_length(4 * plan.graph_bytes, self.memory_limit)
-        for part in batches(len(X), length):
-            total += self._pull(X[part], u[part])
-        return total
+        """Σ_i J_iᵀ u_i, of shape (n_params,), float64, for u (n_samples, n_outputs).
 
-    def _pull(self, X: Tensor, u: Tensor) -> Tensor:
-        leaves = self._leaves()
+        For u (n_samples, n_outputs, n_vectors) the shape is (n_params, n_vectors).
+        """
+        X, plan = self._prepared(X)
+        length = chunk_length(4 * plan.graph_bytes, self.memory_limit)
+        U = u[..., None] if u.ndim == 2 else u
+        total = torch.zeros(U.shape[2], self.n_params, dtype=torch.float64, device=self.device)
+        for part in batches(len(X), length):
+            self._pull(X[part], U[part], total)
+        return total[0] if u.ndim == 2 else total.mT
+
+    def _pull(self, X: Tensor, U: Tensor, total: Tensor) -> None:
+        """Add the products of a chunk to ``total`` (n_vectors, n_params)."""
+        leaves = self.leaves()
         with torch.enable_grad(), self._twin.holding(leaves) as net:
             f = net(X)
         if not f.requires_grad:
-            return torch.zeros(self.n_params, dtype=torch.float64, device=self.device)
-        grads = torch.autograd.grad(
-            f, list(leaves.values()), u.to(f), allow_unused=True, materialize_grads=True
-        )
-        return torch.cat([g.flatten() for g in grads]).double()
+            return
+        for number, row in enumerate(total):
+            grads = torch.autograd.grad(
+                f, list(leaves.values()), U[..., number].to(f),
+                retain_graph=number + 1 < len(total), allow_unused=True, materialize_grads=True,
+            )  # fmt: skip
+            row += torch.cat([g.flatten() for g in grads])
 
-    def _leaves(self) -> dict[str, Tensor]:
+    def hessian_products(
+        self, X: Tensor, residual: Callable[[Tensor, slice], Tensor]
+    ) -> HessianProducts:
+        """Products with the exact Hessian of a loss Σ_i ℓ_i(f(x_i)), at these weights.
+
+        Parameters
+        ----------
+        X : Tensor of shape (n_samples, ...)
+        residual : callable
+            (f, part) -> ∂ℓ/∂f of the examples in the slice ``part``, both of shape (n, n_outputs);
+            differentiable in f, each row in its own alone.
+
+        Returns
+        -------
+        HessianProducts
+            A callable v -> H v, with the ``gradient`` and the ``outputs`` of the same pass. The
+            module's later changes do not reach it.
+
+        Raises
+        ------
+        ValueError
+            If torch's second derivatives of the module are not symmetric, and so are wrong.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from sk_dnn2gp.linearize import Linearization
+        >>> net = torch.nn.Linear(1, 1, bias=False, dtype=torch.float64)
+        >>> X = torch.tensor([[2.0]], dtype=torch.float64)
+        >>> product = Linearization(net).hessian_products(X, lambda f, part: f)  # ℓ = f²/2
+        >>> product(torch.ones(1)).item()  # x²
+        4.0
+        """
+        X, plan = self._prepared(X)
+        here = self if self._flat is not None else self.at(self.weights())
+        return HessianProducts(here, X, here._prepared(X)[1], residual)
+
+    def leaves(self) -> dict[str, Tensor]:
         """The weights, to be differentiated in."""
         named = self._named or dict(self._twin.net.named_parameters())
         return {name: named[name].detach().requires_grad_() for name in self.parameter_names}
 
     @contextmanager
-    def _running(self, plan: Plan) -> Iterator[Callable[[Tensor], Tensor]]:
-        """The network at these weights as a function; chains need no turn at the shared copy."""
-        if plan.chain is not None and self._named is not None:
-            yield partial(plan.chain.outputs, weights=self._chain_weights())
+    def running(
+        self, plan: Plan, weights: dict[str, Tensor] | None = None
+    ) -> Iterator[Callable[[Tensor], Tensor]]:
+        """The network as a function, at these weights or at tensors that stand for them.
+
+        Chains need no turn at the shared copy.
+        """
+        if weights is not None:
+            with self._twin.holding(weights) as net:
+                yield net
+        elif plan.chain is not None and self._named is not None:
+            yield partial(plan.chain.outputs, weights=self.chain_weights())
         else:
             with self._twin.holding(self._named) as net:
                 yield net
 
-    def _chain_weights(self) -> list:
+    def chain_weights(self) -> list:
         """Weights of the layers of a chain; given ones are found once."""
         if self._named is None:
             return self._twin.chain.weights()
@@ -556,7 +610,7 @@ class Linearization:
         if 24 * n * n2 * plan.n_outputs**2 > limit_in_bytes(self.memory_limit):
             return None
         X2 = None if X2 is None else self._prepared(X2)[0]
-        return plan.small.gram(X, X2, self._chain_weights(), scale, trace)
+        return plan.small.gram(X, X2, self.chain_weights(), scale, trace)
 
     def _sides(
         self, X: Tensor, X2: Tensor | None, c: Cotangents, c2: Cotangents
@@ -689,7 +743,7 @@ class Recording:
     def __init__(self, linearization: Linearization, X: Tensor, plan: Plan) -> None:
         self._of, self._twin, self._plan, self._X = linearization, linearization._twin, plan, X
         if plan.chain is not None:
-            self._weights = linearization._chain_weights()
+            self._weights = linearization.chain_weights()
             self._f, self._kept, self._calls = run_chain(plan.chain, X, self._weights)
         else:
             with self._twin.holding(linearization._named) as net:

@@ -32,11 +32,20 @@ _Loss = Callable[[Tensor], Tensor]
 
 
 def can_bend(steps: Sequence[tuple[Any, Any]]) -> bool:
-    """Whether a chain alternates dense layers and activations whose second derivative is known."""
-    kinds = [layer_slope[1] is None for layer_slope in steps]
-    alternate = all(a != b for a, b in zip(kinds, kinds[1:], strict=False))
+    """Whether dense layers alternate with activations whose second derivative is known.
+
+    What comes before the first dense layer holds no weights, and may be anything.
+    """
+    steps = steps[_before(steps) :]
+    dense = [slope is None for _, slope in steps]
+    alternate = all(a != b for a, b in zip(dense, dense[1:], strict=False))
     known = all(slope is None or type(layer) in _BENDS for layer, slope in steps)
-    return alternate and known and bool(kinds) and kinds[0] and kinds[-1]
+    return alternate and known and bool(dense) and dense[-1]
+
+
+def _before(steps: Sequence[tuple[Any, Any]]) -> int:
+    """How many steps come before the first dense layer."""
+    return next((k for k, (_, slope) in enumerate(steps) if slope is None), len(steps))
 
 
 class ChainPass:
@@ -55,9 +64,10 @@ class ChainPass:
 
     def __init__(self, chain: Any, weights: list, places: list, n_params: int, X: Tensor) -> None:
         self.outputs, kept = chain.forward(X, weights)
-        self._a, self._slopes = kept[0::2], kept[1::2]
+        first = _before(chain.steps)
+        self._a, self._slopes = kept[first::2], kept[first + 1 :: 2]
         self._W = [pair[0] for pair in weights if pair is not None]
-        self._kinds = [type(layer) for layer, slope in chain.steps if slope is not None]
+        self._kinds = [type(layer) for layer, slope in chain.steps[first:] if slope is not None]
         self._places, self._n_params = places, n_params
 
     def pull(self, u: Tensor) -> Tensor:

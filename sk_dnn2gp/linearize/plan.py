@@ -30,7 +30,7 @@ from .tape import Call, Twin, backward
 __all__ = ["Plan", "explicit_rows", "factors_from_calls", "make_plan"]
 
 # Relative disagreement that rounding may cause, generously: a wrong rule errs in the first digit.
-_TOLERANCE = {torch.float64: 1e-7, torch.float32: 2e-3}
+TOLERANCE = {torch.float64: 1e-7, torch.float32: 2e-3}
 
 
 @dataclass
@@ -42,6 +42,7 @@ class Plan:
     explicit_slots: tuple[Slot, ...]
     vectorised: bool = True
     by_example: bool = False
+    is_twice_differentiable: bool = False  # until that is checked
     chain: Chain | None = None
     small: SmallChain | None = None
     n_outputs: int = 0
@@ -190,7 +191,7 @@ def check_independent(net: nn.Module, sample: Tensor) -> None:
     f = f[: len(sample)]
     finite = torch.isfinite(f) & torch.isfinite(alone)
     scale = torch.where(finite, f, 0).abs().max() + torch.finfo(f.dtype).tiny
-    tolerance = _TOLERANCE.get(f.dtype, 2e-2)
+    tolerance = TOLERANCE.get(f.dtype, 2e-2)
     if bool(((f - alone).abs()[finite] > tolerance * scale).any()):
         raise ValueError(
             "module gives an example other outputs beside other examples than alone: it mixes "
@@ -322,7 +323,7 @@ def _agree(true: Tensor | None, found: Tensor | None, largest: float) -> bool:
         other = true if found is None else found
         return other is None or not bool(other.any())
     t = true.flatten()
-    relative = _TOLERANCE.get(t.dtype, 5e-2) * float(t.abs().max())
+    relative = TOLERANCE.get(t.dtype, 5e-2) * float(t.abs().max())
     allowed = max(relative, 100 * torch.finfo(t.dtype).eps * largest)
     return not bool(((t - found).abs() > allowed).any())
 
@@ -359,12 +360,12 @@ def _vectorised_rows(net: nn.Module, leaves: dict[str, Tensor], X: Tensor, C: Te
         rows = vmap(lambda row: pull(row)[0])(c.mT)
         return torch.cat([rows[n].flatten(1) for n in leaves], dim=1)
 
-    with _plain_attention():
+    with plain_attention():
         return vmap(one)(X, C).detach()
 
 
 @contextmanager
-def _plain_attention() -> Iterator[None]:
+def plain_attention() -> Iterator[None]:
     """Attention by matrix products: its fused kernels have no rule for vmap."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)

@@ -39,7 +39,7 @@ class SmallChain:
     """A chain as numpy runs it, with the slots of its layers' weights and biases."""
 
     def __init__(self, chain: Chain, slots: Sequence[tuple[Slot | None, Slot | None]]) -> None:
-        self.steps = [(layer, _ACTIVATIONS.get(type(layer))) for layer, _ in chain.steps]
+        self.steps = [(layer, _activation(layer)) for layer, _ in chain.steps]
         self.slots = list(slots)
         dense = [layer for layer, activation in self.steps if activation is None]
         self.n_outputs = dense[-1].out_features
@@ -94,14 +94,15 @@ class SmallChain:
     def _back(self, kept: list[NDArray], weights: Sequence) -> list[tuple[NDArray, NDArray | None]]:
         found: list[tuple[NDArray, NDArray | None]] = []
         g: Any = None
-        for place in range(len(self.steps) - 1, -1, -1):
+        first = next(i for i, (_, activation) in enumerate(self.steps) if activation is None)
+        for place in range(len(self.steps) - 1, first - 1, -1):
             activation = self.steps[place][1]
             if activation is not None:
                 g = np.eye(self.n_outputs) if g is None else g
                 g = g * kept[place][:, None]  # (R, O) or (n, R, O) times (n, 1, O)
                 continue
             found.append((kept[place], g))
-            if place:
+            if place > first:
                 W = _double(weights[place][0])
                 g = W if g is None else g @ W
         return found[::-1]
@@ -115,11 +116,21 @@ def small_chain(
         return None
     for layer, slope in chain.steps:
         weight = getattr(layer, "weight", None)
-        if weight is None and (slope is None or type(layer) not in _ACTIVATIONS):
+        if weight is None and (slope is None or _activation(layer) is None):
             return None
         if weight is not None and (weight.device.type, weight.dtype) not in _PLAIN:
             return None
     return SmallChain(chain, [slots[number] for number in chain.numbers])
+
+
+def _activation(layer: Any) -> tuple[Callable, Callable] | None:
+    """What numpy does in the place of a layer, and its slope from what comes out."""
+    if not hasattr(type(layer), "constant_slope"):
+        return _ACTIVATIONS.get(type(layer))
+    return (
+        lambda z: _double(layer.forward(torch.from_numpy(z))),
+        lambda h: np.broadcast_to(_double(layer.constant_slope()), h.shape),
+    )
 
 
 def _double(t: Tensor) -> NDArray:

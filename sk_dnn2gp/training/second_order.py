@@ -28,7 +28,15 @@ from ..optim.gauss_newton import SecantMemory
 from ..posterior import Posterior
 from .objective import Objective, Point
 
-__all__ = ["Minimum", "conjugate_gradients", "descend", "gauss_newton", "minimise", "newton"]
+__all__ = [
+    "Minimum",
+    "conjugate_gradients",
+    "descend",
+    "gauss_newton",
+    "inverse",
+    "minimise",
+    "newton",
+]
 
 # What factors A at a point; None where no factor fits, and the prior alone is the first matrix.
 Factorise = Callable[[Point], "Posterior | None"]
@@ -104,7 +112,7 @@ def descend(
     found = Minimum(point, factorise(point) if factor is None else factor, losses=[point.loss])
     while found.n_iter < max_iter:
         point = found.point
-        x = memory.solve(point.gradient, _inverse(found.factor, objective))
+        x = memory.solve(point.gradient, inverse(found.factor, objective))
         assert x is not None
         slope = float(point.gradient @ x)
         if slope <= gain:
@@ -136,8 +144,18 @@ def _searched(point: Point, x: Tensor, slope: float) -> Point | None:
     return None
 
 
-def _inverse(factor: Posterior | None, objective: Objective) -> Callable[[Tensor], Tensor]:
-    """A⁻¹, or the prior's own inverse where there is no factor."""
+def inverse(factor: Posterior | None, objective: Objective) -> Callable[[Tensor], Tensor]:
+    """v -> A⁻¹v, or by the prior's own inverse where there is no factor.
+
+    Parameters
+    ----------
+    factor : Posterior or None
+    objective : Objective
+
+    Returns
+    -------
+    callable
+    """
     return factor.solve if factor is not None else lambda v: v / objective.prior_precision
 
 
@@ -183,7 +201,7 @@ def newton(
         if norm <= tol * (1.0 + abs(point.loss)):
             found.converged = True
             break
-        solve = _inverse(found.factor, objective)
+        solve = inverse(found.factor, objective)
         if math.isnan(radius):
             radius = 3.0 * math.sqrt(float(point.gradient @ solve(point.gradient)))
             radius = max(radius, 0.3 * math.sqrt(point.squares))
