@@ -159,6 +159,11 @@ def _own_data(task: Task, module: nn.Module, device: Any) -> TrainingData:
     return task.data.astype(module_dtype(module)).to(device)
 
 
+def _exact_data(task: Task, own: TrainingData) -> TrainingData:
+    """In float64, targets and weights not rounded to the network's precision."""
+    return task.data.astype(torch.float64).to(own.X.device)
+
+
 def _start(task: Task, restart: int) -> tuple[nn.Module, Any]:
     """A network that is ready to train, and its skorch net where the user brought one."""
     if task.previous is not None:
@@ -184,7 +189,7 @@ def _second_order(task: Task, own: TrainingData, solver: FullBatch) -> Result:
     linearization.outputs(own.X[:1])
     linearization = linearization.at(linearization.weights())  # moves with no module
     ones = torch.ones(linearization.n_params, dtype=torch.float64, device=own.X.device)
-    data = own.astype(torch.float64)
+    data = _exact_data(task, own)
     objective = Objective(linearization, data, task.likelihood, task.prior_precision * ones)
     searcher = Searcher(
         objective,
@@ -303,7 +308,7 @@ def _at_module(
     delta = torch.as_tensor(delta, dtype=torch.float64, device=own.X.device)
     delta = delta.expand(whole.n_params)
     chosen = part_of(whole, parts, delta)
-    data = own.astype(torch.float64)
+    data = _exact_data(task, own)
     model = _model(parts, data, result.likelihood, chosen)
     gradient = model.gradient
     if task.rows is not None:
@@ -380,7 +385,13 @@ def _at_trained_weights(
     likelihood, delta = loss.likelihood, loss.prior_precision
     if task.freedom.is_any:
         delta, likelihood = maximise_at_fixed_weights(
-            module, own, likelihood, delta, task.freedom, task.specification, task.rows
+            module,
+            _exact_data(task, own),
+            likelihood,
+            delta,
+            task.freedom,
+            task.specification,
+            task.rows,
         )
     empty: Any = None
     result = Result(

@@ -91,7 +91,7 @@ def fit_variational(task: Task, result: Result, settings: Variational) -> Result
     for p in module.parameters():
         p.grad = None
     optimizer, likelihood, delta = training.optimizer, training.likelihood, training.delta
-    model = model_at(module, own, likelihood, delta, Full())
+    model = model_at(module, task.data.to(own.X.device), likelihood, delta, Full())
     curvature = optimizer.corrected_curvature().double()
     posterior: Posterior
     if diagonal:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ..exceptions import ConvergenceError
-from ..optim.curvature import Curvature, curvature_at
+from ..optim.curvature import Curvature, WeightSpaceCurvature, curvature_at
 from ..optim.gauss_newton import SecantMemory
 from ..posterior import Posterior
 from .objective import Objective, Point
@@ -203,7 +203,8 @@ def newton(
             break
         solve = inverse(found.factor, objective)
         if math.isnan(radius):
-            radius = 3.0 * math.sqrt(float(point.gradient @ solve(point.gradient)))
+            # In function space A⁻¹g is a difference: rounding may leave gᵀA⁻¹g below zero.
+            radius = 3.0 * math.sqrt(max(0.0, float(point.gradient @ solve(point.gradient))))
             radius = max(radius, 0.3 * math.sqrt(point.squares))
         accuracy = min(0.1, math.sqrt(norm / (1.0 + abs(point.loss))))
         step = _steihaug(point, solve, radius, accuracy)
@@ -468,4 +469,7 @@ def _curvature(point: Point, memory_limit: float | None) -> Curvature:
     objective = point.objective
     L = objective.likelihood.noise_precision_factor(point.outputs)
     L = L * objective.data.sample_weight.sqrt().to(L)[:, None, None]
-    return curvature_at(objective.linearization.at(point.w), objective.data.X, L, memory_limit)
+    linearization, delta = objective.linearization.at(point.w), objective.prior_precision
+    if bool((delta != delta[0]).any()):  # function space takes one δ for all weights
+        return WeightSpaceCurvature(linearization.ggn(objective.data.X, cotangents=L))
+    return curvature_at(linearization, objective.data.X, L, memory_limit)
