@@ -174,7 +174,6 @@ class BaseDNN2GP(BaseEstimator):
         freedom = Freedom(
             self.prior_precision == "auto", getattr(self, "noise_std", None) == "auto"
         )
-        tensor = input_tensor(X)
         standardize = None
         if self.net is None:
             standardize = _mean_and_scale(X, weight)
@@ -183,6 +182,7 @@ class BaseDNN2GP(BaseEstimator):
         source = NetworkSource(
             self.net, self.hidden_layer_sizes, self.activation, n_outputs, standardize
         )
+        tensor = source.inputs(input_tensor(X))
         previous = self._previous(source, tensor)
         prior = 1.0 if freedom.prior_precision else float(self.prior_precision)
         if previous is not None and freedom.prior_precision:
@@ -370,6 +370,7 @@ class BaseDNN2GP(BaseEstimator):
         X, y = self._validated(X, y, reset=False, multi_output=True)
         weight = _check_sample_weight(sample_weight, X, dtype=np.float64)
         weight = self._weighed(y, weight)
+        X, y, weight = X[weight > 0], y[weight > 0], weight[weight > 0]
         own = self.linear_model_
         model = LinearModel.from_laplace(
             own.linearization,

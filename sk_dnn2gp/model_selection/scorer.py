@@ -34,6 +34,8 @@ from sklearn.utils.validation import _num_samples, check_is_fitted
 
 from .._utils.random import draw_seed
 from ..evidence.spectrum import GroupedEvidence
+from ..inference import Variational, resolve_inference
+from ..posterior import Full, SubsetOfData, resolve_posterior
 
 __all__ = [
     "MarginalLikelihoodScorer",
@@ -361,7 +363,8 @@ def optimize_hyperparameters(
 
 def _own_kind(estimator: Any) -> str:
     """The evidence that the estimator itself reports."""
-    return "dual" if estimator.inference == "vi" else "laplace"
+    variational = isinstance(resolve_inference(estimator.inference), Variational)
+    return "dual" if variational and hasattr(estimator, "noise_std_") else "laplace"
 
 
 def _objective(estimator: Any, groups: str, kind: str) -> tuple[list[str], Any, Any]:
@@ -373,11 +376,17 @@ def _objective(estimator: Any, groups: str, kind: str) -> tuple[list[str], Any, 
             return estimator.log_marginal_likelihood(theta, True, kind=kind)
 
         return ["all"], np.zeros(model.n_params, dtype=np.intp), all_weights
-    if estimator.posterior == "diag":
-        raise ValueError("groups other than 'all' need the full GGN; posterior='diag' has none.")
+    posterior = resolve_posterior(estimator.posterior)
+    if isinstance(posterior, SubsetOfData):
+        posterior = resolve_posterior(posterior.posterior)
+    if not isinstance(posterior, Full):
+        raise ValueError(
+            "groups other than 'all' need the full GGN, which posterior="
+            f"{estimator.posterior!r} does not take. Use posterior='full'."
+        )
     names, index = _group_index(model.linearization, groups)
     sigma = getattr(estimator, "noise_std_", None)
-    evidence = GroupedEvidence.from_model(model, index, sigma, estimator.memory_limit)
+    evidence = GroupedEvidence.from_model(model, index, sigma, posterior.memory_limit)
     noise = [] if sigma is None else [sigma]
     # The change of units does not depend on θ: it is what the estimator's own number has more.
     own = estimator.log_marginal_likelihood(np.log([estimator.prior_precision_, *noise]), kind=kind)
