@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_consistent_length
 
-from ..model_selection.scorer import TrainingSetSplit
+from ..model_selection.split import TrainingSetSplit
 from .axes import BLUE, GREEN, ORANGE, new_axes
 
 __all__ = ["MarginalLikelihoodDisplay"]
