@@ -14,7 +14,7 @@ from .kernels import (
     NTKKernel,
     ResNetKernel,
 )
-from .model_selection.scorer import (
+from .model_selection import (
     TrainingSetSplit,
     evidence_path,
     marginal_likelihood_scorer,

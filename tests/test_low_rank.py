@@ -20,9 +20,8 @@ from sk_dnn2gp.likelihoods import Categorical, Gaussian
 from sk_dnn2gp.linear_model import LinearModel
 from sk_dnn2gp.linearize import Linearization
 from sk_dnn2gp.networks import MLP
-from sk_dnn2gp.posterior import low_rank, products
+from sk_dnn2gp.posterior import LowRank, LowRankPosterior, low_rank, products
 from sk_dnn2gp.posterior.kronecker import KroneckerPosterior
-from sk_dnn2gp.posterior import LowRank, LowRankPosterior
 from sk_dnn2gp.posterior.products import ScaledFeatures
 from sk_dnn2gp.posterior.refine import Preconditioner, conjugate_gradients
 from sk_dnn2gp.posterior.sketch import allowance, frobenius_bound, grow_sketch
