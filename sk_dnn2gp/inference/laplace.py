@@ -43,7 +43,7 @@ from ..likelihoods import Gaussian, Likelihood
 from ..linear_model import LinearModel
 from ..linearize import Linearization
 from ..posterior import Full, Posterior, PosteriorSpecification
-from ..training.first_order import BatchLoss, default_net, shown_as_net, train
+from ..training.first_order import BatchLoss, default_net, train
 from ..training.objective import Objective, Point, TrainingData, part_of
 from ..training.solvers import LBFGS, FirstOrder, FullBatch, GaussNewtonLM, automatic_solver
 from ..training.source import (
@@ -272,11 +272,10 @@ def _result_of(
     precisions = {
         name: float(found.objective.prior_precision[index == k][0]) for k, name in enumerate(names)
     }
-    net = shown_as_net(module, found.objective.likelihood, found.losses, own.X.device)
     exact = module_dtype(module) == torch.float64
     result = Result(
         module=module,
-        net=net,
+        net=None,
         likelihood=found.objective.likelihood,
         prior_precision=float(found.objective.prior_precision[index == len(names) - 1][0]),
         prior_precisions=precisions,
