@@ -248,7 +248,7 @@ def _factorise(task: Task, solver: FullBatch) -> Any:
     """Point -> the posterior there as a preconditioner; None where no factor fits."""
     exact = Full(solver.memory_limit)
 
-    def factorise(point: Point) -> Posterior | None:
+    def factorise(point: Point) -> Posterior:
         return exact.build(point.objective.linear_model(point.w))
 
     return (lambda point: None) if isinstance(solver, LBFGS) else factorise
