@@ -18,6 +18,7 @@ from .model_selection.scorer import (
     marginal_likelihood_scorer,
     optimize_hyperparameters,
 )
+from .persistence import load, save
 
 __all__ = [
     "ConvNetKernel",
@@ -32,6 +33,8 @@ __all__ = [
     "TrainingSetSplit",
     "__version__",
     "evidence_path",
+    "load",
     "marginal_likelihood_scorer",
     "optimize_hyperparameters",
+    "save",
 ]
