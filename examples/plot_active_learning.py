@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from sk_dnn2gp import DNN2GPRegressor
+from sk_dnn2gp.training import GaussNewtonLM
 
 
 def truth(x):
@@ -31,7 +32,7 @@ def run(choose, seed):
     for _ in range(15):
         model = DNN2GPRegressor(
             hidden_layer_sizes=(20,), prior_precision=0.1, noise_std=0.1, normalize_y=False,
-            tol=1e-3, max_iter=3000, random_state=0,
+            solver=GaussNewtonLM(tol=1e-3), random_state=0,
         ).fit(pool[known], labels[known])  # fmt: skip
         errors.append(np.sqrt(np.mean((model.predict(grid) - truth(grid[:, 0])) ** 2)))
         known.append(choose(model, known, np.random.RandomState(1000 * seed + len(known))))

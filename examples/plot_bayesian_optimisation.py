@@ -12,6 +12,7 @@ import numpy as np
 
 from sk_dnn2gp import DNN2GPRegressor
 from sk_dnn2gp.plotting import PredictiveDisplay
+from sk_dnn2gp.training import GaussNewtonLM
 
 
 def unknown(x):
@@ -21,19 +22,19 @@ def unknown(x):
 
 grid = np.linspace(-4, 4, 400)[:, None]
 looked = [-3.5, -0.5, 3.5]
-figure, axes = plt.subplots(1, 3, figsize=(14, 4), sharey=True, layout="constrained")
+figure, axes = plt.subplots(1, 3, figsize=(9, 3), sharey=True, layout="constrained")
 pictures = {3: axes[0], 8: axes[1], 14: axes[2]}
 for n in range(3, 15):
     X = np.array(looked)[:, None]
     y = unknown(X[:, 0])
     model = DNN2GPRegressor(
         hidden_layer_sizes=(30,), prior_precision=0.1, noise_std=0.02, normalize_y=False,
-        tol=1e-3, max_iter=3000, random_state=0,
+        solver=GaussNewtonLM(tol=1e-3), random_state=0,
     ).fit(X, y)  # fmt: skip
     mean, std = model.predict(grid), model.predict_std(grid, "latent")
     if n in pictures:
         axis = pictures[n]
-        PredictiveDisplay.from_estimator(model, grid, data=(X, y), ax=axis)
+        PredictiveDisplay.from_estimator(model, X, y, grid=grid, ax=axis)
         axis.plot(grid, unknown(grid), "--", color="tab:gray", label="unknown function")
         axis.set(title=f"{n} looks", ylim=(-1.5, 2.5))
         axis.legend(loc="lower left")

@@ -25,8 +25,7 @@ for axis, (title, rows) in zip(
     axes, {"4 eights to learn from": few, "all eights": train}.items(), strict=True
 ):
     model = DNN2GPClassifier(
-        hidden_layer_sizes=(15,), solver="adam", max_iter=60, prior_precision=1.0, random_state=0,
-        inference="linearized-vi",
+        hidden_layer_sizes=(15,), prior_precision=1.0, inference="linearized-vi", random_state=0,
     ).fit(X[rows], y[rows])  # fmt: skip
     UncertaintyDisplay.from_estimator(model, X[test], y[test], ax=axis)
     axis.set_title(f"{title} (accuracy {model.score(X[test], y[test]):.2f})")

@@ -15,6 +15,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from sk_dnn2gp import DNN2GPClassifier
+from sk_dnn2gp.training import FirstOrder
 
 
 class SmallCNN(nn.Sequential):
@@ -30,7 +31,7 @@ class SmallCNN(nn.Sequential):
 X, y = load_digits(return_X_y=True)
 X = (X / 16 - 0.5).reshape(-1, 1, 8, 8).astype(np.float32)
 model = DNN2GPClassifier(
-    SmallCNN, solver="adam", learning_rate=3e-3, max_iter=30, batch_size=100,
+    SmallCNN, solver=FirstOrder(learning_rate=3e-3, max_iter=30, batch_size=100),
     posterior="last_layer", link="contrast", random_state=0,
 ).fit(X[:1000], y[:1000])  # fmt: skip
 print(f"accuracy on new digits {model.score(X[1000:], y[1000:]):.3f}")

@@ -15,6 +15,7 @@ from torch import nn
 
 from sk_dnn2gp import DNN2GPClassifier, NTKKernel
 from sk_dnn2gp.plotting import KernelDisplay
+from sk_dnn2gp.training import FirstOrder
 
 
 class SmallCNN(nn.Sequential):
@@ -35,7 +36,7 @@ class SmallCNN(nn.Sequential):
 X, y = load_digits(return_X_y=True)
 X = (X / 16 - 0.5).reshape(-1, 1, 8, 8).astype(np.float32)
 model = DNN2GPClassifier(
-    SmallCNN, solver="adam", max_iter=30, batch_size=100, prior_precision=1.0,
+    SmallCNN, solver=FirstOrder(max_iter=30, batch_size=100), prior_precision=1.0,
     posterior="last_layer", random_state=0,
 ).fit(X[:1000], y[:1000])  # fmt: skip
 print(f"accuracy on new digits: {model.score(X[1000:], y[1000:]):.3f}")
@@ -47,7 +48,7 @@ print(f"accuracy on new digits: {model.score(X[1000:], y[1000:]):.3f}")
 
 torch.manual_seed(0)
 few = slice(1000, 1250)
-figure, axes = plt.subplots(1, 2, figsize=(10, 4.5), layout="constrained")
+figure, axes = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
 for axis, (title, network) in zip(
     axes, {"untrained": SmallCNN(), "trained": model.module_}.items(), strict=True
 ):

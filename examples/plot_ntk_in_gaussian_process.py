@@ -30,7 +30,7 @@ kernels = {
     "tangent kernel, random network": ConstantKernel() * NTKKernel(MLP(1, (50,), 1)),
     "tangent kernel, trained network": ConstantKernel() * NTKKernel(trained.module_),
 }
-figure, axes = plt.subplots(1, 3, figsize=(14, 4), sharey=True, layout="constrained")
+figure, axes = plt.subplots(1, 3, figsize=(9.5, 3.6), sharey=True, layout="constrained")
 for axis, (name, kernel) in zip(axes, kernels.items(), strict=True):
     gp = GaussianProcessRegressor(kernel + WhiteKernel(0.1), random_state=0).fit(X, y)
     mean, total = gp.predict(grid, return_std=True)

@@ -15,6 +15,8 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from sk_dnn2gp import DNN2GPClassifier
+from sk_dnn2gp.inference import Variational
+from sk_dnn2gp.training import FirstOrder
 
 
 class SmallCNN(nn.Sequential):
@@ -32,8 +34,8 @@ X = (X / 16 - 0.5).reshape(-1, 1, 8, 8).astype(np.float32)
 known = np.flatnonzero(y < 2)
 train, new = known[:240], known[240:]
 model = DNN2GPClassifier(
-    SmallCNN, solver="adam", max_iter=60, prior_precision=1.0, inference="vi", posterior="diag",
-    vi_epochs=100, random_state=0,
+    SmallCNN, solver=FirstOrder(max_iter=60), prior_precision=1.0,
+    inference=Variational(max_iter=100), posterior="diag", random_state=0,
 ).fit(X[train], y[train])  # fmt: skip
 print(f"accuracy on new zeros and ones: {model.score(X[new], y[new]):.3f}")
 

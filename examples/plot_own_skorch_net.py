@@ -66,10 +66,10 @@ same = np.allclose(frozen.predict(X), trained.predict(X)[:, 0], atol=1e-5)
 print(f"frozen: δ = {frozen.prior_precision_:.3g}, σ = {frozen.noise_std_:.3g}; same mean: {same}")
 
 grid = np.linspace(X.min() - 1, X.max() + 1, 300, dtype=np.float32)[:, None]
-figure, axes = plt.subplots(1, 2, figsize=(11, 4), sharey=True, layout="constrained")
+figure, axes = plt.subplots(1, 2, figsize=(9, 3.5), sharey=True, layout="constrained")
 for axis, (title, model) in zip(
     axes, {"trained inside": inside, "frozen": frozen}.items(), strict=True
 ):
-    PredictiveDisplay.from_estimator(model, grid, data=(X, y), ax=axis)
+    PredictiveDisplay.from_estimator(model, X, y, grid=grid, ax=axis)
     axis.set(title=title, ylim=(-4, 4))
 plt.show()

@@ -12,6 +12,7 @@ import numpy as np
 
 from sk_dnn2gp import DNN2GPRegressor
 from sk_dnn2gp.datasets import make_sine_with_gap
+from sk_dnn2gp.inference import Variational
 from sk_dnn2gp.plotting import PredictiveDisplay
 
 X, y = make_sine_with_gap(80, random_state=0)
@@ -25,12 +26,12 @@ settings = {
 }
 models = {
     "DNN2GP-Laplace": DNN2GPRegressor(**settings),
-    "DNN2GP-VI": DNN2GPRegressor(**settings, inference="vi", vi_epochs=300),
+    "DNN2GP-VI": DNN2GPRegressor(**settings, inference=Variational(max_iter=300)),
 }
-figure, axes = plt.subplots(1, 3, figsize=(14, 4), sharey=True, layout="constrained")
+figure, axes = plt.subplots(1, 3, figsize=(9.5, 3.6), sharey=True, layout="constrained")
 for axis, (name, model) in zip(axes, models.items(), strict=False):
     model.fit(X, y)
-    PredictiveDisplay.from_estimator(model, grid, data=(X, y), ax=axis)
+    PredictiveDisplay.from_estimator(model, X, y, grid=grid, ax=axis)
     std = model.predict_std(grid, "latent")
     at_data = model.predict_std(X, "latent").mean()
     axis.set_title(f"{name}\nlargest epistemic std / mean at the data: {std.max() / at_data:.1f}")

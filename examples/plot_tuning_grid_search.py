@@ -27,9 +27,8 @@ def toy_data(n_samples, random_state):
 
 X, y = toy_data(100, 0)
 base = DNN2GPRegressor(
-    hidden_layer_sizes=(20,), prior_precision=0.6, noise_std=1.0, normalize_y=False, tol=1e-6,
-    random_state=0,
-)  # fmt: skip
+    hidden_layer_sizes=(20,), prior_precision=0.6, noise_std=1.0, normalize_y=False, random_state=0
+)
 
 # %%
 # Three lines each: the scorer, the split that trains and scores on all rows, the search
@@ -43,12 +42,12 @@ grids = {
     "hidden_layer_sizes": [(1,), (2,), (3,), (5,), (10,), (20,)],
 }
 scoring = {"evidence": marginal_likelihood_scorer, "mse": "neg_mean_squared_error"}
-figure, axes = plt.subplots(1, 3, figsize=(14, 4), layout="constrained")
+figure, axes = plt.subplots(1, 3, figsize=(9.5, 3.6), layout="constrained")
 for axis, (name, values) in zip(axes, grids.items(), strict=True):
     search = GridSearchCV(
         base, {name: values}, scoring=scoring, refit="evidence", cv=TrainingSetSplit()
     ).fit(X, y)
-    MarginalLikelihoodDisplay.from_estimator(search, name, evidence="evidence", loss="mse", ax=axis)
+    MarginalLikelihoodDisplay.from_search(search, name, evidence="evidence", loss="mse", ax=axis)
     print(f"{name}: chosen {search.best_params_[name]}")
 plt.show()
 

@@ -6,13 +6,15 @@ from .estimators.nngp_classifier import NNGPClassifier
 from .estimators.regressor import DNN2GPRegressor
 from .kernels import (
     ConvNetKernel,
+    InfiniteNetworkKernel,
     InfiniteNTKKernel,
+    NNGPFeatures,
     NNGPKernel,
     NTKFeatures,
     NTKKernel,
     ResNetKernel,
 )
-from .model_selection.scorer import (
+from .model_selection import (
     TrainingSetSplit,
     evidence_path,
     marginal_likelihood_scorer,
@@ -25,7 +27,9 @@ __all__ = [
     "DNN2GPClassifier",
     "DNN2GPRegressor",
     "InfiniteNTKKernel",
+    "InfiniteNetworkKernel",
     "NNGPClassifier",
+    "NNGPFeatures",
     "NNGPKernel",
     "NTKFeatures",
     "NTKKernel",

@@ -22,6 +22,7 @@ from sk_dnn2gp.plotting import (
     PredictiveDisplay,
     UncertaintyDisplay,
 )
+from sk_dnn2gp.training import FirstOrder
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +54,7 @@ def test_predictive_of_an_estimator():
     ).fit(X, y)
     grid = np.linspace(3, -3, 7)[:, None]
     _, ax = plt.subplots()
-    display = PredictiveDisplay.from_estimator(model, grid, data=(X, y), ax=ax)
+    display = PredictiveDisplay.from_estimator(model, X, y, grid=grid, ax=ax)
     assert display.ax_ is ax and display.figure_ is ax.figure
     order = np.argsort(grid[:, 0])
     np.testing.assert_array_equal(display.line_.get_ydata(), model.predict(grid)[order])
@@ -63,8 +64,15 @@ def test_predictive_of_an_estimator():
         # The last digits differ with the number of rows predicted at once.
         np.testing.assert_allclose(band_at(band, 3.0), (mean - 2 * std, mean + 2 * std), rtol=1e-10)
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("x", "y")
-    with pytest.raises(ValueError, match="one column"):
-        PredictiveDisplay.from_estimator(model, np.ones((3, 2)))
+    whole = PredictiveDisplay.from_estimator(model, X, margin=0.5)
+    width = X.max() - X.min()
+    np.testing.assert_allclose(
+        whole.x[[0, -1]], [X.min() - width / 2, X.max() + width / 2], rtol=1e-15
+    )
+    assert whole.data_ is None
+    for wrong in ({"X": np.ones((3, 2))}, {"X": X, "grid": np.ones(3)}):
+        with pytest.raises(ValueError, match="one column"):
+            PredictiveDisplay.from_estimator(model, **wrong)
 
 
 def test_kernel_is_sorted_and_marked(classifier):
@@ -133,7 +141,7 @@ def test_marginal_likelihood_of_a_search():
         "std_train_mse": np.zeros(2),
     }
     search = Bunch(cv_results_=results, n_splits_=5)
-    display = MarginalLikelihoodDisplay.from_estimator(
+    display = MarginalLikelihoodDisplay.from_search(
         search, "delta", evidence="evidence", loss="mse"
     )
     assert display.lines_["test loss"].get_ydata().tolist() == [3, 4]
@@ -141,15 +149,15 @@ def test_marginal_likelihood_of_a_search():
     assert display.stars_["evidence"].get_xdata().tolist() == [10]
     assert display.ax_.get_xlabel() == "delta" and "train loss" in display.lines_
     with pytest.raises(ValueError, match="no metric 'score'"):
-        MarginalLikelihoodDisplay.from_estimator(search, "delta")
+        MarginalLikelihoodDisplay.from_search(search, "delta")
     with pytest.raises(ValueError, match="'sigma' alone"):
-        MarginalLikelihoodDisplay.from_estimator(search, "sigma")
+        MarginalLikelihoodDisplay.from_search(search, "sigma")
 
 
 @pytest.mark.parametrize("split", [TrainingSetSplit(), 2])
 def test_marginal_likelihood_of_a_grid_search_over_widths(split):
     X, y = make_sine_with_gap(30, random_state=0)
-    model = DNN2GPRegressor(prior_precision=0.3, noise_std=0.5, solver="adam", max_iter=30)
+    model = DNN2GPRegressor(prior_precision=0.3, noise_std=0.5, solver=FirstOrder(max_iter=30))
     search = GridSearchCV(
         model,
         {"hidden_layer_sizes": [(4,), (1,), (2,)]},
@@ -157,7 +165,7 @@ def test_marginal_likelihood_of_a_grid_search_over_widths(split):
         refit="evidence",
         cv=split,
     ).fit(X, y)
-    display = MarginalLikelihoodDisplay.from_estimator(
+    display = MarginalLikelihoodDisplay.from_search(
         search, "hidden_layer_sizes", evidence="evidence", loss="mse"
     )
     label = "test loss" if split == 2 else "train loss"
@@ -165,9 +173,17 @@ def test_marginal_likelihood_of_a_grid_search_over_widths(split):
     assert display.lines_[label].get_xdata().tolist() == [1, 2, 4]
     mean = search.cv_results_["mean_test_mse"]
     np.testing.assert_array_equal(display.lines_[label].get_ydata(), -mean[[1, 2, 0]])
+    if split != 2:
+        drawn = MarginalLikelihoodDisplay.from_estimator(
+            model, X, y, param_name="hidden_layer_sizes", param_range=[(4,), (1,), (2,)],
+            loss="neg_mean_squared_error",
+        )  # fmt: skip
+        for name in ("evidence", label):
+            curves = [d.lines_[name].get_ydata() for d in (drawn, display)]
+            np.testing.assert_array_equal(*curves)
     search.cv_results_["param_hidden_layer_sizes"][0] = (4, 4)
     with pytest.raises(ValueError, match=r"took the value \(4, 4\): only numbers"):
-        MarginalLikelihoodDisplay.from_estimator(
+        MarginalLikelihoodDisplay.from_search(
             search, "hidden_layer_sizes", evidence="evidence", loss="mse"
         )
 

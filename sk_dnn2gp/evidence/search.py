@@ -44,6 +44,7 @@ from ..training.second_order import (
 from .spectrum import log_marginal_likelihood
 
 __all__ = [
+    "MANY",
     "Found",
     "Freedom",
     "NOISE_STD_BOUNDS",
@@ -67,15 +68,15 @@ _STRONG, _ABOVE = math.log(100.0), (2.5, 0.0, 1.0)
 # Steps of θ on the way, at most so many in a direction, and how far E may lie below its best.
 _STEP, _STEPS = 1.0, 24
 # Nats that a rough minimum may still be above its bottom, and steps to get there.
-_ROUGH, _ROUGH_STEPS = 0.03, 150
+_ROUGH, _ROUGH_STEPS = 0.03, 80
 # The derivative, in nats, that counts as none; its difference quotient's step; most secants.
 _STATIONARY, _DIFFERENCE, _SECANTS = 3e-4, 1e-3, 12
 # Of ẇ, in the norm of A⁻¹, and products to get there.
 _ACCURACY, _PRODUCTS = 1e-4, 200
 # Rows of the part of many on which starts are tried, and by how much parts grow to the whole.
-_MANY, _GROWTH = 4096, 16
-# Nats lost in a secant that tell of another minimum.
-_LOST = 0.5
+MANY, _GROWTH = 4096, 16
+# Nats lost in a secant that tell of another minimum, and how often that is borne.
+_LOST, _LOST_MOST = 0.5, 2
 
 
 @dataclass(frozen=True)
@@ -209,7 +210,7 @@ class Searcher:
         self.damped = damped
         self.objective, self.freedom = objective, freedom
         self.specification, self.factorise, self.rows = specification, factorise, rows
-        self.tol, self.max_iter = tol, max_iter
+        self.tol, self.left = tol, max_iter
 
     def first(self, w: Tensor, theta: float) -> Trial:
         """The rough minimum at θ from weights that have not been trained."""
@@ -261,8 +262,12 @@ class Searcher:
 
     def _exactly(self, objective: Objective, w: Tensor, factor: Posterior | None) -> Minimum:
         if self.damped:
-            return gauss_newton(objective, w, self.tol, self.max_iter)
-        return minimise(objective, w, self.factorise, factor, self.tol, self.max_iter)
+            minimum = gauss_newton(objective, w, self.tol, self.left)
+        else:
+            minimum = minimise(objective, w, self.factorise, factor, self.tol, self.left)
+        if self.freedom.is_any:  # the steps of all minima on the way to the best θ count together
+            self.left = max(1, self.left - minimum.n_iter)
+        return minimum
 
     def _judged(self, objective: Objective, theta: float, minimum: Minimum) -> Trial:
         """The evidence at a minimum, with the best σ where it is free together with δ."""
@@ -276,7 +281,7 @@ class Searcher:
             evidence = log_marginal_likelihood(posterior)
         except LinAlgError:
             return Trial(theta, minimum, objective, None, -math.inf)
-        if self.specification.is_network_process and self.rows is None:
+        if posterior.is_exact and self.specification.is_network_process and self.rows is None:
             minimum.factor = posterior
         evidence = evidence if math.isfinite(evidence) else -math.inf
         return Trial(theta, minimum, objective, posterior, evidence)
@@ -314,11 +319,11 @@ class Searcher:
     @property
     def scale(self) -> float:
         """How much more than a small data set's an evidence is: tolerances in nats grow with it."""
-        return max(1.0, len(self.objective.data) / _MANY)
+        return max(1.0, len(self.objective.data) / MANY)
 
     def of_few(self) -> Searcher:
         """The same on a part of many rows, where starts and steps cost little."""
-        return self._of_first(_MANY)
+        return self._of_first(MANY)
 
     def _of_first(self, n: int) -> Searcher:
         """On the first rows of a fixed random order."""
@@ -371,11 +376,11 @@ class Searcher:
     def polish(self, trial: Trial) -> tuple[Trial, float]:
         """To a true minimum where dE/dθ = 0, by secants within what is known to hold it."""
         here = self.moved(trial, 0.0, exact=True)
-        slope, best = self.slope(here), (here, math.nan)
-        best = (here, slope)
+        slope = self.slope(here)
+        best, lost = (here, slope), 0
         step = math.copysign(min(0.3, max(0.02, 0.2 * abs(slope))), slope)
         for _ in range(_SECANTS):
-            if not abs(slope) > _STATIONARY * self.scale:
+            if not abs(slope) > _STATIONARY * self.scale or self.left <= 1:
                 break
             low, high = self.freedom.room(here.objective)
             step = min(max(step, low), high)
@@ -386,6 +391,9 @@ class Searcher:
             logger.debug("theta %.4f, evidence %.4f, slope %.2e", there.theta, there.evidence, new)
             if not math.isfinite(new) or there.evidence < here.evidence - _LOST:
                 step *= 0.25  # another minimum, with less evidence: nearer
+                lost += 1
+                if lost > _LOST_MOST:
+                    break
                 continue
             if abs(new) < abs(best[1]) or there.evidence > best[0].evidence:
                 best = (there, new)

@@ -28,6 +28,7 @@ from .._utils.random import seeded
 from .._utils.threads import few_threads
 from ..evidence.groups import choose_groups, weight_groups
 from ..evidence.search import (
+    MANY,
     NOISE_STD_BOUNDS,
     PRIOR_PRECISION_BOUNDS,
     Found,
@@ -42,7 +43,7 @@ from ..likelihoods import Gaussian, Likelihood
 from ..linear_model import LinearModel
 from ..linearize import Linearization
 from ..posterior import Full, Posterior, PosteriorSpecification
-from ..training.first_order import BatchLoss, default_net, shown_as_net, train
+from ..training.first_order import BatchLoss, default_net, train
 from ..training.objective import Objective, Point, TrainingData, part_of
 from ..training.solvers import LBFGS, FirstOrder, FullBatch, GaussNewtonLM, automatic_solver
 from ..training.source import (
@@ -58,7 +59,7 @@ __all__ = ["Task", "fit_laplace"]
 logger = logging.getLogger("sk_dnn2gp")
 
 # Operations that the starts of a search may take together, and the most starts.
-_OPERATIONS, _MOST_STARTS = 6e10, 6
+_OPERATIONS, _MOST_STARTS = 1.6e10, 4
 # What a start costs, in factors and in passes.
 _FACTORS, _PASSES = 12, 400
 
@@ -235,9 +236,10 @@ def _n_starts(task: Task, linearization: Linearization, data: TrainingData) -> i
         return int(task.n_restarts)
     if not (task.freedom.is_any and task.source.draws_weights):
         return 1
-    n_rows, P = data.total_weight * task.source.n_outputs, linearization.n_params
+    tried = min(data.total_weight, 2 * MANY)
+    n_rows, P = tried * task.source.n_outputs, linearization.n_params
     size = min(n_rows, P)
-    operations = _FACTORS * (n_rows * P * size / 2 + size**3 / 3) + _PASSES * 6 * len(data) * P
+    operations = _FACTORS * (n_rows * P * size / 2 + size**3 / 3) + _PASSES * 6 * n_rows * P
     return int(min(_MOST_STARTS, max(1, _OPERATIONS // operations)))
 
 
@@ -270,11 +272,10 @@ def _result_of(
     precisions = {
         name: float(found.objective.prior_precision[index == k][0]) for k, name in enumerate(names)
     }
-    net = shown_as_net(module, found.objective.likelihood, found.losses, own.X.device)
     exact = module_dtype(module) == torch.float64
     result = Result(
         module=module,
-        net=net,
+        net=None,
         likelihood=found.objective.likelihood,
         prior_precision=float(found.objective.prior_precision[index == len(names) - 1][0]),
         prior_precisions=precisions,

@@ -1,12 +1,15 @@
-"""Choosing hyperparameters by the evidence, without validation data (MATH 8)."""
+"""Choosing hyperparameters by the evidence, without validation data (:ref:`math-evidence`).
 
-from .scorer import (
-    MarginalLikelihoodScorer,
-    TrainingSetSplit,
-    evidence_path,
-    marginal_likelihood_scorer,
-    optimize_hyperparameters,
-)
+scorer   the log marginal likelihood, for the searches of scikit-learn
+split    all rows for training and for scoring
+paths    the evidence over δ and σ at the trained weights, and its maximum
+inside   the estimator in a Pipeline, a TransformedTargetRegressor or a search
+target   what a transformation of y does to a density
+"""
+
+from .paths import evidence_path, optimize_hyperparameters
+from .scorer import MarginalLikelihoodScorer, marginal_likelihood_scorer
+from .split import TrainingSetSplit
 
 __all__ = [
     "MarginalLikelihoodScorer",

@@ -55,18 +55,48 @@ class PredictiveDisplay:
 
     @classmethod
     def from_estimator(
-        cls, estimator: Any, X: ArrayLike, *, data: Any = None, ax: Any = None
+        cls,
+        estimator: Any,
+        X: ArrayLike,
+        y: Any = None,
+        *,
+        grid: Any = None,
+        margin: float = 0.1,
+        ax: Any = None,
     ) -> PredictiveDisplay:
-        """Draw a fitted DNN2GPRegressor of one feature and one output at X.
+        """Draw a fitted DNN2GPRegressor of one feature and one output, and the data (X, y).
 
-        Raises ValueError if X has more than one column.
+        Parameters
+        ----------
+        estimator : DNN2GPRegressor
+            Fitted.
+        X : array-like of shape (n_samples, 1)
+            Inputs of the data, over whose range and a ``margin`` (a part of it) it is drawn.
+        y : array-like of shape (n_samples,), default=None
+            Targets to be scattered.
+        grid : array-like of shape (n_points, 1), default=None
+            Where it is drawn instead.
+        margin : float, default=0.1
+        ax : Axes, default=None
+
+        Returns
+        -------
+        PredictiveDisplay
+
+        Raises
+        ------
+        ValueError
+            If X or the grid has not one column, or X and y are not of one length.
         """
-        X = np.asarray(X, dtype=float)
-        if X.ndim != 2 or X.shape[1] != 1:
-            raise ValueError(f"X must have one column to be drawn along, got shape {X.shape}.")
-        parts = estimator.predict_uncertainty(X)
+        X = _one_column(X, "X")
+        if grid is None:
+            width = margin * (X.max() - X.min())
+            grid = np.linspace(X.min() - width, X.max() + width, 300)[:, None].astype(X.dtype)
+        grid = _one_column(grid, "grid")
+        parts = estimator.predict_uncertainty(grid)
         stds = np.sqrt(parts.epistemic), np.sqrt(parts.total)
-        return cls.from_predictions(X, estimator.predict(X), *stds, data=data, ax=ax)
+        data = None if y is None else (X, y)
+        return cls.from_predictions(grid, estimator.predict(grid), *stds, data=data, ax=ax)
 
     @classmethod
     def from_predictions(
@@ -108,6 +138,14 @@ class PredictiveDisplay:
         return self.ax_.fill_between(
             self.x, low, high, color=BLUE, alpha=alpha, linewidth=0, label=label
         )
+
+
+def _one_column(X: Any, name: str) -> NDArray:
+    X = np.asarray(X)
+    X = X if np.issubdtype(X.dtype, np.floating) else X.astype(float)
+    if X.ndim != 2 or X.shape[1] != 1:
+        raise ValueError(f"{name} must have one column to be drawn along, got shape {X.shape}.")
+    return X
 
 
 class CoverageDisplay:

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from sklearn.model_selection import GridSearchCV
 from sklearn.utils.validation import check_consistent_length
 
-from ..model_selection.scorer import TrainingSetSplit
+from ..model_selection import TrainingSetSplit, marginal_likelihood_scorer
 from .axes import BLUE, GREEN, ORANGE, new_axes
 
 __all__ = ["MarginalLikelihoodDisplay"]
@@ -50,6 +51,60 @@ class MarginalLikelihoodDisplay:
     @classmethod
     def from_estimator(
         cls,
+        estimator: Any,
+        X: Any,
+        y: Any,
+        *,
+        param_name: str,
+        param_range: Any,
+        loss: str | None = None,
+        n_jobs: int | None = None,
+        ax: Any = None,
+    ) -> MarginalLikelihoodDisplay:
+        """Fit a clone at each value of one parameter, and draw its evidence.
+
+        As :class:`sklearn.model_selection.ValidationCurveDisplay` does, with all rows for training.
+
+        Parameters
+        ----------
+        estimator : DNN2GPRegressor, DNN2GPClassifier, or a Pipeline of one
+        X : array-like of shape (n_samples, ...)
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+        param_name : str
+        param_range : sequence
+            Its values: numbers, or sequences of one, as ``hidden_layer_sizes`` takes.
+        loss : str, default=None
+            Name of a scorer of scikit-learn whose opposite is drawn as a training loss, such as
+            "neg_mean_squared_error".
+        n_jobs : int, default=None
+        ax : Axes, default=None
+
+        Returns
+        -------
+        MarginalLikelihoodDisplay
+
+        Raises
+        ------
+        ValueError
+            If a value cannot be drawn along an axis.
+        """
+        scoring: dict[str, Any] = {"evidence": marginal_likelihood_scorer}
+        if loss is not None:
+            scoring["loss"] = loss
+        search = GridSearchCV(
+            estimator,
+            {param_name: list(param_range)},
+            scoring=scoring,
+            refit=False,
+            cv=TrainingSetSplit(),
+            n_jobs=n_jobs,
+        ).fit(X, y)
+        shown = None if loss is None else "loss"
+        return cls.from_search(search, param_name, evidence="evidence", loss=shown, ax=ax)
+
+    @classmethod
+    def from_search(
+        cls,
         search: Any,
         parameter: str,
         *,
@@ -59,12 +114,27 @@ class MarginalLikelihoodDisplay:
     ) -> MarginalLikelihoodDisplay:
         """Draw a fitted search over one parameter.
 
-        ``evidence`` and ``loss`` name metrics of its ``scoring``; the loss is drawn with its sign
-        turned, as scikit-learn's scorers of losses are negative. It is a training loss if the
-        search's ``cv`` is a :class:`~sk_dnn2gp.model_selection.TrainingSetSplit`. The parameter's
-        values are numbers or sequences of one, as ``hidden_layer_sizes`` takes. Raises ValueError
-        if they are anything else, if the search has no such parameter or metric, or varied others
-        too.
+        Parameters
+        ----------
+        search : GridSearchCV or another search
+            Fitted. Its loss is a training loss if its ``cv`` is a
+            :class:`~sk_dnn2gp.model_selection.TrainingSetSplit`.
+        parameter : str
+            Its values are numbers or sequences of one, as ``hidden_layer_sizes`` takes.
+        evidence, loss : str
+            Metrics of the search's ``scoring``; the loss is drawn with its sign turned, as
+            scikit-learn's scorers of losses are negative.
+        ax : Axes, default=None
+
+        Returns
+        -------
+        MarginalLikelihoodDisplay
+
+        Raises
+        ------
+        ValueError
+            If values cannot be drawn along an axis, if the search has no such parameter or metric,
+            or varied others too.
         """
         results, key = search.cv_results_, f"param_{parameter}"
         varied = sorted(name for name in results if name.startswith("param_"))

@@ -1,0 +1,84 @@
+"""The estimator inside a Pipeline, a TransformedTargetRegressor or a fitted search."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numpy.typing import ArrayLike
+from sklearn.compose import TransformedTargetRegressor
+from sklearn.pipeline import Pipeline
+from sklearn.utils.validation import check_is_fitted
+
+from .target import transformed_target
+
+__all__ = ["estimator_inside", "unwrapped"]
+
+
+def unwrapped(
+    estimator: Any, X: Any, y: Any, weight: ArrayLike | None = None
+) -> tuple[Any, Any, Any, float]:
+    """The estimator inside, its X and y, and Σ s log|∂z/∂y| of what was done to y on the way.
+
+    Parameters
+    ----------
+    estimator : estimator
+        Fitted.
+    X : array-like, or None
+        What the outermost estimator's ``predict`` would take.
+    y : array-like, or None
+        None leaves X and y aside.
+    weight : array-like of shape (n_samples,), optional
+
+    Returns
+    -------
+    estimator, X, y, offset
+
+    Raises
+    ------
+    TypeError
+        If the estimator inside has no marginal likelihood of given data.
+    ValueError
+        If y went through a transformation whose density cannot be followed.
+    """
+    check_is_fitted(estimator)
+    offset = 0.0
+    while True:
+        if isinstance(estimator, Pipeline):
+            if y is not None and len(estimator) > 1:
+                X = estimator[:-1].transform(X)
+            estimator = estimator[-1]
+        elif isinstance(estimator, TransformedTargetRegressor):
+            if y is not None:
+                y, change = transformed_target(estimator, y, weight)
+                offset += change
+            estimator = estimator.regressor_
+        elif hasattr(estimator, "best_estimator_"):
+            estimator = estimator.best_estimator_
+        else:
+            break
+    if not hasattr(estimator, "linear_model_"):
+        raise TypeError(
+            f"{type(estimator).__name__} has no marginal likelihood of given data. It is of "
+            "DNN2GPRegressor and DNN2GPClassifier, also as the last step of a Pipeline, inside a "
+            "TransformedTargetRegressor, or chosen by a fitted search."
+        )
+    return estimator, X, y, offset
+
+
+def estimator_inside(estimator: Any) -> Any:
+    """The fitted DNN2GPRegressor or DNN2GPClassifier alone.
+
+    Parameters
+    ----------
+    estimator : estimator
+
+    Returns
+    -------
+    DNN2GPRegressor or DNN2GPClassifier
+
+    Raises
+    ------
+    TypeError
+        If there is none inside.
+    """
+    return unwrapped(estimator, None, None)[0]
