@@ -45,7 +45,6 @@ from .linear_model import LinearModel
 from .linearize import Linearization
 from .networks import MLP
 from .posterior.precision import DensePrecision, DiagonalPrecision
-from .training.first_order import shown_as_net
 
 __all__ = ["load", "save"]
 
@@ -419,13 +418,13 @@ def _estimator(content: dict, reader: _Reader, module: Any, device: Any) -> Any:
     network = network.to(device).eval()
     result = _result(content["result"], reader, network, device)
     net = module if content["net"] == "own" else None
-    if content["net"] == "frozen":
-        net = FrozenEstimator(result.net)
     estimator = _ESTIMATORS[content["estimator"]](net=net, **parameters)
     if str(device) != content["device"]:
         estimator.set_params(device=str(device))
     vars(estimator).update(attributes)
     estimator._show(result, _weights_of_all(result, attributes["_fit_sample_weight"]))
+    if content["net"] == "frozen":
+        estimator.net = FrozenEstimator(estimator.net_)
     return estimator
 
 
@@ -497,7 +496,7 @@ def _result(content: dict, reader: _Reader, module: nn.Module, device: torch.dev
     model = _model(content["model"], reader, module, device)
     return Result(
         module=module,
-        net=shown_as_net(module, likelihood, plain["loss_curve"], device),
+        net=None,  # made when it is asked for
         likelihood=likelihood,
         model=model,
         posterior=_posterior_of(content["posterior"], reader, model, device),
