@@ -20,6 +20,7 @@ from .model_selection import (
     marginal_likelihood_scorer,
     optimize_hyperparameters,
 )
+from .persistence import load, save
 
 __all__ = [
     "ConvNetKernel",
@@ -36,6 +37,8 @@ __all__ = [
     "TrainingSetSplit",
     "__version__",
     "evidence_path",
+    "load",
     "marginal_likelihood_scorer",
     "optimize_hyperparameters",
+    "save",
 ]

@@ -331,10 +331,14 @@ def _callbacks(solver: FirstOrder) -> list[Callback]:
             patience=solver.n_iter_no_change,
             threshold=solver.tol,
             threshold_mode="abs",
-            sink=lambda message: None,
+            sink=_silent,
         )
     )
     return callbacks
+
+
+def _silent(message: str) -> None:
+    """Say nothing; a function by name, so that the net can be pickled."""
 
 
 class _EpochLoss(Callback):
