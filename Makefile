@@ -7,7 +7,7 @@ SPHINXOPTS ?=
 # Torch first and pinned: without the pin another package could draw a different build of it.
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: example test lint docs clean
+.PHONY: example test fuzz lint docs clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -16,15 +16,15 @@ $(VENV)/.torch: $(BIN)/python constraints.txt
 	$(INSTALL) torch
 	touch $@
 
-$(VENV)/.example: $(VENV)/.torch setup.py
+$(VENV)/.example: $(VENV)/.torch pyproject.toml
 	$(INSTALL) -e ".[plot]"
 	touch $@
 
-$(VENV)/.test: $(VENV)/.torch setup.py
+$(VENV)/.test: $(VENV)/.torch pyproject.toml
 	$(INSTALL) -e ".[test]"
 	touch $@
 
-$(VENV)/.docs: $(VENV)/.torch setup.py
+$(VENV)/.docs: $(VENV)/.torch pyproject.toml
 	$(INSTALL) -e ".[docs]"
 	touch $@
 
@@ -33,6 +33,10 @@ example: $(VENV)/.example
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest
+
+# FUZZ_CASES (10000), FUZZ_FIRST (0) and FUZZ_SEED (0) choose the cases.
+fuzz: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -6,7 +6,9 @@ from .estimators.nngp_classifier import NNGPClassifier
 from .estimators.regressor import DNN2GPRegressor
 from .kernels import (
     ConvNetKernel,
+    InfiniteNetworkKernel,
     InfiniteNTKKernel,
+    NNGPFeatures,
     NNGPKernel,
     NTKFeatures,
     NTKKernel,
@@ -24,7 +26,9 @@ __all__ = [
     "DNN2GPClassifier",
     "DNN2GPRegressor",
     "InfiniteNTKKernel",
+    "InfiniteNetworkKernel",
     "NNGPClassifier",
+    "NNGPFeatures",
     "NNGPKernel",
     "NTKFeatures",
     "NTKKernel",

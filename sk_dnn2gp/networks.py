@@ -1,4 +1,4 @@
-"""Plain torch modules: the multilayer perceptron and LeNet5 (Khan et al. 2019, section 5)."""
+"""Plain torch modules: MLP, a residual branch, and LeNet5 (Khan et al. 2019, section 5)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ACTIVATIONS", "MLP", "Erf", "LeNet5", "Standardize"]
+__all__ = ["ACTIVATIONS", "MLP", "Erf", "LeNet5", "Residual", "Standardize"]
 
 
 class Erf(nn.Module):
@@ -56,6 +56,33 @@ class Standardize(nn.Module):
     def constant_slope(self) -> Tensor:
         """∂/∂x of every entry: what tells a linearisation that the layer is affine in each."""
         return 1.0 / self.scale
+
+
+class Residual(nn.Module):
+    """A branch added to what came in, or to a shortcut of it (He et al. 2016).
+
+    Parameters
+    ----------
+    body : torch.nn.Module
+    shortcut : torch.nn.Module, default=None
+        None is the identity.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sk_dnn2gp.networks import Residual
+    >>> Residual(torch.nn.ReLU())(torch.tensor([-1.0, 1.0])).tolist()
+    [-1.0, 2.0]
+    """
+
+    def __init__(self, body: nn.Module, shortcut: nn.Module | None = None) -> None:
+        super().__init__()
+        self.body = body
+        self.shortcut = nn.Identity() if shortcut is None else shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return shortcut(x) + body(x)."""
+        return self.shortcut(x) + self.body(x)
 
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {

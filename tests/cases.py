@@ -9,13 +9,7 @@ import torch
 
 from sk_dnn2gp.likelihoods import Gaussian
 from sk_dnn2gp.networks import MLP
-from sk_dnn2gp.training.first_order import (
-    Objective,
-    SolverSettings,
-    TrainingData,
-    default_net,
-    train,
-)
+from sk_dnn2gp.optim import GaussNewton
 
 
 @dataclass(frozen=True)
@@ -61,8 +55,20 @@ def trained(case: Case, seed: int = 0) -> tuple[MLP, torch.Tensor, torch.Tensor]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         module = MLP(case.n_features, case.hidden, case.n_outputs, case.activation)
-    training = TrainingData(X, y, torch.ones(len(X), dtype=torch.float64))
-    objective = Objective(Gaussian(case.sigma), case.delta, len(X))
-    settings = SolverSettings(max_iter=3000, tol=1e-12)
-    train(default_net(module, training, objective, settings), training, objective)
+    likelihood = Gaussian(case.sigma)
+    optimizer = GaussNewton(
+        module.parameters(), module=module, likelihood=likelihood, prior_precision=case.delta,
+        max_iter=3000, tol=1e-12,
+    )  # fmt: skip
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        squares = sum((p**2).sum() for p in module.parameters())
+        loss = likelihood.negative_log_likelihood(module(X), y).sum() + 0.5 * case.delta * squares
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    for p in module.parameters():
+        p.grad = None
     return module.eval(), X, y

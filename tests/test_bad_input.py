@@ -11,6 +11,9 @@ from torch import nn
 
 from sk_dnn2gp import DNN2GPRegressor
 from sk_dnn2gp.exceptions import ApproximationWarning
+from sk_dnn2gp.inference import Variational
+from sk_dnn2gp.posterior import Full
+from sk_dnn2gp.training import FirstOrder, NewtonCG
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((30, 3))
@@ -26,6 +29,10 @@ def regressor(**options):
         "noise_std": 0.3,
     }
     return DNN2GPRegressor(**{**defaults, **options})
+
+
+def of_net(net, **options):
+    return regressor(net=net, hidden_layer_sizes=(50,), **options)
 
 
 def spoiled(value, where="X"):
@@ -117,12 +124,17 @@ def test_few_rows_and_many_weights():
         ({"prior_precision": "automatic"}, "'prior_precision' parameter"),
         ({"noise_std": 0.0}, "'noise_std' parameter"),
         ({"noise_std": -0.5}, "'noise_std' parameter"),
-        ({"solver": "newton"}, "'solver' parameter"),
+        ({"solver": "newton"}, "solver must be 'auto', one of .* got 'newton'"),
         ({"activation": "swish"}, "'activation' parameter"),
-        ({"posterior": "kfac"}, "'posterior' parameter"),
-        ({"inference": "hmc"}, "'inference' parameter"),
-        ({"max_iter": 0}, "'max_iter' parameter"),
-        ({"memory_limit": 0}, "'memory_limit' parameter"),
+        ({"posterior": "kfac"}, "posterior must be one of .* got 'kfac'"),
+        ({"inference": "hmc"}, "inference must be one of .* got 'hmc'"),
+        ({"solver": NewtonCG(max_iter=0)}, "NewtonCG: max_iter must be .* got 0"),
+        ({"solver": NewtonCG(tol=-1.0)}, "NewtonCG: tol must be .* got -1.0"),
+        ({"posterior": Full(memory_limit=0)}, "Full: memory_limit must be .* got 0"),
+        ({"solver": FirstOrder(batch_size=0)}, "FirstOrder: batch_size must be .* got 0"),
+        ({"solver": FirstOrder(learning_rate=0.0)}, "FirstOrder: learning_rate must be .* got 0.0"),
+        ({"solver": FirstOrder("rprop")}, "FirstOrder: optimizer must be .* got 'rprop'"),
+        ({"inference": Variational(n_samples=0)}, "Variational: n_samples must be .* got 0"),
     ],
 )
 def test_bad_arguments(options, message):
@@ -149,34 +161,36 @@ def test_bad_arguments(options, message):
 )
 def test_bad_networks(net, error, message):
     with pytest.raises(error, match=message):
-        regressor(net=net).fit(X, Y)
+        of_net(net).fit(X, Y)
 
 
 @pytest.mark.filterwarnings("ignore:Training ended")
 def test_dropout_is_warned_of():
     net = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5), nn.Linear(4, 1))
     with pytest.warns(ApproximationWarning, match="dropout layer"):
-        regressor(net=net, solver="adam", max_iter=5, n_iter_no_change=100).fit(X, Y)
+        solver = FirstOrder(max_iter=5, n_iter_no_change=100)
+        of_net(net, solver=solver).fit(X, Y)
 
 
 def test_fitted_net_that_is_not_frozen_is_warned_of():
     net = NeuralNetRegressor(nn.Linear, module__in_features=3, module__out_features=1, verbose=0)
     net.set_params(max_epochs=2).fit(X.astype(np.float32), Y[:, None].astype(np.float32))
     with pytest.warns(UserWarning, match="FrozenEstimator"):
-        regressor(net=net).fit(X, Y)
+        of_net(net).fit(X, Y)
 
 
 def test_diverging_optimiser():
     net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 1))
     with pytest.raises(ArithmeticError, match=r"Training diverged: the loss is (nan|inf)"):
-        regressor(net=net, solver="sgd", learning_rate=1e12).fit(X, Y)
+        of_net(net, solver=FirstOrder("sgd", learning_rate=1e12)).fit(X, Y)
     with pytest.warns(ConvergenceWarning, match="higher loss"):
-        regressor(solver="sgd", learning_rate=50.0, max_iter=3).fit(X, Y)
+        regressor(solver=FirstOrder("sgd", learning_rate=50.0, max_iter=3)).fit(X, Y)
 
 
 def test_stopped_early():
-    with pytest.warns(ConvergenceWarning, match="stopped at max_iter"):
-        regressor(max_iter=1).fit(X, Y)
+    with pytest.warns(ConvergenceWarning, match=r"not at a minimum .* Raise max_iter \(1\)"):
+        model = regressor(solver=NewtonCG(max_iter=1)).fit(X, Y)
+    assert not model.converged_ and model.n_iter_ == 1
 
 
 def test_before_fit():
@@ -219,12 +233,12 @@ def test_sample_weight():
 
 def test_memory_limit():
     with pytest.raises(MemoryError, match="raise memory_limit"):
-        regressor(memory_limit=1e-3).fit(X, Y)
+        regressor(posterior=Full(memory_limit=1e-3)).fit(X, Y)
     big = NeuralNetRegressor(
         nn.Linear, module__in_features=3, module__out_features=1, max_epochs=1, verbose=0
     )
     with pytest.raises(MemoryError, match="use posterior='last_layer' or 'diag'"):
-        regressor(net=big, memory_limit=1e-4).fit(X, Y)
+        of_net(big, posterior=Full(memory_limit=1e-4)).fit(X, Y)
 
 
 def test_several_outputs_are_no_scikit_learn_process():
@@ -239,7 +253,7 @@ def test_a_failed_fit_leaves_the_module_alone():
     net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 1))
     before = {name: value.clone() for name, value in net.state_dict().items()}
     with pytest.raises(ArithmeticError):
-        regressor(net=net, solver="sgd", learning_rate=1e12).fit(X, Y)
+        of_net(net, solver=FirstOrder("sgd", learning_rate=1e12)).fit(X, Y)
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
     assert net.training
     assert all(p.grad is None for p in net.parameters())

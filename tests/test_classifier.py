@@ -19,6 +19,8 @@ from torch import nn
 
 from sk_dnn2gp import DNN2GPClassifier
 from sk_dnn2gp.networks import MLP
+from sk_dnn2gp.posterior import SubsetOfData
+from sk_dnn2gp.training import FirstOrder, NewtonCG
 
 SMALL = {"hidden_layer_sizes": (4,), "prior_precision": 1.0, "random_state": 0}
 
@@ -69,7 +71,7 @@ def test_the_gp_is_less_sure_away_from_the_data():
 
 def test_class_weight_is_sample_weight():
     X, y = binary()
-    options = {**SMALL, "tol": 1e-10}
+    options = {**SMALL, "solver": NewtonCG(tol=1e-10)}
     by_class = DNN2GPClassifier(**options, class_weight={"no": 3.0, "yes": 1.0}).fit(X, y)
     by_sample = DNN2GPClassifier(**options).fit(X, y, sample_weight=np.where(y == "no", 3.0, 1.0))
     np.testing.assert_array_equal(by_class.predict_proba(X), by_sample.predict_proba(X))
@@ -91,7 +93,7 @@ def test_auto_is_at_least_the_best_of_a_grid():
 
 def test_evidence_of_other_data():
     X, y = binary()
-    model = DNN2GPClassifier(**SMALL, tol=1e-10).fit(X, y)
+    model = DNN2GPClassifier(**SMALL, solver=NewtonCG(tol=1e-10)).fit(X, y)
     assert model.log_marginal_likelihood(X=X, y=y) == pytest.approx(
         model.log_marginal_likelihood_value_, rel=1e-9
     )
@@ -101,7 +103,7 @@ def test_evidence_of_other_data():
 
 def test_to_gaussian_process():
     X, y = binary()
-    model = DNN2GPClassifier(**SMALL, tol=1e-10).fit(X, y)
+    model = DNN2GPClassifier(**SMALL, solver=NewtonCG(tol=1e-10)).fit(X, y)
     gp = model.to_gaussian_process()
     X_new = X[:7] + 0.3
     mean, std = gp.predict(X_new, return_std=True)
@@ -134,7 +136,7 @@ def test_images_go_straight_through_a_convolutional_network():
     X, y = load_digits(n_class=3, return_X_y=True)
     X = X.reshape(-1, 1, 8, 8).astype(np.float32) / 16
     model = DNN2GPClassifier(
-        Small, solver="adam", max_iter=150, prior_precision=1.0, random_state=0
+        Small, solver=FirstOrder(max_iter=150), prior_precision=1.0, random_state=0
     ).fit(X[:150], y[:150])
     assert next(model.module_.parameters()).dtype == torch.float32
     assert model.score(X[150:300], y[150:300]) > 0.9
@@ -144,9 +146,9 @@ def test_images_go_straight_through_a_convolutional_network():
 
 def test_a_part_of_the_data_for_the_posterior():
     X, y = binary(80)
-    model = DNN2GPClassifier(**SMALL, posterior_samples=20).fit(X, y)
+    model = DNN2GPClassifier(**SMALL, posterior=SubsetOfData(20)).fit(X, y)
     whole = DNN2GPClassifier(**SMALL).fit(X, y)
-    assert "posterior_samples=20" in repr(model)
+    assert "SubsetOfData(n_samples=20)" in repr(model)
     assert len(model.posterior_indices_) == len(np.unique(model.posterior_indices_)) == 20
     assert whole.posterior_indices_ is None
     np.testing.assert_array_equal(model.linear_model_.X.numpy(), X[model.posterior_indices_])

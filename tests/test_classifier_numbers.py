@@ -23,18 +23,24 @@ from sk_dnn2gp.links import (
     probit_log_softmax,
 )
 from sk_dnn2gp.networks import MLP, LeNet5
+from sk_dnn2gp.posterior import SubsetOfData
+from sk_dnn2gp.training import FirstOrder, NewtonCG
 from tests.reference import SOBOL_ERROR, ClassificationReference, jacobian, softmax_moments
 
 X3, Y3 = load_iris(return_X_y=True)
 X3 = StandardScaler().fit_transform(X3)[::3]
 Y3 = Y3[::3]
 X2, Y2 = make_moons(60, noise=0.2, random_state=0)
-FIXED = {"hidden_layer_sizes": (4,), "prior_precision": 0.5, "random_state": 0, "tol": 1e-11}
+FIXED = {"hidden_layer_sizes": (4,), "prior_precision": 0.5, "random_state": 0}
+EXACT = NewtonCG(tol=1e-11)
 CASES = {"bernoulli": (X2, Y2), "categorical": (X3, Y3)}
 
 
 def fit(X, y, **options):
-    return DNN2GPClassifier(**{**FIXED, **options}).fit(X, y)
+    defaults = {**FIXED, "solver": EXACT}
+    if "net" in options:
+        del defaults["hidden_layer_sizes"]
+    return DNN2GPClassifier(**{**defaults, **options}).fit(X, y)
 
 
 @pytest.fixture(scope="module", params=list(CASES))
@@ -185,7 +191,7 @@ def test_one_logit_and_two_are_the_same_model_under_the_same_prior():
 
 def test_saturated_networks_stay_finite():
     """Separable data under a vanishing prior, and logits in the hundreds."""
-    model = fit(X3 * 3, Y3, prior_precision=1e-5, max_iter=2000, tol=1e-6)
+    model = fit(X3 * 3, Y3, prior_precision=1e-5, solver=NewtonCG(max_iter=2000, tol=1e-6))
     module = MLP(4, (), 3, "identity")
     with torch.no_grad():
         module[0].weight.mul_(2000.0)
@@ -215,7 +221,7 @@ def test_linear_network_is_logistic_regression():
 
 
 def test_independent_outputs_are_one_process_per_class():
-    joint, model = fit(X3, Y3), fit(X3, Y3, outputs="independent")
+    joint, model = fit(X3, Y3), fit(X3, Y3, posterior="independent")
     reference = ClassificationReference(model.module_, torch.tensor(X3), torch.tensor(Y3), 0.5)
     X_new = torch.tensor(X3[:5]) * 1.4
     J_new, log_det = jacobian(model.module_, X_new), 0.0
@@ -239,17 +245,16 @@ def test_independent_outputs_are_one_process_per_class():
     assert model.posterior_.covariance(X_new)[:, 0, 1].abs().max() == 0
     np.testing.assert_allclose(model.predict_proba(X3, "map"), joint.predict_proba(X3, "map"))
     assert np.isnan(model.newton_decrement_)
-    assert "outputs='independent'" in repr(model)
+    assert "posterior='independent'" in repr(model)
     assert model.sample_y(X3[:3], 4, target="latent").shape == (3, 3, 4)
     with pytest.raises(ValueError, match="kind='dual' is not defined"):
         model.log_marginal_likelihood(kind="dual")
-    for options in ({"prior_precision": "auto"}, {"posterior": "diag"}):
-        with pytest.raises(ValueError, match="outputs='independent' needs"):
-            fit(X3, Y3, outputs="independent", **options)
+    with pytest.raises(ValueError, match="posterior='independent' needs a number"):
+        fit(X3, Y3, posterior="independent", prior_precision="auto")
 
 
 def test_subset_of_the_data_is_the_process_of_those_rows():
-    whole, model = fit(X3, Y3), fit(X3, Y3, posterior_samples=20)
+    whole, model = fit(X3, Y3), fit(X3, Y3, posterior=SubsetOfData(20))
     rows = model.posterior_indices_
     assert len(np.unique(rows)) == 20
     np.testing.assert_allclose(model.predict_proba(X3, "map"), whole.predict_proba(X3, "map"))
@@ -261,7 +266,7 @@ def test_subset_of_the_data_is_the_process_of_those_rows():
     assert (model.predict_std(X3, "latent") > whole.predict_std(X3, "latent")).all()
     assert model.log_marginal_likelihood() == pytest.approx(reference.log_evidence_laplace())
     assert model.gradient_norm_ < 1e-8  # of the loss over all rows
-    assert "posterior_samples=20" in repr(model)
+    assert "SubsetOfData(n_samples=20)" in repr(model)
 
 
 @pytest.mark.parametrize("posterior", ["diag", "last_layer"])
@@ -285,7 +290,7 @@ def test_other_posteriors(posterior):
 
 def test_a_weight_counts_an_example_that_often():
     weight = np.random.default_rng(0).integers(0, 4, len(X3)).astype(float)
-    weighted = DNN2GPClassifier(**FIXED).fit(X3, Y3, weight)
+    weighted = DNN2GPClassifier(**FIXED, solver=EXACT).fit(X3, Y3, weight)
     times = weight.astype(int)
     repeated = fit(np.repeat(X3, times, axis=0), np.repeat(Y3, times))
     np.testing.assert_allclose(
@@ -344,12 +349,9 @@ def test_convolutional_network_in_single_precision_by_minibatches():
     X, y = images(240, np.random.default_rng(0))
     model = DNN2GPClassifier(
         LeNet5(3),
-        solver="adam",
-        learning_rate=3e-3,
-        max_iter=8,
-        batch_size=32,
+        solver=FirstOrder(learning_rate=3e-3, max_iter=8, batch_size=32),
         prior_precision=1.0,
-        posterior_samples=40,
+        posterior=SubsetOfData(40),
         random_state=0,
     ).fit(X, y)
     assert next(model.module_.parameters()).dtype == torch.float32
@@ -389,8 +391,8 @@ def test_convolutional_network_in_single_precision_by_minibatches():
         ({"net": nn.Sequential(MLP(4, (3,), 3), nn.Sigmoid())}, "returns probabilities"),
         ({"link": "logit"}, "'link' parameter"),
         ({"class_weight": "even"}, "'class_weight' parameter"),
-        ({"posterior_samples": 1}, "'posterior_samples' parameter"),
-        ({"outputs": "separate"}, "'outputs' parameter"),
+        ({"posterior": SubsetOfData(0)}, "SubsetOfData: n_samples must be .* got 0"),
+        ({"posterior": "separate"}, "posterior must be one of .* got 'separate'"),
         ({"prior_precision": 0.0}, "'prior_precision' parameter"),
     ],
 )

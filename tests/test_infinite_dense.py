@@ -1,4 +1,4 @@
-"""Infinite dense kernels against quadrature, finite differences and their contract (MATH 7)."""
+"""Infinite dense kernels against quadrature, finite differences, and their contract."""
 
 import os
 import warnings

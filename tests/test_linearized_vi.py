@@ -5,7 +5,6 @@ import pytest
 import torch
 from scipy.special import expit, log_expit, logsumexp
 from sklearn.datasets import load_iris, make_moons
-from sklearn.utils._param_validation import InvalidParameterError
 from torch import nn
 
 from sk_dnn2gp import DNN2GPClassifier, DNN2GPRegressor
@@ -15,7 +14,8 @@ from sk_dnn2gp.likelihoods import Bernoulli, Categorical, Gaussian
 from sk_dnn2gp.linear_model import LinearModel
 from sk_dnn2gp.linearize import Linearization
 from sk_dnn2gp.networks import MLP
-from sk_dnn2gp.posterior import make_posterior
+from sk_dnn2gp.posterior import IndependentOutputs, SubsetOfData, make_posterior
+from sk_dnn2gp.training import FirstOrder
 
 
 def moons(n=60):
@@ -135,14 +135,14 @@ def test_the_bound_rises_step_by_step():
     assert (steps > -0.01).all()
     assert model.elbo_curve_[-1] > model.elbo_curve_[0] + 1.0
     # The mean has moved to where the network is surer: the bound's own doing.
-    assert model._shift.norm() > 0
+    assert model._result.shift.norm() > 0
 
 
 def test_predictions_are_of_the_moved_process():
     model, X, y = fitted(link="mc")
     f = model.linear_model_.linearization.outputs(torch.tensor(X))[:, 0].numpy()
     J = model.linear_model_.linearization.rows(torch.tensor(X))[:, 0].numpy()
-    mean = f + J @ model._shift.numpy()
+    mean = f + J @ model._result.shift.numpy()
     V = model.posterior_.covariance(torch.tensor(X))[:, 0, 0].numpy()
     p = expit(mean / np.sqrt(1 + np.pi / 8 * V))
     np.testing.assert_allclose(model.predict_proba(X, "probit")[:, 1], p, rtol=1e-9)
@@ -170,7 +170,7 @@ def test_probabilities_are_sharper_than_laplace_and_no_worse():
 
 
 def test_rows_weights_and_structures():
-    model, X, _ = fitted(posterior_samples=20)
+    model, X, _ = fitted(posterior=SubsetOfData(20))
     assert len(model.posterior_.model.X) == 20
     model, X, y = fitted(posterior="last_layer")
     assert model.posterior_.model.n_params == 5
@@ -182,14 +182,14 @@ def test_rows_weights_and_structures():
     np.testing.assert_allclose(twice, repeated, rtol=1e-6)
 
 
-@pytest.mark.parametrize("options", [{"posterior": "diag"}, {"outputs": "independent"}])
-def test_what_it_cannot_be_is_refused(options):
+@pytest.mark.parametrize("posterior", ["diag", "independent", IndependentOutputs()])
+def test_what_it_cannot_be_is_refused(posterior):
     with pytest.raises(ValueError, match="linearized-vi"):
-        fitted(**options)
+        fitted(posterior=posterior)
 
 
 def test_a_regressor_needs_it_not():
-    with pytest.raises(InvalidParameterError, match="inference"):
+    with pytest.raises(ValueError, match="linearized-vi' is for classifiers"):
         DNN2GPRegressor(inference="linearized-vi").fit(*moons())
 
 
@@ -207,7 +207,10 @@ def test_networks_in_single_precision():
     torch.manual_seed(0)
     X, y = moons()
     model = DNN2GPClassifier(
-        MLP(2, (5,), 1), prior_precision=0.5, inference="linearized-vi", solver="adam", max_iter=20
+        MLP(2, (5,), 1, dtype=torch.float32),
+        prior_precision=0.5,
+        inference="linearized-vi",
+        solver=FirstOrder(max_iter=20),
     ).fit(X.astype(np.float32), y)
     p = model.predict_proba(X.astype(np.float32))
     np.testing.assert_allclose(p.sum(1), 1.0, atol=1e-12)

@@ -38,7 +38,11 @@ from sk_dnn2gp import (
     marginal_likelihood_scorer,
     optimize_hyperparameters,
 )
-from sk_dnn2gp.model_selection import MarginalLikelihoodScorer, _group_index, _log_jacobian
+from sk_dnn2gp.inference import Variational
+from sk_dnn2gp.model_selection import MarginalLikelihoodScorer
+from sk_dnn2gp.model_selection.scorer import _group_index, _log_jacobian
+from sk_dnn2gp.posterior import Full
+from sk_dnn2gp.training import FirstOrder, NewtonCG
 
 RNG = np.random.default_rng(0)
 X = RNG.uniform(-2, 2, (40, 2))
@@ -85,7 +89,7 @@ def dense_evidence(model, X, y, weight=None):
 
 @pytest.mark.parametrize("kind", ["laplace", "dual"])
 def test_score_is_the_dense_gaussian_evidence(kind):
-    model = regressor(tol=1e-12).fit(X, Y)
+    model = regressor(solver=NewtonCG(tol=1e-12)).fit(X, Y)
     # Both kinds are this density at a minimum; the decrement there is below 1e-12.
     score = MarginalLikelihoodScorer(kind)(model, X, Y)
     assert score == pytest.approx(dense_evidence(model, X, Y), rel=1e-10)
@@ -100,7 +104,7 @@ def test_score_of_other_data_is_of_that_data():
 
 def test_sample_weight_counts_rows_again():
     weight = RNG.integers(1, 4, 40).astype(float)
-    model = regressor(tol=1e-12).fit(X, Y, sample_weight=weight)
+    model = regressor(solver=NewtonCG(tol=1e-12)).fit(X, Y, sample_weight=weight)
     score = marginal_likelihood_scorer(model, X, Y, sample_weight=weight)
     rows = np.repeat(np.arange(40), weight.astype(int))
     assert score == pytest.approx(marginal_likelihood_scorer(model, X[rows], Y[rows]), rel=1e-10)
@@ -307,19 +311,19 @@ def test_unusable_evidence_is_minus_infinity_with_a_warning(broken):
 @pytest.mark.filterwarnings("ignore:Training ended with:sklearn.exceptions.ConvergenceWarning")
 @pytest.mark.filterwarnings("ignore:invalid value encountered in subtract:RuntimeWarning")
 def test_diverged_candidates_do_not_end_the_search():
-    model = regressor(solver="sgd", max_iter=20, batch_size=40)
-    grid = {"learning_rate": [1e-4, 1e30]}
+    model = regressor(solver=FirstOrder("sgd", max_iter=20, batch_size=40))
+    grid = {"solver__learning_rate": [1e-4, 1e30]}
     with pytest.warns(FitFailedWarning, match="ConvergenceError"):
         result = searched(model, grid, error_score=-np.inf)
-    assert result.best_params_ == {"learning_rate": 1e-4}
+    assert result.best_params_ == {"solver__learning_rate": 1e-4}
     assert result.cv_results_["mean_test_score"][1] == -np.inf
     with pytest.raises(Exception, match="diverged"):
         searched(model, grid, error_score="raise")
 
 
 def test_early_stopped_candidates_are_finite():
-    with pytest.warns(ConvergenceWarning, match="stopped at max_iter"):
-        model = regressor(max_iter=1).fit(X, Y)
+    with pytest.warns(ConvergenceWarning, match="not at a minimum"):
+        model = regressor(solver=NewtonCG(max_iter=1)).fit(X, Y)
     assert math.isfinite(marginal_likelihood_scorer(model, X, Y))
 
 
@@ -329,8 +333,8 @@ def test_early_stopped_candidates_are_finite():
 def test_variational_estimators_are_scored_by_their_own_evidence():
     """The dual evidence of the converged process: a laplace one is of a minimum it is not at."""
     model = DNN2GPRegressor(
-        hidden_layer_sizes=(3,), prior_precision=1.0, noise_std=0.5, inference="vi", vi_epochs=20,
-        random_state=0,
+        hidden_layer_sizes=(3,), prior_precision=1.0, noise_std=0.5, random_state=0,
+        inference=Variational(max_iter=20),
     ).fit(X, Y)  # fmt: skip
     own = model.log_marginal_likelihood_value_
     assert marginal_likelihood_scorer(model, X, Y) == pytest.approx(own, rel=1e-10)
@@ -386,7 +390,7 @@ def test_optimum_is_stationary_and_above_every_point_of_a_grid(groups, kind):
 
 def test_one_prior_per_layer_is_the_dense_evidence_and_its_gradient():
     """Against log N(ỹ | 0, J D⁻¹ Jᵀ + σ²) and differences of it, in float64."""
-    model = regressor(normalize_y=False, tol=1e-12).fit(X, Y)
+    model = regressor(normalize_y=False, solver=NewtonCG(tol=1e-12)).fit(X, Y)
     from sk_dnn2gp.evidence import GroupedEvidence
 
     linear = model.linear_model_
@@ -443,6 +447,6 @@ def test_optimize_refuses(options, error, message):
 def test_groups_need_the_full_posterior_and_its_memory():
     with pytest.raises(ValueError, match="posterior='diag'"):
         optimize_hyperparameters(regressor(posterior="diag").fit(X, Y), groups="layer")
-    model = regressor().fit(X, Y).set_params(memory_limit=1e-3)
+    model = regressor().fit(X, Y).set_params(posterior=Full(memory_limit=1e-3))
     with pytest.raises(MemoryError, match="per group of weights"):
         optimize_hyperparameters(model, groups="layer")

@@ -17,7 +17,9 @@ from skorch import NeuralNet, NeuralNetRegressor
 from skorch.callbacks import LRScheduler
 from torch import nn
 
-from sk_dnn2gp import DNN2GPRegressor, tuning
+from sk_dnn2gp import DNN2GPRegressor
+from sk_dnn2gp.evidence import updates
+from sk_dnn2gp.training import FirstOrder, NewtonCG
 
 RNG = np.random.default_rng(0)
 X = RNG.uniform(-2, 2, (50, 2))
@@ -123,8 +125,9 @@ def test_several_outputs():
 
 def test_a_weight_counts_an_example_that_often():
     weight = RNG.integers(0, 4, 50).astype(float)
-    weighted = DNN2GPRegressor(**FIXED, tol=1e-11, max_iter=2000).fit(X, Y, weight)
-    repeated = DNN2GPRegressor(**FIXED, tol=1e-11, max_iter=2000).fit(
+    solver = NewtonCG(tol=1e-11, max_iter=2000)
+    weighted = DNN2GPRegressor(**FIXED, solver=solver).fit(X, Y, weight)
+    repeated = DNN2GPRegressor(**FIXED, solver=solver).fit(
         np.repeat(X, weight.astype(int), axis=0), np.repeat(Y, weight.astype(int))
     )
     np.testing.assert_allclose(weighted.predict(X), repeated.predict(X), rtol=1e-7)
@@ -176,20 +179,20 @@ def test_same_seed_same_bits_and_global_generators_untouched():
     ]
     assert (np.random.rand(), torch.rand(1)) == expected
     np.testing.assert_array_equal(fits[0].predict_std(X), fits[1].predict_std(X))
-    for options in ({"solver": "adam"}, {"solver": "adam", "batch_size": 16}):
-        means = [
-            DNN2GPRegressor(**FIXED, **options, max_iter=5).fit(X, Y).predict(X) for _ in range(2)
-        ]
+    for solver in (FirstOrder(max_iter=5), FirstOrder(max_iter=5, batch_size=16)):
+        means = [DNN2GPRegressor(**FIXED, solver=solver).fit(X, Y).predict(X) for _ in range(2)]
         np.testing.assert_array_equal(*means)
 
 
-@pytest.mark.parametrize("solver", ["adam", "lbfgs", "sgd", torch.optim.RMSprop])
+@pytest.mark.parametrize("solver", ["adam", "lbfgs", "sgd", torch.optim.RMSprop, "gauss-newton"])
 def test_other_solvers_reach_the_same_objective(solver):
-    linear = {**FIXED, "hidden_layer_sizes": (), "batch_size": 50}
+    linear = {**FIXED, "hidden_layer_sizes": ()}
     expected = DNN2GPRegressor(**linear).fit(X, Y)
-    model = DNN2GPRegressor(
-        **linear, solver=solver, max_iter=3000, learning_rate=0.01, tol=1e-10, n_iter_no_change=50
-    ).fit(X, Y)
+    if solver not in ("lbfgs", "gauss-newton"):
+        solver = FirstOrder(
+            solver, max_iter=3000, learning_rate=0.01, batch_size=50, tol=1e-10, n_iter_no_change=50
+        )
+    model = DNN2GPRegressor(**linear, solver=solver).fit(X, Y)
     # First-order solvers stop within a small part of a standard deviation of the minimum.
     np.testing.assert_allclose(model.predict(X), expected.predict(X), atol=0.05 * Y.std())
     assert model.loss_curve_[-1] == pytest.approx(expected.loss_curve_[-1], rel=1e-2)
@@ -200,12 +203,13 @@ def test_minibatches_estimate_the_same_objective():
     full = DNN2GPRegressor(**linear).fit(X, Y)
     batches = DNN2GPRegressor(
         **linear,
-        solver="adam",
-        batch_size=10,
-        max_iter=400,
-        learning_rate=0.02,
-        learning_rate_schedule="cosine",
-        n_iter_no_change=400,
+        solver=FirstOrder(
+            batch_size=10,
+            max_iter=400,
+            learning_rate=0.02,
+            learning_rate_schedule="cosine",
+            n_iter_no_change=400,
+        ),
     ).fit(X, Y)
     np.testing.assert_allclose(batches.predict(X), full.predict(X), atol=0.05 * Y.std())
 
@@ -213,9 +217,7 @@ def test_minibatches_estimate_the_same_objective():
 def test_auto_with_another_solver_and_a_schedule():
     model = DNN2GPRegressor(
         hidden_layer_sizes=(8,),
-        solver="adam",
-        max_iter=300,
-        learning_rate_schedule="plateau",
+        solver=FirstOrder(max_iter=300, learning_rate_schedule="plateau"),
         random_state=0,
     ).fit(X, Y)
     assert model.prior_precision_ != 1.0
@@ -224,27 +226,29 @@ def test_auto_with_another_solver_and_a_schedule():
 
 def test_adam_takes_the_evidence_s_updates_at_the_chosen_interval(monkeypatch):
     """Immer et al. 2021: the chosen δ and σ beat δ = σ = 1, in training more than after it."""
-    updates, update = [], tuning.update
+    made, updated = [], updates.updated_precision
 
-    def counted(objective, *rest):
-        updates.append(objective.prior_precision)
-        return update(objective, *rest)
+    def counted(*arguments):
+        made.append(updated(*arguments))
+        return made[-1]
 
-    monkeypatch.setattr(tuning, "update", counted)
-    options = {
-        "hidden_layer_sizes": (8,), "solver": "adam", "max_iter": 120, "tol": 0.0,
-        "n_iter_no_change": 200, "random_state": 0,
-    }  # fmt: skip
-    fixed = DNN2GPRegressor(**options, prior_precision=1.0, noise_std=1.0).fit(X, Y)
-    assert not updates
-    after = DNN2GPRegressor(**options, evidence_interval=121).fit(X, Y)
-    assert not updates
-    within = DNN2GPRegressor(**options, evidence_interval=30).fit(X, Y)
-    assert len(updates) == 4 and len(set(updates)) == 4
+    monkeypatch.setattr(updates, "updated_precision", counted)
+
+    def fitted(interval, **hyperparameters):
+        solver = FirstOrder(max_iter=120, tol=0.0, n_iter_no_change=200, evidence_interval=interval)
+        options = {"hidden_layer_sizes": (8,), "random_state": 0, "solver": solver}
+        return DNN2GPRegressor(**options, **hyperparameters).fit(X, Y)
+
+    fixed = fitted(30, prior_precision=1.0, noise_std=1.0)
+    assert not made
+    after = fitted(121)
+    assert not made
+    within = fitted(30)
+    assert len(made) == 4 and len(set(made)) == 4
     evidences = [m.log_marginal_likelihood_value_ for m in (fixed, after, within)]
     assert evidences[0] < evidences[1] < evidences[2]
     with pytest.raises(ValueError, match="evidence_interval"):
-        DNN2GPRegressor(evidence_interval=0).fit(X, Y)
+        DNN2GPRegressor(solver=FirstOrder(evidence_interval=0)).fit(X, Y)
 
 
 def test_module_class_and_instance():
@@ -284,14 +288,13 @@ def test_skorch_net_is_cloned_and_trained_with_its_own_settings():
 
 def test_frozen_net_is_used_as_trained():
     net = NeuralNet(Net, nn.MSELoss, max_epochs=200, lr=0.1, batch_size=-1, verbose=0)
-    scaled = ((Y - Y.mean()) / Y.std())[:, None]
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        net.fit(X.astype(np.float32), scaled.astype(np.float32))
+        net.fit(X.astype(np.float32), Y.astype(np.float32)[:, None])
     before = copy.deepcopy(net.module_.state_dict())
     for hyperparameters in ({"prior_precision": 0.5, "noise_std": 0.3}, {}):
         model = DNN2GPRegressor(FrozenEstimator(net), **hyperparameters).fit(X, Y)
-        mean = net.predict(X.astype(np.float32))[:, 0] * Y.std() + Y.mean()
+        mean = net.predict(X.astype(np.float32))[:, 0]
         np.testing.assert_allclose(model.predict(X), mean, rtol=1e-4)
         assert all(torch.equal(before[k], v) for k, v in net.module_.state_dict().items())
         if not hyperparameters:  # chosen at fixed weights: the gradient of the evidence vanishes

@@ -20,6 +20,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.utils import Tags
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from skorch import NeuralNet
 from torch import Tensor
 
 from .._utils.random import draw_seed, torch_generator
@@ -34,6 +35,7 @@ from ..likelihoods import Gaussian, Likelihood
 from ..linear_model import LinearModel
 from ..networks import ACTIVATIONS
 from ..posterior import Full, IndependentOutputs
+from ..training.first_order import shown_as_net
 from ..training.objective import TrainingData
 from ..training.source import NetworkSource
 from .options import SHORTHANDS, Options, options_of, warn_of_scales
@@ -174,7 +176,6 @@ class BaseDNN2GP(BaseEstimator):
         freedom = Freedom(
             self.prior_precision == "auto", getattr(self, "noise_std", None) == "auto"
         )
-        tensor = input_tensor(X)
         standardize = None
         if self.net is None:
             standardize = _mean_and_scale(X, weight)
@@ -183,6 +184,7 @@ class BaseDNN2GP(BaseEstimator):
         source = NetworkSource(
             self.net, self.hidden_layer_sizes, self.activation, n_outputs, standardize
         )
+        tensor = source.inputs(input_tensor(X))
         previous = self._previous(source, tensor)
         prior = 1.0 if freedom.prior_precision else float(self.prior_precision)
         if previous is not None and freedom.prior_precision:
@@ -234,7 +236,7 @@ class BaseDNN2GP(BaseEstimator):
         self._result = result
         self._fit_sample_weight = weight if rows is None else weight[rows]
         self._spectrum: EvidenceSpectrum | None = None
-        self.module_, self.net_ = result.module, result.net
+        self.module_, self._net = result.module, result.net
         self.solver_, self.converged_ = result.solver, result.converged
         self.prior_precision_ = result.prior_precision
         self.prior_precisions_ = dict(result.prior_precisions)
@@ -247,6 +249,16 @@ class BaseDNN2GP(BaseEstimator):
         self.elbo_curve_ = result.elbo_curve
         offset = self._evidence_offset(self._fit_sample_weight)
         self.log_marginal_likelihood_value_ = result.evidence + offset
+
+    @property
+    def net_(self) -> NeuralNet:
+        """A fitted skorch net around the network: what trained it, or one with the same history."""
+        check_is_fitted(self)
+        if self._net is None:  # its optimiser draws in much of torch: made when it is asked for
+            result = self._result
+            device = result.model.X.device
+            self._net = shown_as_net(result.module, result.likelihood, result.loss_curve, device)
+        return self._net
 
     # ----------------------------------------------------------------- the Gaussian process
 
@@ -370,6 +382,7 @@ class BaseDNN2GP(BaseEstimator):
         X, y = self._validated(X, y, reset=False, multi_output=True)
         weight = _check_sample_weight(sample_weight, X, dtype=np.float64)
         weight = self._weighed(y, weight)
+        X, y, weight = X[weight > 0], y[weight > 0], weight[weight > 0]
         own = self.linear_model_
         model = LinearModel.from_laplace(
             own.linearization,

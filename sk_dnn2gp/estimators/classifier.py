@@ -42,9 +42,9 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         The network, giving logits: no softmax or sigmoid at its end; with two classes one output is
         a logistic network, two are a softmax one. None builds an MLP whose first layer standardises
         its inputs. A module is trained with ``solver``; an instance is copied, never changed, and
-        training begins at its weights (those that need no gradient stay). A skorch net is cloned and
-        trained with its own optimiser, batch size, callbacks and device, under this likelihood and
-        prior. A fitted net inside :class:`~sklearn.frozen.FrozenEstimator` is used as trained.
+        training begins at its weights (those that need no gradient stay). A skorch net is cloned,
+        and trained with its own optimiser, batch size, callbacks and device, under this likelihood
+        and prior. A fitted net inside :class:`~sklearn.frozen.FrozenEstimator` is used as trained.
     hidden_layer_sizes : sequence of int, default=(50,)
         Width of each hidden layer, for ``net=None``.
     activation : {"tanh", "relu", "sigmoid", "logistic", "erf", "gelu", "identity"}, default="tanh"
@@ -496,7 +496,8 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         n_classes = len(self.classes_)
         if self.net is None:
             return 1 if n_classes == 2 else n_classes
-        found = check_logits(NetworkSource(self.net, (), "tanh", n_classes), input_tensor(X[:4]))
+        source = NetworkSource(self.net, (), "tanh", n_classes)
+        found = check_logits(source, source.inputs(input_tensor(X[:4])))
         return 1 if n_classes == 2 and found == 1 else n_classes
 
     def _encoded(self, y: NDArray) -> Tensor:
@@ -517,6 +518,8 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         """Weights of rows, with those of their classes."""
         if self.class_weight is None:
             return weight
+        if isinstance(self.class_weight, Mapping):  # other data may lack a class
+            return weight * np.array([self.class_weight.get(c, 1.0) for c in y.tolist()])
         return weight * compute_sample_weight(self.class_weight, y)
 
     def _log_proba(self, X: ArrayLike, link: str | None) -> Tensor:

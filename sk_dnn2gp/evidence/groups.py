@@ -173,6 +173,8 @@ def _move(
     start = np.log([*delta.tolist(), *([] if sigma is None else [sigma])])
     ranges = [PRIOR_PRECISION_BOUNDS] * n_groups + ([] if sigma is None else [NOISE_STD_BOUNDS])
     low, high = np.log(ranges).T
+    # The search's own end may lie outside the range, by rounding or by σ: then it is the end.
+    low, high = np.minimum(low, start), np.maximum(high, start)
     low, high = np.maximum(low, start - trust), np.minimum(high, start + trust)
     if sigma is not None and not searcher.freedom.noise_std:
         low[-1] = high[-1] = start[-1]

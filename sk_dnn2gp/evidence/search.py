@@ -9,8 +9,9 @@ form (:ref:`math-search`), so that θ = log ρ is all there is to search; for ot
 with ∂E/∂θ = ½(γ - w*ᵀδw*) in closed form and the second part a central difference along ẇ. The
 same ẇ predicts the next minimum, w*(θ + h) ≈ w* + h ẇ. The search:
 
-1. From each start down to a minimum at a strong prior, then in steps of θ, each minimum begun at
-   the prediction, until the evidence falls: rough minima, to a part of a nat.
+1. From each start (on a part of the rows, where there are many) down to a minimum at a strong
+   prior, then in steps of θ, each minimum begun at the prediction, until the evidence falls: rough
+   minima, to a part of a nat.
 2. The best of all starts is taken to a true minimum and moved to dE/dθ = 0 by secants.
 
 Shapes: w, ẇ, δ (n_params,).
@@ -18,11 +19,13 @@ Shapes: w, ẇ, δ (n_params,).
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+import torch
 from numpy.linalg import LinAlgError
 from torch import Tensor
 
@@ -30,10 +33,18 @@ from ..likelihoods import Gaussian, Likelihood
 from ..linear_model import LinearModel
 from ..posterior import Posterior, PosteriorSpecification
 from ..training.objective import Objective, Point, part_of
-from ..training.second_order import Minimum, conjugate_gradients, descend, gauss_newton, minimise
+from ..training.second_order import (
+    Minimum,
+    conjugate_gradients,
+    descend,
+    gauss_newton,
+    inverse,
+    minimise,
+)
 from .spectrum import log_marginal_likelihood
 
 __all__ = [
+    "MANY",
     "Found",
     "Freedom",
     "NOISE_STD_BOUNDS",
@@ -51,16 +62,21 @@ logger = logging.getLogger("sk_dnn2gp")
 # the standardised targets.
 PRIOR_PRECISION_BOUNDS = (1e-5, 1e8)
 NOISE_STD_BOUNDS = (1e-4, 1e2)
-# log ρ (or log δ) of the first start; later ones begin so far above the best found.
-_STRONG, _ABOVE = math.log(10.0), 2.5
+# log ρ (or log δ) of the first start; later ones begin so far above the best θ found: minima that
+# a strong prior leads to are smooth, others are reached from weights that were never pressed.
+_STRONG, _ABOVE = math.log(100.0), (2.5, 0.0, 1.0)
 # Steps of θ on the way, at most so many in a direction, and how far E may lie below its best.
 _STEP, _STEPS = 1.0, 24
 # Nats that a rough minimum may still be above its bottom, and steps to get there.
-_ROUGH, _ROUGH_STEPS = 0.03, 150
+_ROUGH, _ROUGH_STEPS = 0.03, 80
 # The derivative, in nats, that counts as none; its difference quotient's step; most secants.
 _STATIONARY, _DIFFERENCE, _SECANTS = 3e-4, 1e-3, 12
-# Nats lost in a secant that tell of another minimum.
-_LOST = 0.5
+# Of ẇ, in the norm of A⁻¹, and products to get there.
+_ACCURACY, _PRODUCTS = 1e-4, 200
+# Rows of the part of many on which starts are tried, and by how much parts grow to the whole.
+MANY, _GROWTH = 4096, 16
+# Nats lost in a secant that tell of another minimum, and how often that is borne.
+_LOST, _LOST_MOST = 0.5, 2
 
 
 @dataclass(frozen=True)
@@ -107,15 +123,16 @@ class Freedom:
         return 2.0 * (low - log_sigma), 2.0 * (high - log_sigma)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Trial:
-    """A minimum at one θ, with its σ and its evidence."""
+    """A minimum at one θ, with its σ and its evidence, and ẇ where it has been asked for."""
 
     theta: float
     minimum: Minimum
     objective: Objective
     posterior: Posterior | None
     evidence: float
+    derivative: Tensor | None = None
 
     @property
     def w(self) -> Tensor:
@@ -193,12 +210,12 @@ class Searcher:
         self.damped = damped
         self.objective, self.freedom = objective, freedom
         self.specification, self.factorise, self.rows = specification, factorise, rows
-        self.tol, self.max_iter = tol, max_iter
+        self.tol, self.left = tol, max_iter
 
     def first(self, w: Tensor, theta: float) -> Trial:
         """The rough minimum at θ from weights that have not been trained."""
         objective = self.freedom.moved(self.objective, theta)
-        minimum = descend(objective, w, self.factorise, None, _ROUGH, 2 * _ROUGH_STEPS)
+        minimum = descend(objective, w, self.factorise, None, self.rough, 2 * _ROUGH_STEPS)
         return self._judged(objective, theta, minimum)
 
     def trial(self, start: Found) -> Trial:
@@ -222,7 +239,7 @@ class Searcher:
     def moved(self, before: Trial, step: float, exact: bool = False) -> Trial:
         """The minimum at θ + step, begun at its prediction."""
         objective = self.freedom.moved(before.objective, step)
-        w = before.w if step == 0.0 else before.w + step * self.derivative(before, exact)
+        w = before.w if step == 0.0 else self._predicted(before, step, exact)
         minimum = self._minimum(objective, w, before, exact)
         if not math.isfinite(minimum.point.loss):
             minimum = self._minimum(objective, before.w, before, exact)
@@ -230,16 +247,27 @@ class Searcher:
         minimum.losses = before.minimum.losses + minimum.losses
         return self._judged(objective, before.theta + step, minimum)
 
+    def _predicted(self, before: Trial, step: float, exact: bool) -> Tensor:
+        """w* + h ẇ, with the Gauss-Newton matrix in the place of H where rough will do."""
+        if exact:
+            return before.w + step * self.derivative(before)
+        pull = before.objective.prior_precision * before.w
+        return before.w - step * inverse(before.minimum.factor, before.objective)(pull)
+
     def _minimum(self, objective: Objective, w: Tensor, before: Trial, exact: bool) -> Minimum:
         factor = before.minimum.factor
         if not exact:
-            return descend(objective, w, self.factorise, factor, _ROUGH, _ROUGH_STEPS)
+            return descend(objective, w, self.factorise, factor, self.rough, _ROUGH_STEPS)
         return self._exactly(objective, w, factor)
 
     def _exactly(self, objective: Objective, w: Tensor, factor: Posterior | None) -> Minimum:
         if self.damped:
-            return gauss_newton(objective, w, self.tol, self.max_iter)
-        return minimise(objective, w, self.factorise, factor, self.tol, self.max_iter)
+            minimum = gauss_newton(objective, w, self.tol, self.left)
+        else:
+            minimum = minimise(objective, w, self.factorise, factor, self.tol, self.left)
+        if self.freedom.is_any:  # the steps of all minima on the way to the best θ count together
+            self.left = max(1, self.left - minimum.n_iter)
+        return minimum
 
     def _judged(self, objective: Objective, theta: float, minimum: Minimum) -> Trial:
         """The evidence at a minimum, with the best σ where it is free together with δ."""
@@ -253,7 +281,7 @@ class Searcher:
             evidence = log_marginal_likelihood(posterior)
         except LinAlgError:
             return Trial(theta, minimum, objective, None, -math.inf)
-        if self.specification.is_network_process and self.rows is None:
+        if posterior.is_exact and self.specification.is_network_process and self.rows is None:
             minimum.factor = posterior
         evidence = evidence if math.isfinite(evidence) else -math.inf
         return Trial(theta, minimum, objective, posterior, evidence)
@@ -262,19 +290,23 @@ class Searcher:
         """The linear model at w that the posterior is of."""
         return objective.linear_model(w, self.rows, self.specification.parameters)
 
-    def derivative(self, trial: Trial, exact: bool = False) -> Tensor:
+    def derivative(self, trial: Trial) -> Tensor:
         """ẇ = -H⁻¹ δ w* at a trial's minimum."""
-        point = trial.objective.at(trial.w)
-        delta, factor = trial.objective.prior_precision, trial.minimum.factor
-        solve = factor.solve if factor is not None else lambda v: v / delta
-        accuracy, most = (1e-6, 300) if exact else (3e-2, 30)
-        return conjugate_gradients(point.hessian_product, -delta * trial.w, solve, accuracy, most)
+        if trial.derivative is None:
+            point, pull = (
+                trial.minimum.point,
+                trial.minimum.point.objective.prior_precision * trial.w,
+            )
+            solve = inverse(trial.minimum.factor, point.objective)
+            found = conjugate_gradients(point.hessian_product, pull, solve, _ACCURACY, _PRODUCTS)
+            trial.derivative = -found
+        return trial.derivative
 
     def slope(self, trial: Trial) -> float:
         """dE/dθ at a true minimum, with the minimum moving along."""
         if trial.posterior is None:
             return math.nan
-        direction = self.derivative(trial, exact=True)
+        direction = self.derivative(trial)
         ends = []
         for sign in (1.0, -1.0):
             w = trial.w + sign * _DIFFERENCE * direction
@@ -283,6 +315,46 @@ class Searcher:
         along = (ends[0] - ends[1]) / (2.0 * _DIFFERENCE)
         sigma = getattr(trial.objective.likelihood, "noise_std", 1.0)
         return self.freedom.partial(trial.posterior, sigma) + along
+
+    @property
+    def scale(self) -> float:
+        """How much more than a small data set's an evidence is: tolerances in nats grow with it."""
+        return max(1.0, len(self.objective.data) / MANY)
+
+    def of_few(self) -> Searcher:
+        """The same on a part of many rows, where starts and steps cost little."""
+        return self._of_first(MANY)
+
+    def _of_first(self, n: int) -> Searcher:
+        """On the first rows of a fixed random order."""
+        data = self.objective.data
+        if len(data) <= 2 * n or self.rows is not None:
+            return self
+        order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
+        other = copy.copy(self)
+        other.objective = self.objective.of(order[:n])
+        return other
+
+    def growing(self, whole: Searcher) -> Iterator[Searcher]:
+        """Ever larger parts of the data, the whole last; none where this is the whole."""
+        n = len(self.objective.data)
+        while n < len(whole.objective.data):
+            n *= _GROWTH
+            part = whole._of_first(n)
+            n = len(part.objective.data)
+            yield part
+
+    def taken_over(self, before: Trial) -> Trial:
+        """The rough minimum of more rows at a trial's θ, begun at its weights."""
+        likelihood, delta = before.objective.likelihood, before.objective.prior_precision
+        objective = self.objective.under(likelihood, delta)
+        minimum = descend(objective, before.w, self.factorise, None, self.rough, _ROUGH_STEPS)
+        return self._judged(objective, before.theta, minimum)
+
+    @property
+    def rough(self) -> float:
+        """Nats that a rough minimum may still be above its bottom."""
+        return _ROUGH * self.scale
 
     def climb(self, trial: Trial) -> Trial:
         """On from a trial in steps of θ, down first, to the best evidence on the way."""
@@ -304,11 +376,11 @@ class Searcher:
     def polish(self, trial: Trial) -> tuple[Trial, float]:
         """To a true minimum where dE/dθ = 0, by secants within what is known to hold it."""
         here = self.moved(trial, 0.0, exact=True)
-        slope, best = self.slope(here), (here, math.nan)
-        best = (here, slope)
+        slope = self.slope(here)
+        best, lost = (here, slope), 0
         step = math.copysign(min(0.3, max(0.02, 0.2 * abs(slope))), slope)
         for _ in range(_SECANTS):
-            if not abs(slope) > _STATIONARY:
+            if not abs(slope) > _STATIONARY * self.scale or self.left <= 1:
                 break
             low, high = self.freedom.room(here.objective)
             step = min(max(step, low), high)
@@ -316,8 +388,12 @@ class Searcher:
                 break
             there = self.moved(here, step, exact=True)
             new = self.slope(there)
+            logger.debug("theta %.4f, evidence %.4f, slope %.2e", there.theta, there.evidence, new)
             if not math.isfinite(new) or there.evidence < here.evidence - _LOST:
                 step *= 0.25  # another minimum, with less evidence: nearer
+                lost += 1
+                if lost > _LOST_MOST:
+                    break
                 continue
             if abs(new) < abs(best[1]) or there.evidence > best[0].evidence:
                 best = (there, new)
@@ -347,9 +423,18 @@ def search(searcher: Searcher, starts: Iterable[Tensor]) -> Found:
     numpy.linalg.LinAlgError
         If no start led to a finite evidence.
     """
+    few = searcher.of_few()
+    best = _best_start(few, starts)
+    for part in few.growing(searcher):
+        best = part.taken_over(best)
+    return found(searcher, *searcher.polish(best))
+
+
+def _best_start(searcher: Searcher, starts: Iterable[Tensor]) -> Trial:
+    """The rough trial of the best evidence, of all starts."""
     best: Trial | None = None
-    for w in starts:
-        theta = _STRONG if best is None else best.theta + _ABOVE
+    for number, w in enumerate(starts):
+        theta = _STRONG if best is None else best.theta + _ABOVE[(number - 1) % len(_ABOVE)]
         trial = searcher.climb(searcher.first(w, theta))
         logger.debug("start: theta %.2f, evidence %.2f", trial.theta, trial.evidence)
         if best is None or trial.evidence > best.evidence:
@@ -359,7 +444,7 @@ def search(searcher: Searcher, starts: Iterable[Tensor]) -> Found:
             "No start led to a finite evidence: the model is too badly conditioned. Standardise X, "
             "or set prior_precision and noise_std to numbers."
         )
-    return found(searcher, *searcher.polish(best))
+    return best
 
 
 def fixed(searcher: Searcher, starts: Iterable[Tensor]) -> Found:

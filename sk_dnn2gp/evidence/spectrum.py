@@ -241,10 +241,10 @@ class EvidenceSpectrum:
             minimize(negative, np.clip(s, *box.T), jac=True, method="L-BFGS-B", bounds=box)
             for s in starts
         ]
-        best = fixed.copy()
-        best[free] = min(runs, key=lambda run: run.fun).x
-        delta, std = np.exp(best)
-        return float(delta), None if noise_std is None else float(std)
+        # What is kept is returned to the bit, not by way of its logarithm.
+        best = np.array([prior_precision, sigma])
+        best[free] = np.exp(min(runs, key=lambda run: run.fun).x)
+        return float(best[0]), None if noise_std is None else float(best[1])
 
     def effective_dimension(self, prior_precision: float, noise_std: float = 1.0) -> float:
         """γ = Σ λ/(λ + δσ²)."""

@@ -28,6 +28,7 @@ from .._utils.random import seeded
 from .._utils.threads import few_threads
 from ..evidence.groups import choose_groups, weight_groups
 from ..evidence.search import (
+    MANY,
     NOISE_STD_BOUNDS,
     PRIOR_PRECISION_BOUNDS,
     Found,
@@ -42,7 +43,7 @@ from ..likelihoods import Gaussian, Likelihood
 from ..linear_model import LinearModel
 from ..linearize import Linearization
 from ..posterior import Full, Posterior, PosteriorSpecification
-from ..training.first_order import BatchLoss, default_net, shown_as_net, train
+from ..training.first_order import BatchLoss, default_net, train
 from ..training.objective import Objective, Point, TrainingData, part_of
 from ..training.solvers import LBFGS, FirstOrder, FullBatch, GaussNewtonLM, automatic_solver
 from ..training.source import (
@@ -58,7 +59,7 @@ __all__ = ["Task", "fit_laplace"]
 logger = logging.getLogger("sk_dnn2gp")
 
 # Operations that the starts of a search may take together, and the most starts.
-_OPERATIONS, _MOST_STARTS = 6e10, 6
+_OPERATIONS, _MOST_STARTS = 1.6e10, 4
 # What a start costs, in factors and in passes.
 _FACTORS, _PASSES = 12, 400
 
@@ -158,6 +159,11 @@ def _own_data(task: Task, module: nn.Module, device: Any) -> TrainingData:
     return task.data.astype(module_dtype(module)).to(device)
 
 
+def _exact_data(task: Task, own: TrainingData) -> TrainingData:
+    """In float64, targets and weights not rounded to the network's precision."""
+    return task.data.astype(torch.float64).to(own.X.device)
+
+
 def _start(task: Task, restart: int) -> tuple[nn.Module, Any]:
     """A network that is ready to train, and its skorch net where the user brought one."""
     if task.previous is not None:
@@ -181,8 +187,9 @@ def _second_order(task: Task, own: TrainingData, solver: FullBatch) -> Result:
         module, _ = _start(task, 0)
     linearization = Linearization(module, dtype=torch.float64, memory_limit=solver.memory_limit)
     linearization.outputs(own.X[:1])
+    linearization = linearization.at(linearization.weights())  # moves with no module
     ones = torch.ones(linearization.n_params, dtype=torch.float64, device=own.X.device)
-    data = own.astype(torch.float64)
+    data = _exact_data(task, own)
     objective = Objective(linearization, data, task.likelihood, task.prior_precision * ones)
     searcher = Searcher(
         objective,
@@ -229,9 +236,10 @@ def _n_starts(task: Task, linearization: Linearization, data: TrainingData) -> i
         return int(task.n_restarts)
     if not (task.freedom.is_any and task.source.draws_weights):
         return 1
-    n_rows, P = data.total_weight * linearization.n_outputs, linearization.n_params
+    tried = min(data.total_weight, 2 * MANY)
+    n_rows, P = tried * task.source.n_outputs, linearization.n_params
     size = min(n_rows, P)
-    operations = _FACTORS * (n_rows * P * size / 2 + size**3 / 3) + _PASSES * 6 * len(data) * P
+    operations = _FACTORS * (n_rows * P * size / 2 + size**3 / 3) + _PASSES * 6 * n_rows * P
     return int(min(_MOST_STARTS, max(1, _OPERATIONS // operations)))
 
 
@@ -264,11 +272,10 @@ def _result_of(
     precisions = {
         name: float(found.objective.prior_precision[index == k][0]) for k, name in enumerate(names)
     }
-    net = shown_as_net(module, found.objective.likelihood, found.losses, own.X.device)
     exact = module_dtype(module) == torch.float64
     result = Result(
         module=module,
-        net=net,
+        net=None,
         likelihood=found.objective.likelihood,
         prior_precision=float(found.objective.prior_precision[index == len(names) - 1][0]),
         prior_precisions=precisions,
@@ -300,7 +307,7 @@ def _at_module(
     delta = torch.as_tensor(delta, dtype=torch.float64, device=own.X.device)
     delta = delta.expand(whole.n_params)
     chosen = part_of(whole, parts, delta)
-    data = own.astype(torch.float64)
+    data = _exact_data(task, own)
     model = _model(parts, data, result.likelihood, chosen)
     gradient = model.gradient
     if task.rows is not None:
@@ -377,7 +384,13 @@ def _at_trained_weights(
     likelihood, delta = loss.likelihood, loss.prior_precision
     if task.freedom.is_any:
         delta, likelihood = maximise_at_fixed_weights(
-            module, own, likelihood, delta, task.freedom, task.specification, task.rows
+            module,
+            _exact_data(task, own),
+            likelihood,
+            delta,
+            task.freedom,
+            task.specification,
+            task.rows,
         )
     empty: Any = None
     result = Result(

@@ -23,8 +23,8 @@ class Result:
     ----------
     module : torch.nn.Module
         The trained network, in eval mode.
-    net : NeuralNet
-        A fitted skorch net around it.
+    net : NeuralNet or None
+        The skorch net that trained it; None where none did.
     likelihood : Likelihood
         With the σ of the end.
     prior_precision : float

@@ -35,7 +35,7 @@ from ..linear_model import LinearModel
 from ..linearize import Linearization
 from ..optim import VOGGN, VOGN
 from ..posterior import Diagonal, DiagonalPosterior, Full, Posterior, WeightSpacePosterior
-from ..training.first_order import NegativeLogLikelihood, shown_as_net
+from ..training.first_order import NegativeLogLikelihood
 from ..training.objective import TrainingData
 from ..training.source import module_dtype
 from .laplace import Task
@@ -91,7 +91,7 @@ def fit_variational(task: Task, result: Result, settings: Variational) -> Result
     for p in module.parameters():
         p.grad = None
     optimizer, likelihood, delta = training.optimizer, training.likelihood, training.delta
-    model = model_at(module, own, likelihood, delta, Full())
+    model = model_at(module, task.data.to(own.X.device), likelihood, delta, Full())
     curvature = optimizer.corrected_curvature().double()
     posterior: Posterior
     if diagonal:
@@ -101,7 +101,7 @@ def fit_variational(task: Task, result: Result, settings: Variational) -> Result
     kind = "dual" if isinstance(likelihood, Gaussian) else "laplace"
     return replace(
         result,
-        net=shown_as_net(module, likelihood, losses, own.X.device),
+        net=None,
         likelihood=likelihood,
         prior_precision=delta,
         prior_precisions={"all": delta},

@@ -1,32 +1,40 @@
-"""The tangent feature map of a network as a scikit-learn transformer (MATH 3).
+"""Feature maps of kernels for scikit-learn (:ref:`math-laplace`, :ref:`math-low-rank`).
 
-x -> J(x)/√δ, one block of n_params columns per output, whose inner products are the tangent
-kernel; or J(x) Ω/√(δ d) with Gaussian Ω of d columns, whose inner products are it on average.
+`NTKFeatures`: x -> J(x)/√δ, one block of n_params columns per output, whose inner products are the
+tangent kernel; or J(x) Ω/√(δ d) with Gaussian Ω of d columns, whose inner products are it on
+average.
+`NNGPFeatures`: x -> K(x, Z) K(Z, Z)^(-1/2) of m samples Z (Nyström), for any kernel.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.base import (
+    BaseEstimator,
+    ClassNamePrefixFeaturesOutMixin,
+    TransformerMixin,
+    clone,
+)
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from .._utils.memory import batches, chunk_length, require_memory
 from ..linearize import Linearization
+from .infinite.dense import NNGPKernel
 from .ntk import NTKKernel
 
-__all__ = ["NTKFeatures"]
+__all__ = ["NNGPFeatures", "NTKFeatures"]
 
 
 class NTKFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
-    """Jacobian features of a network, for linear models, clustering and plots (MATH 3).
+    """Jacobian features of a network, for linear models and plots (:ref:`math-laplace`).
 
     Parameters
     ----------
@@ -174,3 +182,124 @@ class NTKFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
             f = lin.jvp(x, Omega)
             found.append(f if self.output == "sum" else f[:, [int(self.output)]])
         return torch.cat(found, dim=2).flatten(1).cpu().numpy() / math.sqrt(d)
+
+
+class NNGPFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+    """Nyström features of a kernel, as scikit-learn's ``Nystroem`` has them of its own kernels.
+
+    m samples Z are drawn; the inner products of the features are K(X, Z) K(Z, Z)⁺ K(Z, X), the
+    kernel's best approximation from them (Williams & Seeger 2001), never above it. With
+    ``BayesianRidge`` or ``Ridge`` behind it, a Gaussian process costs O(n m²) instead of O(n³), and
+    n · m values of the kernel.
+
+    Parameters
+    ----------
+    kernel : Kernel, default=None
+        Any of scikit-learn's, called on whole arrays; None is ``NNGPKernel()``.
+    n_components : int, default=100
+        m; at most the number of samples.
+    memory_limit : float, default=None
+        MiB for rows of the kernel at a time; None is scikit-learn's ``working_memory``.
+    random_state : int, RandomState instance or None, default=None
+        Of the draw of Z.
+
+    Attributes
+    ----------
+    components_ : ndarray of shape (m, n_features)
+        Z.
+    component_indices_ : ndarray of shape (m,)
+        Their rows in X.
+    normalization_ : ndarray of shape (m, m)
+        K(Z, Z)^(-1/2), without directions below rounding.
+    kernel_ : Kernel
+        The clone that is used.
+    relative_error_ : float
+        The certificate: the share of the training samples' variance, Σ K(x, x), that the features
+        lack. The eigenvalues of what is lacking sum to that share of the trace.
+    n_features_in_ : int
+        Columns of X.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sk_dnn2gp.kernels import NNGPFeatures, NNGPKernel
+    >>> X = np.random.default_rng(0).normal(size=(5, 2))
+    >>> Z = NNGPFeatures(NNGPKernel(2), n_components=5).fit_transform(X)
+    >>> bool(np.allclose(Z @ Z.T, NNGPKernel(2)(X)))
+    True
+    """
+
+    def __init__(
+        self,
+        kernel: Any = None,
+        *,
+        n_components: int = 100,
+        memory_limit: float | None = None,
+        random_state: Any = None,
+    ) -> None:
+        self.kernel = kernel
+        self.n_components = n_components
+        self.memory_limit = memory_limit
+        self.random_state = random_state
+
+    def fit(self, X: ArrayLike, y: Any = None) -> NNGPFeatures:
+        """Draw Z, factorise its kernel and state the error.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+        y : ignored
+
+        Returns
+        -------
+        NNGPFeatures
+
+        Raises
+        ------
+        ValueError
+            If ``n_components`` is no positive integer, or X does not suit the kernel.
+        """
+        X = np.asarray(validate_data(self, X, dtype=np.float64))
+        m = self.n_components
+        if isinstance(m, bool) or not isinstance(m, int | np.integer) or m < 1:
+            raise ValueError(f"n_components must be a positive integer, got {m!r}.")
+        self.kernel_ = NNGPKernel() if self.kernel is None else clone(self.kernel)
+        order = check_random_state(self.random_state).permutation(len(X))
+        self.component_indices_ = order[: int(m)]
+        self.components_ = X[self.component_indices_]
+        self.normalization_ = _inverse_root(self.kernel_(self.components_))
+        self._n_features_out = len(self.components_)
+        prior = self.kernel_.diag(X)
+        kept = sum(float((Z**2).sum()) for _, Z in self._rows(X))
+        self.relative_error_ = max(0.0, 1.0 - kept / float(prior.sum()))
+        return self
+
+    def transform(self, X: ArrayLike) -> NDArray:
+        """Features of X.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+
+        Returns
+        -------
+        ndarray of shape (n_samples, m)
+        """
+        check_is_fitted(self)
+        X = np.asarray(validate_data(self, X, dtype=np.float64, reset=False))
+        out = np.empty((len(X), self._n_features_out))
+        for part, Z in self._rows(X):
+            out[part] = Z
+        return out
+
+    def _rows(self, X: NDArray) -> Iterator[tuple[slice, NDArray]]:
+        length = chunk_length(16 * self._n_features_out, self.memory_limit)
+        for part in batches(len(X), length):
+            yield part, self.kernel_(X[part], self.components_) @ self.normalization_
+
+
+def _inverse_root(K: NDArray) -> NDArray:
+    """K^(-1/2), zero in directions whose eigenvalue is rounding."""
+    values, V = np.linalg.eigh(K)
+    sure = values > len(K) * np.finfo(np.float64).eps * values[-1]
+    return (V[:, sure] / np.sqrt(values[sure])) @ V[:, sure].T

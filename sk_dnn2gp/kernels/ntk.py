@@ -1,4 +1,4 @@
-"""The neural tangent kernel of a network as a scikit-learn kernel (MATH 3 and 6).
+"""The neural tangent kernel of a network for scikit-learn (:ref:`math-laplace`, :ref:`math-ntk`).
 
 K(x, x') = J(x) J(x')ᵀ / δ: one unscaled Gram matrix serves every δ that an optimiser tries, so the
 last one is kept, in a slot that clones share. Arrays are (n_samples, n_features), as scikit-learn
@@ -7,9 +7,7 @@ has them; ``input_shape`` gives images and sequences their shape back.
 
 from __future__ import annotations
 
-import inspect
 import math
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,17 +15,13 @@ import numpy as np
 import torch
 from joblib import Parallel, delayed, effective_n_jobs
 from numpy.typing import ArrayLike, NDArray
-from sklearn.gaussian_process import GaussianProcessRegressor
-from sklearn.gaussian_process.kernels import Hyperparameter, Kernel, WhiteKernel
+from sklearn.gaussian_process.kernels import Hyperparameter, Kernel
 from torch import Tensor, nn
 
 from .._utils.memory import MIB, batches, limit_in_bytes
 from ..linearize import Linearization
 
 __all__ = ["NTKKernel", "network_module"]
-
-# GaussianProcessRegressor's default alpha is 1e-10: jitter, not noise.
-_NEXT_TO_NO_NOISE = 1e-9
 
 
 def network_module(network: Any) -> nn.Module:
@@ -66,9 +60,14 @@ class _Slot:
 class NTKKernel(Kernel):
     """K(x, x') = J(x) J(x')ᵀ / δ: the tangent kernel of a network at its present weights.
 
-    The prior covariance of the Gaussian process that a trained network is (MATH 3; Khan et al.
-    2019, theorem 1; Jacot et al. 2018). The network may be untrained, or at any point of
-    training. It has rank at most n_params: with more samples add ``WhiteKernel()``.
+    The prior covariance of the Gaussian process that a trained network is (:ref:`math-laplace`;
+    Khan et al. 2019, theorem 1; Jacot et al. 2018). The network may be untrained, or at any point
+    of training.
+
+    Its matrix has a rank of at most n_params for each output. On more samples than that it is
+    singular, and the evidence of a ``GaussianProcessRegressor`` with its default ``alpha=1e-10``
+    meaningless, of the size of -1e10: add the noise, ``NTKKernel(...) + WhiteKernel()``. A kernel
+    is not told what it is added to, so no warning says this.
 
     Parameters
     ----------
@@ -189,11 +188,6 @@ class NTKKernel(Kernel):
         ------
         ValueError
             If ``eval_gradient`` is asked for with Y, or X is not finite or does not fit.
-
-        Warns
-        -----
-        UserWarning
-            If there are more samples than the kernel's rank can carry.
         """
         if eval_gradient and Y is not None:
             raise ValueError("Gradient can only be evaluated when Y is None.")
@@ -318,20 +312,7 @@ class NTKKernel(Kernel):
             slot.gram = self._gram(X, None)
             slot.key = (options, X.copy(), [t.clone() for t in _tensors(module)])
             slot.n_computed += 1
-            self._warn_of_rank(len(X))
         return slot.gram
-
-    def _warn_of_rank(self, n: int) -> None:
-        module = network_module(self.network)
-        n_params = sum(p.numel() for p in module.parameters() if p.requires_grad)
-        if n > n_params and _used_without_noise():
-            warnings.warn(
-                f"The tangent kernel of {n_params} weights has a rank of at most that for each "
-                f"output, so on {n} samples it is singular, and the evidence meaningless without "
-                "noise: use NTKKernel(...) + WhiteKernel(), or a larger alpha.",
-                UserWarning,
-                stacklevel=4,
-            )
 
     def _gram(self, X: NDArray, Y: NDArray | None) -> NDArray:
         self._check_output()
@@ -427,25 +408,3 @@ def _same_network(a: Any, b: Any) -> bool:
     if a is b:
         return True
     return repr(a) == repr(b) and _same_tensors(_tensors(a), _tensors(b))
-
-
-def _used_without_noise() -> bool:
-    """Whether a GaussianProcessRegressor with next to no noise is asking.
-
-    A kernel is not told what it is added to, so look at who calls: up through the kernels that
-    hold this one, to the regressor.
-    """
-    frame, kernel = inspect.currentframe(), None
-    while frame is not None:
-        owner = frame.f_locals.get("self")
-        if isinstance(owner, Kernel):
-            kernel = owner
-        elif isinstance(owner, GaussianProcessRegressor):
-            noise = any(isinstance(part, WhiteKernel) for part in _parts(kernel))
-            return not noise and float(np.min(owner.alpha)) <= _NEXT_TO_NO_NOISE
-        frame = frame.f_back
-    return False
-
-
-def _parts(kernel: Kernel) -> list[Any]:
-    return [kernel, *kernel.get_params(deep=True).values()]

@@ -1,4 +1,4 @@
-"""The network as a linear map (MATH 6)."""
+"""The network as a linear map (:ref:`math-ntk`)."""
 
 from .gram import symmetric_product
 from .linearization import Linearization, Recording

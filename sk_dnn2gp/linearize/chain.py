@@ -86,7 +86,7 @@ class Chain:
                 if pair is not None:
                     kept.append(X)
                     X = F.linear(X, *pair)
-                else:
+                elif slope is not None:
                     h = layer.forward(X.clone() if getattr(layer, "inplace", False) else X)
                     kept.append(slope(layer, X, h))
                     X = h

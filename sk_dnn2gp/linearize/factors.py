@@ -1,4 +1,4 @@
-"""Parts of J kept as factors, and every contraction of J that they give without J (MATH 6).
+"""Parts of J kept as factors, and all that they give of J without it (:ref:`math-ntk`).
 
 A factor holds the rows C_iᵀ J_i of a chunk of examples for some of the weights, as little as they
 can be said with:

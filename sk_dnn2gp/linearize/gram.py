@@ -1,4 +1,4 @@
-"""Gram matrices tile by tile, from factors, under a memory limit (MATH 6).
+"""Gram matrices tile by tile, from factors, under a memory limit (:ref:`math-ntk`).
 
 Forward and backward passes give factors for as many examples at once as memory holds; tiles of
 about a thousand rows are contracted and written, in float64, into the result. Of a symmetric

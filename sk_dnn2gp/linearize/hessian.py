@@ -9,7 +9,7 @@ Shapes: X (n, ...), f, r (n, K), v, H v (P,).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from sklearn.utils import gen_batches
@@ -17,9 +17,6 @@ from torch import Tensor
 
 from .._utils.memory import chunk_length
 from .plan import TOLERANCE, Plan, plain_attention
-
-if TYPE_CHECKING:
-    from .linearization import Linearization
 
 __all__ = ["HessianProducts", "Residual"]
 
@@ -53,9 +50,7 @@ class HessianProducts:
         f(X).
     """
 
-    def __init__(
-        self, linearization: Linearization, X: Tensor, plan: Plan, residual: Residual
-    ) -> None:
+    def __init__(self, linearization: Any, X: Tensor, plan: Plan, residual: Residual) -> None:
         self._of, self._X, self._plan, self._residual = linearization, X, plan, residual
         per_example, limit = _DOUBLE * plan.graph_bytes, linearization.memory_limit
         fitting = chunk_length(2 * per_example, limit)
@@ -123,7 +118,7 @@ class HessianProducts:
 class _Pass:
     """The gradient of one chunk with its graph."""
 
-    def __init__(self, of: Linearization, X: Tensor, plan: Plan, residual: Callable) -> None:
+    def __init__(self, of: Any, X: Tensor, plan: Plan, residual: Callable) -> None:
         leaves = of.leaves()
         self._leaves = list(leaves.values())
         with torch.enable_grad(), plain_attention(), of.running(plan, leaves) as run:

@@ -1,4 +1,4 @@
-"""One small rule per layer type: from a layer's input and output derivative to factors (MATH 6).
+"""One rule per layer type: from input and output derivative to factors (:ref:`math-ntk`).
 
 A rule turns the input x (n, ...) of one call of a layer and the derivatives of its output
 g (n, R, ...) into factors (see ``factors``) of its weight and its bias. A layer type without a

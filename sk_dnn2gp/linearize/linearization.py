@@ -478,7 +478,7 @@ class Linearization:
         return torch.cat(outputs), mirrored(total)
 
     def ggn_diagonal(self, X: Tensor, *, cotangents: Cotangents = None) -> Tensor:
-        """diag(ΦᵀΦ), of shape (n_params,), float64, from layer factors (MATH 6)."""
+        """diag(ΦᵀΦ), of shape (n_params,), float64, from layer factors (:ref:`math-ntk`)."""
         total: Any = None
         for _, _, factors in self._iter_factors(X, cotangents):
             if total is None:

@@ -25,12 +25,17 @@ from .diagonal import DiagonalPosterior
 from .factory import make_posterior
 from .function_space import FunctionSpacePosterior
 from .independent import IndependentPosterior, output_gram
+from .kronecker import KroneckerPosterior
+from .low_rank import LowRankPosterior
 from .precision import GaussianWeights
 from .specification import (
+    Automatic,
     Diagonal,
     Full,
     IndependentOutputs,
+    Kronecker,
     LastLayer,
+    LowRank,
     PosteriorSpecification,
     SubsetOfData,
     SubsetOfWeights,
@@ -39,6 +44,7 @@ from .specification import (
 from .weight_space import PrecisionPosterior, WeightSpacePosterior
 
 __all__ = [
+    "Automatic",
     "Diagonal",
     "DiagonalPosterior",
     "Full",
@@ -46,7 +52,11 @@ __all__ = [
     "GaussianWeights",
     "IndependentOutputs",
     "IndependentPosterior",
+    "Kronecker",
+    "KroneckerPosterior",
     "LastLayer",
+    "LowRank",
+    "LowRankPosterior",
     "Posterior",
     "PosteriorSpecification",
     "PrecisionPosterior",

@@ -8,6 +8,7 @@ file, and ``NAMES`` where a string is to mean it.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
@@ -18,19 +19,25 @@ from sklearn.base import BaseEstimator, clone
 from sklearn.utils import check_random_state
 
 from .._utils.memory import limit_in_bytes, require_memory
+from ..exceptions import ApproximationWarning
 from ..linear_model import LinearModel
 from .contract import Posterior
 from .diagonal import DiagonalPosterior
 from .function_space import FunctionSpacePosterior
 from .independent import IndependentPosterior
+from .kronecker import KroneckerPosterior
+from .low_rank import LowRankPosterior
 from .weight_space import WeightSpacePosterior
 
 __all__ = [
     "NAMES",
+    "Automatic",
     "Diagonal",
     "Full",
     "IndependentOutputs",
+    "Kronecker",
     "LastLayer",
+    "LowRank",
     "PosteriorSpecification",
     "SubsetOfData",
     "SubsetOfWeights",
@@ -337,13 +344,130 @@ class SubsetOfData(PosteriorSpecification):
         return resolve_posterior(self.posterior)
 
 
+class LowRank(PosteriorSpecification):
+    """The posterior by a sketch of ΦᵀΦ that knows its own error (:ref:`math-low-rank`).
+
+    Parameters
+    ----------
+    tol : float, default=0.1
+        η/δ to reach: standard deviations are then at most √(1 + η/δ) times too wide.
+    max_rank : int, optional
+        The sketch stops there; None is what the memory allows.
+    max_seconds : float, optional
+        Seconds that it may take.
+    memory_limit : float, optional
+        MiB for temporary work; None is scikit-learn's ``working_memory``.
+    random_state : int, RandomState instance or None, default=0
+        Of the sketch.
+
+    Examples
+    --------
+    >>> from sk_dnn2gp.posterior import LowRank
+    >>> LowRank(tol=0.5)
+    LowRank(tol=0.5)
+    """
+
+    def __init__(
+        self,
+        tol: float = 0.1,
+        *,
+        max_rank: int | None = None,
+        max_seconds: float | None = None,
+        memory_limit: float | None = None,
+        random_state: Any = 0,
+    ) -> None:
+        self.tol = tol
+        self.max_rank = max_rank
+        self.max_seconds = max_seconds
+        self.memory_limit = memory_limit
+        self.random_state = random_state
+
+    def validate(self) -> None:
+        """Refuse settings that cannot work."""
+        super().validate()
+        if not (_is_number(self.tol) and self.tol > 0):
+            raise ValueError(f"LowRank: tol must be a positive number, got {self.tol!r}.")
+        rank = self.max_rank
+        if rank is not None and (not isinstance(rank, Integral) or rank < 1):
+            raise ValueError(f"LowRank: max_rank must be a positive number or None, got {rank!r}.")
+
+    def build(self, model: LinearModel) -> Posterior:
+        """Make the posterior."""
+        return LowRankPosterior(model, **self.get_params(deep=False))
+
+
+class Kronecker(PosteriorSpecification):
+    """One Kronecker product for each layer's part of ΦᵀΦ (K-FAC): no bound of its error.
+
+    Parameters
+    ----------
+    memory_limit : float, optional
+        MiB for temporary work; None is scikit-learn's ``working_memory``.
+
+    Examples
+    --------
+    >>> from sk_dnn2gp.posterior import Kronecker
+    >>> Kronecker().is_network_process
+    False
+    """
+
+    def __init__(self, memory_limit: float | None = None) -> None:
+        self.memory_limit = memory_limit
+
+    def build(self, model: LinearModel) -> Posterior:
+        """Make the posterior."""
+        return KroneckerPosterior(model, self.memory_limit)
+
+
+class Automatic(Full):
+    """The exact posterior where it fits the memory, else a low-rank one with its certificate.
+
+    Parameters
+    ----------
+    memory_limit : float, optional
+        MiB for the factor and temporary work; None is scikit-learn's ``working_memory``.
+
+    Warns
+    -----
+    ApproximationWarning
+        With the certificate, where the posterior is not the exact one.
+
+    Examples
+    --------
+    >>> from sk_dnn2gp.posterior import resolve_posterior
+    >>> resolve_posterior("auto")
+    Automatic()
+    """
+
+    def __init__(self, memory_limit: float | None = None) -> None:
+        super().__init__(memory_limit)
+
+    def build(self, model: LinearModel) -> Posterior:
+        """Make the posterior, exact where it fits."""
+        size = min(model.n_params, model.n_rows)
+        if 2 * 8 * size**2 <= limit_in_bytes(self.memory_limit):
+            return super().build(model)
+        posterior = LowRankPosterior(model, memory_limit=self.memory_limit, random_state=0)
+        warnings.warn(
+            f"The exact posterior (P={model.n_params} weights, NK={model.n_rows} rows) does not "
+            f"fit the memory: a low-rank one of rank {posterior.rank} takes its place, whose "
+            f"standard deviations are at most {posterior.std_factor:.3g} times too wide. Ask for "
+            "posterior=LowRank(tol=...) by name, or raise memory_limit.",
+            ApproximationWarning,
+            stacklevel=2,
+        )
+        return posterior
+
+
 # What each string is shorthand for; another posterior adds its class here.
 NAMES: dict[str, type[PosteriorSpecification]] = {
-    "auto": Full,
+    "auto": Automatic,
     "full": Full,
     "diag": Diagonal,
     "last_layer": LastLayer,
     "independent": IndependentOutputs,
+    "low_rank": LowRank,
+    "kronecker": Kronecker,
 }
 
 

@@ -90,11 +90,6 @@ class Objective:
     likelihood: Likelihood
     prior_precision: Tensor
 
-    @property
-    def n_observations(self) -> float:
-        """K Σ s."""
-        return self.data.total_weight * self.linearization.n_outputs
-
     def under(self, likelihood: Likelihood, prior_precision: Tensor) -> Objective:
         """The same network and data under another likelihood and prior."""
         return replace(self, likelihood=likelihood, prior_precision=prior_precision)

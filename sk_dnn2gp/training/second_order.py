@@ -23,12 +23,20 @@ import torch
 from torch import Tensor
 
 from ..exceptions import ConvergenceError
-from ..optim.curvature import Curvature, curvature_at
+from ..optim.curvature import Curvature, WeightSpaceCurvature, curvature_at
 from ..optim.gauss_newton import SecantMemory
 from ..posterior import Posterior
 from .objective import Objective, Point
 
-__all__ = ["Minimum", "conjugate_gradients", "descend", "gauss_newton", "minimise", "newton"]
+__all__ = [
+    "Minimum",
+    "conjugate_gradients",
+    "descend",
+    "gauss_newton",
+    "inverse",
+    "minimise",
+    "newton",
+]
 
 # What factors A at a point; None where no factor fits, and the prior alone is the first matrix.
 Factorise = Callable[[Point], "Posterior | None"]
@@ -104,7 +112,7 @@ def descend(
     found = Minimum(point, factorise(point) if factor is None else factor, losses=[point.loss])
     while found.n_iter < max_iter:
         point = found.point
-        x = memory.solve(point.gradient, _inverse(found.factor, objective))
+        x = memory.solve(point.gradient, inverse(found.factor, objective))
         assert x is not None
         slope = float(point.gradient @ x)
         if slope <= gain:
@@ -136,8 +144,18 @@ def _searched(point: Point, x: Tensor, slope: float) -> Point | None:
     return None
 
 
-def _inverse(factor: Posterior | None, objective: Objective) -> Callable[[Tensor], Tensor]:
-    """A⁻¹, or the prior's own inverse where there is no factor."""
+def inverse(factor: Posterior | None, objective: Objective) -> Callable[[Tensor], Tensor]:
+    """v -> A⁻¹v, or by the prior's own inverse where there is no factor.
+
+    Parameters
+    ----------
+    factor : Posterior or None
+    objective : Objective
+
+    Returns
+    -------
+    callable
+    """
     return factor.solve if factor is not None else lambda v: v / objective.prior_precision
 
 
@@ -183,9 +201,10 @@ def newton(
         if norm <= tol * (1.0 + abs(point.loss)):
             found.converged = True
             break
-        solve = _inverse(found.factor, objective)
+        solve = inverse(found.factor, objective)
         if math.isnan(radius):
-            radius = 3.0 * math.sqrt(float(point.gradient @ solve(point.gradient)))
+            # In function space A⁻¹g is a difference: rounding may leave gᵀA⁻¹g below zero.
+            radius = 3.0 * math.sqrt(max(0.0, float(point.gradient @ solve(point.gradient))))
             radius = max(radius, 0.3 * math.sqrt(point.squares))
         accuracy = min(0.1, math.sqrt(norm / (1.0 + abs(point.loss))))
         step = _steihaug(point, solve, radius, accuracy)
@@ -450,4 +469,7 @@ def _curvature(point: Point, memory_limit: float | None) -> Curvature:
     objective = point.objective
     L = objective.likelihood.noise_precision_factor(point.outputs)
     L = L * objective.data.sample_weight.sqrt().to(L)[:, None, None]
-    return curvature_at(objective.linearization.at(point.w), objective.data.X, L, memory_limit)
+    linearization, delta = objective.linearization.at(point.w), objective.prior_precision
+    if bool((delta != delta[0]).any()):  # function space takes one δ for all weights
+        return WeightSpaceCurvature(linearization.ggn(objective.data.X, cotangents=L))
+    return curvature_at(linearization, objective.data.X, L, memory_limit)

@@ -95,6 +95,20 @@ class NetworkSource:
             _reset_parameters(module)
         return module, None
 
+    def inputs(self, X: Tensor) -> Tensor:
+        """Whole numbers as they are where the network takes them (token indices), or as floats."""
+        if X.is_floating_point():
+            return X
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            module = self.frozen_module() if self.is_frozen else self.start(X, 0)[0]
+            try:
+                module.cpu().eval()(X[:1])
+            except IndexError:  # an index beyond the vocabulary: an error of its own, later
+                return X
+            except (RuntimeError, TypeError):
+                return X.double()
+        return X
+
     @property
     def draws_weights(self) -> bool:
         """Whether another start means other weights: an instance of a module brings its own."""

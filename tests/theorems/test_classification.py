@@ -18,6 +18,7 @@ from sk_dnn2gp.linear_model import LinearModel
 from sk_dnn2gp.linearize import Linearization
 from sk_dnn2gp.networks import MLP
 from sk_dnn2gp.posterior import FunctionSpacePosterior, WeightSpacePosterior
+from sk_dnn2gp.training import NewtonCG
 from tests.reference import (
     SOBOL_ERROR,
     ClassificationReference,
@@ -51,10 +52,13 @@ def labelled(n_classes, n, seed=0):
     return X, np.searchsorted(cuts, score)
 
 
+EXACT = NewtonCG(max_iter=3000, tol=1e-12)
+
+
 def fitted(n_classes, hidden, n, delta, **options):
     X, y = labelled(n_classes, n)
     model = DNN2GPClassifier(
-        hidden_layer_sizes=hidden, prior_precision=delta, random_state=0, tol=1e-12, max_iter=3000,
+        hidden_layer_sizes=hidden, prior_precision=delta, random_state=0, solver=EXACT,
         **options,
     ).fit(X, y)  # fmt: skip
     return model, ClassificationReference(model.module_, torch.tensor(X), torch.tensor(y), delta)
@@ -71,7 +75,7 @@ X_NEW = torch.tensor([[-1.5, 0.2], [0.0, 0.0], [0.9, -1.9], [6.0, 6.0]], dtype=t
 def test_latent_covariance(pair):
     model, reference = pair
     expected = reference.covariance_blocks(X_NEW)
-    close(model._latent_covariance(X_NEW), expected)
+    close(model._result.covariance(X_NEW), expected)
     for space in (WeightSpacePosterior, FunctionSpacePosterior):
         close(space(model.linear_model_).covariance(X_NEW), expected)
 
@@ -213,12 +217,12 @@ def test_bernoulli_is_the_categorical_of_two_classes():
     X, y = labelled(2, 30)
     torch.manual_seed(3)
     inner = MLP(2, (5,), 1)
-    options = {"prior_precision": 0.8, "tol": 1e-12, "max_iter": 3000}
+    options = {"prior_precision": 0.8, "solver": EXACT}
     one = DNN2GPClassifier(inner, **options).fit(X, y)
     two = DNN2GPClassifier(TwoLogits(inner), **options).fit(X, y)
     # Both trained from the same weights to gradients of 1e-10: the same minimum to about 1e-9.
     close(one.predict_proba(X, "map"), two.predict_proba(X, "map"), rtol=1e-6)
-    V_one, V_two = (m._latent_covariance(X_NEW) for m in (one, two))
+    V_one, V_two = (m._result.covariance(X_NEW) for m in (one, two))
     difference = torch.tensor([-1.0, 1.0], dtype=torch.float64)
     close(V_one[:, 0, 0], difference @ V_two @ difference, rtol=1e-6)
     close(one.log_marginal_likelihood(), two.log_marginal_likelihood(), rtol=1e-7)
@@ -233,7 +237,7 @@ def test_integer_weights_are_repetitions():
     s = rng.integers(0, 4, len(X))
     s[:3] = 1
     model = DNN2GPClassifier(
-        hidden_layer_sizes=(4,), prior_precision=1.0, random_state=0, tol=1e-12, max_iter=3000
+        hidden_layer_sizes=(4,), prior_precision=1.0, random_state=0, solver=EXACT
     )
     a = clone(model).fit(X, y, sample_weight=s)
     b = clone(model).fit(X.repeat(s, axis=0), y.repeat(s))

@@ -17,6 +17,7 @@ from sk_dnn2gp.posterior import (
     WeightSpacePosterior,
     make_posterior,
 )
+from sk_dnn2gp.training import NewtonCG
 from tests.cases import CASES, data, trained
 from tests.reference import GaussianReference, jacobian, weights
 
@@ -169,8 +170,7 @@ def regressor():
         hidden_layer_sizes=(6,),
         prior_precision=0.5,
         noise_std=0.2,
-        tol=1e-12,
-        max_iter=2000,
+        solver=NewtonCG(max_iter=2000, tol=1e-12),
         random_state=0,
     )
     return model.fit(X, y), X, y

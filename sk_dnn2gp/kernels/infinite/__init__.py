@@ -1,1 +1,1 @@
-"""Kernels of networks of infinite width (MATH 7)."""
+"""Kernels of networks of infinite width (:ref:`math-infinite`)."""

@@ -1,4 +1,4 @@
-"""Dual activations F = E[φ(u)φ(v)] with their partial derivatives (MATH 7).
+"""Dual activations F = E[φ(u)φ(v)] with their partial derivatives (:ref:`math-infinite`).
 
 (u, v) is Gaussian with variances k11, k22 and covariance k12. All are torch tensors that
 broadcast: what belongs to the left arguments as (..., n, 1), to the right ones as (..., 1, m),
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -57,6 +57,20 @@ class Side:
     def at(self, view: Callable[[Tensor], Tensor]) -> Side:
         """The same with a view taken of each tensor's last axes."""
         return Side(view(self.k), None if self.A is None else view(self.A), self.span)
+
+    @staticmethod
+    def cat(parts: Sequence[Side]) -> Side:
+        """Of samples one after the other; coefficients that one of them left out are zero."""
+        k, A, (low, high) = torch.cat([p.k for p in parts], -1), None, parts[0].span
+        for p in parts[1:]:
+            low, high = min(low, p.span[0]), max(high, p.span[1])
+        if parts[0].A is not None:
+            terms = max(len(p.A) for p in parts)
+            full = [p.A.new_zeros((terms, *p.k.shape)) for p in parts]
+            for target, p in zip(full, parts, strict=True):
+                target[: len(p.A)] = p.A
+            A = torch.cat(full, -1)
+        return Side(k, A, (low, high))
 
 
 def _over(a: Tensor, b: Tensor) -> Tensor:
@@ -198,6 +212,21 @@ class GELU(Dual):
             partials = torch.autograd.grad(F.sum(), args, retain_graph=second)
             seconds = torch.autograd.grad(D.sum(), args) if second else ()
         return Moments(F.detach(), D.detach(), *partials[1:], *seconds)
+
+
+class Normaliser(Dual):
+    """A layer normalisation: k12/√((k11 + eps)(k22 + eps)), the mean being zero."""
+
+    def __init__(self, eps: float) -> None:
+        self.eps = eps
+
+    def moments(self, k12: Tensor, left: Side, right: Side, second: bool = False) -> Moments:
+        p, r = left.k + self.eps, right.k + self.eps
+        D = p.rsqrt() * r.rsqrt()
+        F = k12 * D
+        D11, D22 = -D / (2 * p), -D / (2 * r)
+        return Moments(F, D.broadcast_to(F.shape).clone(), -F / (2 * p), -F / (2 * r), 0.0 * D,
+                       D11, D22)  # fmt: skip
 
 
 class Hermite(Dual):

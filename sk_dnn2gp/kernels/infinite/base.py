@@ -10,8 +10,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,47 +23,40 @@ from torch import Tensor
 from ..._utils.memory import batches, limit_in_bytes
 from ..._utils.threads import few_threads, over_threads
 from .activations import Hermite
-from .walk import Activation, Mean, Residual, State, Tape, Walk
+from .steps import Activation, Node, Weights
+from .walk import Plan, Tape, Variances, Walk
 
-__all__ = ["InfiniteKernel", "Plan", "checked"]
+__all__ = ["InfiniteKernel", "checked", "laid_out", "shaped"]
 
 # Bytes of a block over all positions: its few temporaries stay in cache.
 _BLOCK = 2**20
-_TEMPORARIES = {False: 10, True: 40}  # without and with gradients
 _CHOICES = {torch.float32, torch.float64}
 
 
-@dataclass
-class Plan:
-    """A network laid out: steps, positions at its widest and in all its activations together."""
-
-    steps: tuple
-    n_positions: int = 1
-    n_marginals: int = 1
-    spatial: bool = False
-    joint: bool = False  # covariances between positions (global pooling)
-
-    def walk(self, kernel: InfiniteKernel, gradient: bool, joint: bool) -> Walk:
-        """The walk of pairs (``joint``: positions told apart) or marginals."""
-        axes = (((0, 2), (1, 3)) if joint else ((0,), (1,))) if self.spatial else ()
-        divide = getattr(kernel, "divide_by_filter_size", True)
-        args = (float(kernel.sigma_w2), float(kernel.sigma_b2), gradient, kernel._tangent)
-        return Walk(*args, divide, axes)
-
-    @property
-    def alone(self) -> tuple:
-        """The steps that marginals can take."""
-        ends = [i for i, s in enumerate(self.steps) if isinstance(s, Mean)] if self.joint else []
-        return self.steps[: ends[0]] if ends else self.steps
-
-
 class InfiniteKernel(Kernel):
-    """Prior covariance of an infinitely wide network; a subclass says which."""
+    """Prior covariance, or tangent kernel, of an infinitely wide network; a subclass says which.
 
-    _tangent = False
+    It stores what its constructor takes (`_keep`) and gives ``_nodes()``, the network, and
+    ``_input()``, which lays X out.
+    """
 
-    def _plan(self, X: Any) -> Plan:
-        """The network as steps, for inputs as `_input` gives them."""
+    sigma_w2: Any
+    sigma_b2: Any
+    sigma_w2_bounds: Any
+    sigma_b2_bounds: Any
+    dtype: Any
+    device: Any
+    memory_limit: float | None
+    n_jobs: int | None
+    verbose: int
+    kind: str = "nngp"
+
+    def _keep(self, given: dict[str, Any]) -> None:
+        """Store the constructor's arguments, untouched."""
+        self.__dict__.update({k: v for k, v in given.items() if k not in ("self", "__class__")})
+
+    def _nodes(self) -> Sequence[Node]:
+        """The network."""
         raise NotImplementedError
 
     def _input(self, X: ArrayLike, name: str) -> Tensor:
@@ -74,12 +66,12 @@ class InfiniteKernel(Kernel):
     @property
     def hyperparameter_sigma_w2(self) -> Hyperparameter:
         """σ_w² as scikit-learn's optimiser sees it."""
-        return Hyperparameter("sigma_w2", "numeric", self.sigma_w2_bounds)
+        return _hyperparameter("sigma_w2", self.sigma_w2, self.sigma_w2_bounds)
 
     @property
     def hyperparameter_sigma_b2(self) -> Hyperparameter:
         """σ_b² as scikit-learn's optimiser sees it."""
-        return Hyperparameter("sigma_b2", "numeric", self.sigma_b2_bounds)
+        return _hyperparameter("sigma_b2", self.sigma_b2, self.sigma_b2_bounds)
 
     def __call__(
         self, X: ArrayLike, Y: ArrayLike | None = None, eval_gradient: bool = False
@@ -113,42 +105,65 @@ class InfiniteKernel(Kernel):
                 f"X and Y must have the same features, got {_shape(x)} for X and {_shape(y)} for Y."
             )
         K, G = self._matrix(x, y, eval_gradient)
-        return (K, np.moveaxis(G[self._free()], 0, -1)) if eval_gradient else K
+        return (K, np.moveaxis(G, 0, -1)) if eval_gradient else K
 
     def diag(self, X: ArrayLike) -> NDArray:
         """Diagonal of ``self(X)``, of shape (n_samples,), without the matrix."""
         x = self._input(X, "X")
-        plan = self._checked_plan(x)
+        walk = self._walk(x, False)
         out = np.empty(x.shape[-2])
-        for r in batches(len(out), self._panel_length(plan, False)):
-            part = x[..., r, :]
-            out[r] = _numpy(self._own(plan, part, self._tape(plan, part, False), False)[0])
+        for r in batches(len(out), self._panel_length(walk)):
+            out[r] = _numpy(walk.value(self._tape(walk, x[..., r, :]).last)[0])
         return out
 
     def is_stationary(self) -> bool:
         """Whether K(x, x') depends on x - x' alone: no."""
         return False
 
-    def _free(self) -> list[int]:
-        # scikit-learn orders hyperparameters by name: sigma_b2 first, as the tangents here.
-        pair = (self.hyperparameter_sigma_b2, self.hyperparameter_sigma_w2)
-        return [j for j, h in enumerate(pair) if not h.fixed]
+    def _layers(self, nodes: Sequence[Node]) -> tuple[Any, Any]:
+        """(σ_w², σ_b²): one number, or one for every layer (every bias)."""
+        return self.sigma_w2, self.sigma_b2
 
-    def _checked_plan(self, x: Tensor) -> Plan:
-        if not 0 < self.sigma_w2 < math.inf:
+    def _variances(self, nodes: Sequence[Node]) -> list[Variances]:
+        """Checked, layer by layer, with the places of the free ones in θ (biases come first)."""
+        layers = [node.step for node in nodes if isinstance(node.step, Weights)]
+        w, b = self._layers(nodes)
+        free_b = not self.hyperparameter_sigma_b2.fixed
+        w = _each_layer(w, "sigma_w2", len(layers), "layer")
+        b = _each_layer(b, "sigma_b2", sum(layer.bias for layer in layers), "bias")
+        if not all(0 < v < math.inf for v in w[0]):
             raise ValueError(f"sigma_w2 must be positive and finite, got {self.sigma_w2!r}.")
-        if not 0 <= self.sigma_b2 < math.inf:
+        if not all(0 <= v < math.inf for v in b[0]):
             raise ValueError(f"sigma_b2 must be >= 0 and finite, got {self.sigma_b2!r}.")
-        if self.sigma_b2 == 0 and not self.hyperparameter_sigma_b2.fixed:
+        if 0 in b[0] and free_b:
             raise ValueError("sigma_b2=0 has no logarithm: give sigma_b2_bounds='fixed' with it.")
-        return self._plan(x)
+        first = self.hyperparameter_sigma_b2.n_elements if free_b else 0
+        place_w = None if self.hyperparameter_sigma_w2.fixed else first
+        biases = iter(zip(*_numbered(b, 0 if free_b else None), strict=True))
+        out = []
+        for layer, v, i in zip(layers, *_numbered(w, place_w), strict=True):
+            bias, j = next(biases) if layer.bias else (0.0, None)
+            out.append(Variances(v, bias, i, j))
+        return out
+
+    def _walk(self, x: Tensor, gradient: bool) -> Walk:
+        if self.kind not in ("nngp", "ntk"):
+            raise ValueError(f"kind must be 'nngp' or 'ntk', got {self.kind!r}.")
+        nodes = self._nodes()
+        if self.kind == "ntk" and any(getattr(node.step, "gains", False) for node in nodes):
+            raise ValueError(
+                "The tangent kernel of a normalisation's own trained gains is not implemented: "
+                "give LayerNorm elementwise_affine=False, GroupNorm affine=False."
+            )
+        plan = Plan(nodes, self._variances(nodes), tuple(x.shape[:-2]))
+        return Walk(plan, gradient, self.kind == "ntk")
 
     def _matrix(self, x: Tensor, y: Tensor | None, gradient: bool) -> tuple[NDArray, NDArray]:
-        plan, symmetric = self._checked_plan(x), y is None
+        walk, symmetric = self._walk(x, gradient), y is None
         other = x if y is None else y
         n, m = x.shape[-2], other.shape[-2]
-        K, G = np.empty((n, m)), np.empty((2 if gradient else 0, n, m))
-        n_workers, length = effective_n_jobs(self.n_jobs), self._panel_length(plan, gradient)
+        K, G = self._empty(n, m, gradient)
+        n_workers, length = effective_n_jobs(self.n_jobs), self._panel_length(walk)
         if n_workers > 1:
             length = min(length, max(1, -(-max(n, m) // (2 * n_workers))))
         rows, columns = list(batches(n, length)), list(batches(m, length))
@@ -157,7 +172,7 @@ class InfiniteKernel(Kernel):
         if n_workers == 1:
             for r, c in tasks:
                 out = (K[r, c], G[:, r, c])
-                self._panel(x[..., r, :], _columns(other, r, c, symmetric), gradient, out, progress)
+                self._panel(walk, x[..., r, :], _columns(other, r, c, symmetric), out, progress)
         else:
             parts = Parallel(n_jobs=self.n_jobs, verbose=10 * bool(self.verbose))(
                 delayed(_task)(self, x[..., r, :], _columns(other, r, c, symmetric), gradient)
@@ -171,127 +186,103 @@ class InfiniteKernel(Kernel):
         progress.end()
         return K, G
 
+    def _empty(self, n: int, m: int, gradient: bool) -> tuple[NDArray, NDArray]:
+        return np.empty((n, m)), np.empty((self.n_dims if gradient else 0, n, m))
+
     def _panel(
-        self, x: Tensor, y: Tensor | None, gradient: bool, out: tuple, progress: _Progress
+        self, walk: Walk, x: Tensor, y: Tensor | None, out: tuple, progress: _Progress
     ) -> None:
         """Fill K and G of a panel; ``y=None`` is a panel on the diagonal."""
-        plan, (K, G), symmetric = self._checked_plan(x), out, y is None
-        left = self._tape(plan, x, gradient)
-        right = left if y is None else self._tape(plan, y, gradient)
-        walk, other = plan.walk(self, gradient, plan.joint), x if y is None else y
+        (K, G), symmetric, other = out, y is None, x if y is None else y
+        left = self._tape(walk, x)
+        right = left if y is None else self._tape(walk, y)
 
         def fill(r: slice, c: slice) -> None:
-            state = walk.pairs(
-                plan.steps,
-                _products(x[..., r, :], other[..., c, :], plan.joint),
-                left.at(partial(_left, r=r, joint=plan.joint)),
-                right.at(partial(_right, c=c)),
-            )
-            _store(K, G, *self._value(state), r, c, symmetric)
+            _store(K, G, *walk.pairs(x, other, left, right, r, c), r, c, symmetric)
             progress.add((r.stop - r.start) * (c.stop - c.start))
 
-        side = self._block_side(plan, gradient)
+        side = self._block_side(walk)
         rows, columns = (list(batches(t.shape[-2], side)) for t in (x, other))
         blocks = [(r, c) for r in rows for c in columns if not (symmetric and c.start < r.start)]
         over_threads(fill, blocks)
         if symmetric:
-            k, dk = self._own(plan, x, left, gradient)
+            k, dk = walk.value(left.last)
             np.fill_diagonal(K, _numpy(k))
-            for g, d in zip(G, dk, strict=True):
-                np.fill_diagonal(g, _numpy(d))
+            for j, g in enumerate(G):
+                np.fill_diagonal(g, _numpy(dk[j]) if j in dk else 0.0)
 
-    def _tape(self, plan: Plan, x: Tensor, gradient: bool) -> Tape:
-        raw = (x * x).mean(-1)
-        if not bool(torch.isfinite(raw).all()):
+    def _tape(self, walk: Walk, x: Tensor) -> Tape:
+        if not bool(torch.isfinite((x * x).mean(-1)).all()):
             raise ValueError("The kernel overflows: X is too large in size. Scale the inputs.")
+        length = x.shape[-2] if not any(walk.plan.joint) else max(1, self._block_side(walk) ** 2)
         with few_threads(0.0):  # many short steps
-            tape = plan.walk(self, gradient, False).marginals(plan.alone, raw)
-        if not bool(torch.isfinite(tape.last.k).all()):  # type: ignore[union-attr]
+            tape = Tape.cat([walk.alone(x[..., r, :]) for r in batches(x.shape[-2], length)])
+        if not bool(torch.isfinite(tape.last.k).all()):
             raise ValueError("The kernel overflows: X or sigma_w2 is too large, or depth.")
         return tape
 
-    def _own(self, plan: Plan, x: Tensor, tape: Tape, gradient: bool) -> tuple:
-        """K(x, x) of each sample and its tangents."""
-        if not plan.joint:
-            return self._value(tape.last)  # type: ignore[arg-type]
-        walk, parts = plan.walk(self, gradient, True), []
-        for r in batches(x.shape[-2], max(1, self._block_side(plan, gradient) ** 2)):
-            mine, take = x[..., r, :], partial(_take, r=r)
-            left = tape.at(partial(_right, c=r)).at(partial(torch.unsqueeze, dim=-2))
-            left.after = [s.map(take) for s in tape.after]
-            raw = torch.einsum("hwnc,xync->hwxyn", mine, mine) / x.shape[-1]
-            state = walk.pairs(plan.steps, raw, left, tape.at(take), fix=True)
-            parts.append(self._value(state))
-        k = torch.cat([p[0] for p in parts])
-        return k, tuple(torch.cat(d) for d in zip(*(p[1] for p in parts), strict=True))
-
-    def _value(self, state: State) -> tuple[Tensor, tuple[Tensor, ...]]:
-        return (state.T, state.dT) if self._tangent else (state.k, state.dk)  # type: ignore[return-value]
-
-    def _panel_length(self, plan: Plan, gradient: bool) -> int:
+    def _panel_length(self, walk: Walk) -> int:
         """Samples whose marginals, twice, take a quarter of the memory."""
-        series = max((len_of_series(s) for s in _activations(plan.steps)), default=0)
-        numbers = plan.n_marginals * (series + (16 if gradient else 6))
+        nodes, n_tangents = walk.plan.nodes, self.n_dims if walk.gradient else 0
+        numbers = 0
+        for i in walk.plan.met:
+            count = math.prod(walk.plan.shapes[i])
+            numbers += count * (len_of_series(nodes[i].step) + 6 + 5 * n_tangents)
         limit = limit_in_bytes(self.memory_limit) / 8  # bytes of a quarter, twice
-        return max(1, int(limit / 8 / numbers))
+        return max(1, int(limit / 8 / max(1, numbers)))
 
-    def _block_side(self, plan: Plan, gradient: bool) -> int:
-        positions = plan.n_positions ** (2 if plan.joint else 1)
-        each = 16 * _TEMPORARIES[gradient] * torch.get_num_threads()  # half of the memory
+    def _block_side(self, walk: Walk) -> int:
+        temporaries = 10 + (15 * self.n_dims if walk.gradient else 0)
+        each = 16 * temporaries * torch.get_num_threads()  # half of the memory
         limit = limit_in_bytes(self.memory_limit) / each
         block = _BLOCK / self.dtype.itemsize
-        return max(1, int(math.sqrt(min(block, limit) / positions)))
+        return max(1, int(math.sqrt(min(block, limit) / walk.plan.n_positions)))
 
 
-def len_of_series(step: Activation) -> int:
-    """Coefficients that an activation keeps for each marginal."""
+def _hyperparameter(name: str, value: Any, bounds: Any) -> Hyperparameter:
+    if isinstance(value, str):
+        return Hyperparameter(name, "numeric", "fixed")
+    return Hyperparameter(name, "numeric", bounds, max(1, np.size(value)))
+
+
+def _each_layer(value: Any, name: str, n: int, what: str) -> tuple[list[float], bool]:
+    """One value for each of n layers, and whether each has its own."""
+    if np.ndim(value) == 0:
+        return [float(value)] * n, False
+    values = [float(v) for v in value]
+    if len(values) != n:
+        raise ValueError(f"{name} must be one number or {n}, one for each {what}: {value!r}.")
+    return values, True
+
+
+def _numbered(each: tuple[list[float], bool], first: int | None) -> tuple[list[float], list]:
+    """The values with the places of their hyperparameters (None: fixed)."""
+    values, own = each
+    if first is None:
+        return values, [None] * len(values)
+    return values, [first + i * own for i in range(len(values))]
+
+
+def len_of_series(step: Any) -> int:
+    """Coefficients that a step keeps for each marginal."""
+    if not isinstance(step, Activation):
+        return 0
     return step.dual.terms + 3 if isinstance(step.dual, Hermite) else 0
 
 
-def _activations(steps: Any) -> list[Activation]:
-    found: list[Activation] = []
-    for step in steps:
-        if isinstance(step, Activation):
-            found.append(step)
-        elif isinstance(step, Residual):
-            found += _activations((*step.shortcut, *step.body))
-    return found
-
-
 def _task(kernel: Any, x: Tensor, y: Tensor | None, gradient: bool) -> tuple[NDArray, NDArray]:
-    n, m = x.shape[-2], (x if y is None else y).shape[-2]
-    K, G = np.empty((n, m)), np.empty((2 if gradient else 0, n, m))
-    kernel._panel(x, y, gradient, (K, G), _Progress(False, 1))
-    return K, G
+    out = kernel._empty(x.shape[-2], (x if y is None else y).shape[-2], gradient)
+    kernel._panel(kernel._walk(x, gradient), x, y, out, _Progress(False, 1))
+    return out
 
 
 def _columns(other: Tensor, r: slice, c: slice, symmetric: bool) -> Tensor | None:
     return None if symmetric and r == c else other[..., c, :]
 
 
-def _left(t: Tensor, r: slice, joint: bool) -> Tensor:
-    return t[..., None, None, r, None] if joint else t[..., r, None]
-
-
-def _right(t: Tensor, c: slice) -> Tensor:
-    return t[..., None, c]
-
-
-def _take(t: Tensor, r: slice) -> Tensor:
-    return t[..., r]
-
-
-def _products(x: Tensor, y: Tensor, joint: bool) -> Tensor:
-    """x·y/C at every position, or at every pair of them."""
-    if joint:
-        return torch.einsum("hwrc,xysc->hwxyrs", x, y) / x.shape[-1]
-    if x.shape[-1] == 1:
-        return x * y.mT
-    return (x @ y.mT).div_(x.shape[-1])
-
-
-def _store(K: Any, G: Any, k: Tensor, g: Any, r: slice, c: slice, symmetric: bool) -> None:
-    for target, block in ((K, k), *zip(G, g, strict=True)):
+def _store(K: Any, G: Any, k: Tensor, dk: Any, r: slice, c: slice, symmetric: bool) -> None:
+    blocks = [(g, dk[j] if j in dk else torch.zeros_like(k)) for j, g in enumerate(G)]
+    for target, block in ((K, k), *blocks):
         values = _numpy(block)
         if symmetric and r == c:  # rounding may differ between the triangles
             values = np.triu(values) + np.triu(values, 1).T
@@ -337,6 +328,30 @@ def checked(X: ArrayLike, name: str, dtype: Any, device: Any) -> Tensor:
     if not np.isfinite(X).all():
         raise ValueError(f"{name} contains NaN or infinity.")
     return torch.tensor(X, dtype=dtype, device=device)
+
+
+def shaped(x: Tensor, shape: Any, name: str, option: str) -> Tensor:
+    """Samples in the shape that an option states, if it does."""
+    if shape is None:
+        return x
+    shape = tuple(int(s) for s in shape)
+    if min(shape, default=0) < 1:
+        raise ValueError(f"{option} must hold positive sizes, channels first, got {shape}.")
+    if tuple(x.shape[1:]) != shape and (x.ndim != 2 or x.shape[1] != math.prod(shape)):
+        raise ValueError(
+            f"{name} has samples of shape {tuple(x.shape[1:])}, {option}={shape} needs that, or "
+            f"{math.prod(shape)} features."
+        )
+    return x.reshape(len(x), *shape)
+
+
+def laid_out(x: Tensor, name: str) -> Tensor:
+    """Samples (n, channels, positions...) as (h, w, n, channels); rows of features as they are."""
+    if x.ndim == 2:
+        return x
+    if x.ndim not in (3, 4):
+        raise ValueError(f"{name} must be rows, sequences or images, got shape {tuple(x.shape)}.")
+    return (x if x.ndim == 4 else x[:, :, None]).permute(2, 3, 0, 1).contiguous()
 
 
 class _Progress:

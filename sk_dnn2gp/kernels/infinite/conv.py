@@ -1,6 +1,7 @@
-"""Infinitely wide convolutional networks as scikit-learn kernels (MATH 7; Garriga-Alonso 2019).
+"""Infinitely wide convolutional networks as scikit-learn kernels (:ref:`math-infinite`).
 
-One number for every pair of images and position, v_g; with S(g) the patch of position g,
+After Garriga-Alonso et al. 2019: one number for every pair of images and position, v_g; with S(g)
+the patch of position g,
 
     v⁰_g = σ_b² + σ_w²/C Σ_{c, h in S(g)} X_{c,h} X'_{c,h}
     v^{l+1}_g = σ_b² + σ_w² Σ_{h in S(g)} F_φ(v^l_h(X, X'), v^l_h(X, X), v^l_h(X', X'))
@@ -12,16 +13,14 @@ positions. Images are (n, c, h, w), or flattened with ``image_shape=(c, h, w)``.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from .activations import dual_activation
-from .base import InfiniteKernel, Plan, checked
-from .walk import Activation, Affine, Mean, Residual, window
+from .base import InfiniteKernel, checked, laid_out, shaped
+from .steps import Activation, Mean, Node, Pool, Sum, Weights, Window, append, chain
 
 __all__ = ["ConvNetKernel", "ResNetKernel"]
 
@@ -34,50 +33,20 @@ class _ImageKernel(InfiniteKernel):
         return f"{type(self).__name__}({self._size()}, {options})"
 
     def _input(self, X: ArrayLike, name: str) -> Tensor:
-        x = checked(X, name, self.dtype, self.device)
         shape = self.image_shape
-        if shape is not None:
-            shape = tuple(int(s) for s in shape)
-            if len(shape) != 3 or min(shape) < 1:
-                raise ValueError(f"image_shape must be (channels, height, width), got {shape}.")
-            if tuple(x.shape[1:]) != shape and (x.ndim != 2 or x.shape[1] != math.prod(shape)):
-                raise ValueError(
-                    f"{name} has samples of shape {tuple(x.shape[1:])}, image_shape={shape} needs "
-                    f"that, or {math.prod(shape)} features."
-                )
-            x = x.reshape(len(x), *shape)
+        if shape is not None and len(shape) != 3:
+            raise ValueError(f"image_shape must be (channels, height, width), got {shape}.")
+        x = shaped(checked(X, name, self.dtype, self.device), shape, name, "image_shape")
         if x.ndim != 4:
             raise ValueError(
                 f"{name} must be images (n_samples, channels, height, width), got shape "
                 f"{tuple(x.shape)}: name the shape of flattened ones in image_shape."
             )
-        return x.permute(2, 3, 0, 1).contiguous()
+        return laid_out(x, name)
 
-    def _spatial(self, steps: tuple, X: Tensor, joint: bool = False) -> Plan:
-        """The plan with its sizes, after a look that every filter fits."""
-        counts: list[int] = []
-        _measure(steps, (int(X.shape[0]), int(X.shape[1])), counts)
-        return Plan(steps, max(counts), sum(counts), spatial=True, joint=joint)
-
-
-def _measure(steps: Any, shape: tuple[int, int], counts: list[int]) -> tuple[int, int]:
-    """Positions before every step, collected; the shape after the last."""
-    for step in steps:
-        counts.append(math.prod(shape))
-        if isinstance(step, Affine):
-            after = tuple(window(n, step)[0] for n in shape)
-            if min(after) < 1:
-                raise ValueError(
-                    f"filter_size={step.size} does not fit a layer of {shape[0]} × {shape[1]} "
-                    "positions: use padding='same', fewer layers or larger images."
-                )
-            shape = after[0], after[1]
-        elif isinstance(step, Mean):
-            shape = (1, 1)
-        elif isinstance(step, Residual):
-            _measure(step.shortcut, shape, counts)
-            shape = _measure(step.body, shape, counts)
-    return shape
+    def _filter(self, size: int, stride: int, padding: Any) -> Weights:
+        window = Window(size, stride, padding)
+        return Weights((window, window), self.divide_by_filter_size)
 
 
 class ConvNetKernel(_ImageKernel):
@@ -123,6 +92,8 @@ class ConvNetKernel(_ImageKernel):
         Processes for joblib.
     verbose : int, default=0
         Whether to show a progress bar.
+    kind : {"nngp", "ntk"}, default="nngp"
+        The prior covariance, or the tangent kernel.
 
     Raises
     ------
@@ -160,31 +131,14 @@ class ConvNetKernel(_ImageKernel):
         memory_limit: float | None = None,
         n_jobs: int | None = None,
         verbose: int = 0,
+        kind: str = "nngp",
     ) -> None:
-        self.layers = layers
-        self.filter_size = filter_size
-        self.stride = stride
-        self.padding = padding
-        self.activation = activation
-        self.end = end
-        self.image_shape = image_shape
-        self.sigma_w2 = sigma_w2
-        self.sigma_b2 = sigma_b2
-        self.sigma_w2_bounds = sigma_w2_bounds
-        self.sigma_b2_bounds = sigma_b2_bounds
-        self.divide_by_filter_size = divide_by_filter_size
-        self.slope = slope
-        self.terms = terms
-        self.dtype = dtype
-        self.device = device
-        self.memory_limit = memory_limit
-        self.n_jobs = n_jobs
-        self.verbose = verbose
+        self._keep(locals())
 
     def _size(self) -> str:
         return f"layers={self.layers}, filter_size={self.filter_size}"
 
-    def _plan(self, X: Any) -> Plan:
+    def _nodes(self) -> list[Node]:
         n = _whole(self.layers, "layers", 1)
         sizes = [_whole(s, "filter_size", 1) for s in _each(self.filter_size, n, "filter_size")]
         strides = [_whole(s, "stride", 1) for s in _each(self.stride, n, "stride")]
@@ -192,11 +146,11 @@ class ConvNetKernel(_ImageKernel):
         phis = _each(self.activation, n, "activation")
         if self.end not in ("dense", "average_pool"):
             raise ValueError(f"end must be 'dense' or 'average_pool', got {self.end!r}.")
-        duals = {phi: dual_activation(phi, slope=self.slope, terms=self.terms) for phi in phis}
         steps: list[Any] = []
         for size, stride, padding, phi in zip(sizes, strides, paddings, phis, strict=True):
-            steps += [Affine(size, stride, padding), Activation(duals[phi])]
-        return self._spatial((*steps, Mean(), Affine()), X, self.end == "average_pool")
+            steps += [self._filter(size, stride, padding), Activation(phi, self.slope, self.terms)]
+        pool = [Pool()] if self.end == "average_pool" else []
+        return chain([*steps, *pool, Mean(), Weights()])
 
 
 class ResNetKernel(_ImageKernel):
@@ -244,6 +198,8 @@ class ResNetKernel(_ImageKernel):
         Processes for joblib.
     verbose : int, default=0
         Whether to show a progress bar.
+    kind : {"nngp", "ntk"}, default="nngp"
+        The prior covariance, or the tangent kernel.
 
     Raises
     ------
@@ -281,46 +237,42 @@ class ResNetKernel(_ImageKernel):
         memory_limit: float | None = None,
         n_jobs: int | None = None,
         verbose: int = 0,
+        kind: str = "nngp",
     ) -> None:
-        self.blocks = blocks
-        self.stages = stages
-        self.skip = skip
-        self.filter_size = filter_size
-        self.padding = padding
-        self.activation = activation
-        self.image_shape = image_shape
-        self.sigma_w2 = sigma_w2
-        self.sigma_b2 = sigma_b2
-        self.sigma_w2_bounds = sigma_w2_bounds
-        self.sigma_b2_bounds = sigma_b2_bounds
-        self.divide_by_filter_size = divide_by_filter_size
-        self.slope = slope
-        self.terms = terms
-        self.dtype = dtype
-        self.device = device
-        self.memory_limit = memory_limit
-        self.n_jobs = n_jobs
-        self.verbose = verbose
+        self._keep(locals())
 
     def _size(self) -> str:
         return f"blocks={self.blocks}, stages={self.stages}, skip={self.skip}"
 
-    def _plan(self, X: Any) -> Plan:
+    def _nodes(self) -> list[Node]:
         counts = {n: _whole(getattr(self, n), n, 1) for n in ("blocks", "stages", "skip")}
         size, padding = _whole(self.filter_size, "filter_size", 1), _padding(self.padding)
-        if padding != "same" and (padding == "valid" or 2 * padding != size - 1):
+        if padding != "same" and 2 * padding[0] != size - 1:
             raise ValueError(
-                f"padding must be 'same' or (filter_size - 1)/2 for sums to fit, got {padding!r}."
+                "padding must be 'same' or (filter_size - 1)/2 for sums to fit, got "
+                f"{self.padding!r}."
             )
-        phi = Activation(dual_activation(self.activation, slope=self.slope, terms=self.terms))
-        keep = Affine(size, 1, padding)
-        plain = Residual((phi, keep) * counts["skip"])
-        first = Affine(size, 2, padding), *(phi, keep) * (counts["skip"] - 1)
-        down = phi, Residual(first, (Affine(1, 2, "valid" if padding != "same" else "same"),))
-        steps: list[Any] = [keep, *[plain] * counts["blocks"]]
-        for _ in range(counts["stages"] - 1):
-            steps += [*down, *[plain] * (counts["blocks"] - 1)]
-        return self._spatial((*steps, phi, Mean(), Affine()), X)
+        phi = Activation(self.activation, self.slope, self.terms)
+        keep = self._filter(size, 1, padding)
+        nodes = chain([keep])
+        for stage in range(counts["stages"]):
+            for block in range(counts["blocks"]):
+                stride = 2 if stage and not block else 1
+                first = self._filter(size, stride, padding)
+                steps = [phi, first, *(phi, keep) * (counts["skip"] - 1)]
+                self._block(nodes, steps, stride, "same" if padding == "same" else (0, 0))
+        for step in (phi, Mean(), Weights()):
+            append(nodes, step)
+        return nodes
+
+    def _block(self, nodes: list[Node], steps: list[Any], stride: int, padding: Any) -> None:
+        """A skip over the steps: of what came in, or where it strides of its first activation."""
+        short, last = len(nodes) - 1, append(nodes, steps[0])
+        if stride > 1:
+            short = append(nodes, self._filter(1, stride, padding), last)
+        for step in steps[1:]:
+            last = append(nodes, step, last)
+        append(nodes, Sum(), short, last)
 
 
 def _each(value: Any, n: int, name: str) -> list[Any]:
@@ -339,8 +291,9 @@ def _whole(value: Any, name: str, least: int) -> int:
 
 
 def _padding(value: Any) -> Any:
+    """As `Window` takes it."""
     if isinstance(value, str) and value in ("same", "valid"):
-        return value
+        return value if value == "same" else (0, 0)
     if isinstance(value, str):
         raise ValueError(f"padding must be 'same', 'valid' or a number, got {value!r}.")
-    return _whole(value, "padding", 0)
+    return (_whole(value, "padding", 0),) * 2

@@ -1,4 +1,4 @@
-"""Infinitely wide dense networks as scikit-learn kernels (MATH 7; Lee et al. 2018).
+"""Infinitely wide dense networks as scikit-learn kernels (:ref:`math-infinite`; Lee et al. 2018).
 
 K⁰ = σ_b² + σ_w² x·x'/D, K^{l+1} = σ_b² + σ_w² F_φ; tangents in (log σ_b², log σ_w²) go forward with
 it. X is (n_samples, n_features).
@@ -12,9 +12,8 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from .activations import dual_activation
-from .base import InfiniteKernel, Plan, checked
-from .walk import Activation, Affine
+from .base import InfiniteKernel, checked
+from .steps import Activation, Node, Weights, chain
 
 __all__ = ["InfiniteNTKKernel", "NNGPKernel"]
 
@@ -79,19 +78,7 @@ class NNGPKernel(InfiniteKernel):
         n_jobs: int | None = None,
         verbose: int = 0,
     ) -> None:
-        self.depth = depth
-        self.activation = activation
-        self.sigma_w2 = sigma_w2
-        self.sigma_b2 = sigma_b2
-        self.sigma_w2_bounds = sigma_w2_bounds
-        self.sigma_b2_bounds = sigma_b2_bounds
-        self.slope = slope
-        self.terms = terms
-        self.dtype = dtype
-        self.device = device
-        self.memory_limit = memory_limit
-        self.n_jobs = n_jobs
-        self.verbose = verbose
+        self._keep(locals())
 
     def __repr__(self) -> str:
         return (
@@ -99,12 +86,11 @@ class NNGPKernel(InfiniteKernel):
             f"sigma_w2={self.sigma_w2:.3g}, sigma_b2={self.sigma_b2:.3g})"
         )
 
-    def _plan(self, X: Any) -> Plan:
+    def _nodes(self) -> list[Node]:
         if isinstance(self.depth, bool) or int(self.depth) != self.depth or self.depth < 0:
             raise ValueError(f"depth must be a whole number >= 0, got {self.depth!r}.")
-        dual = dual_activation(self.activation, slope=self.slope, terms=self.terms)
-        layers = (Activation(dual), Affine()) * int(self.depth)
-        return Plan((Affine(), *layers), n_marginals=max(1, int(self.depth)))
+        phi = Activation(self.activation, self.slope, self.terms)
+        return chain([Weights(), *(phi, Weights()) * int(self.depth)])
 
     def _input(self, X: ArrayLike, name: str) -> Tensor:
         x = checked(X, name, self.dtype, self.device)
@@ -127,4 +113,4 @@ class InfiniteNTKKernel(NNGPKernel):
     [2.0, 2.0]
     """
 
-    _tangent = True
+    kind = "ntk"

@@ -1,0 +1,220 @@
+"""The evidence as a bracket, where log|B| is known as one (:ref:`math-low-rank`).
+
+The evidence is a fit less ½ log|B|, so that bounds of log|B| bound it. From a low-rank posterior
+they come from its certificate, for every multiple of δ at once; from minibatches by Fischer's
+inequality (:ref:`math-refinement`),
+
+    log|I + Φ D⁻¹ Φᵀ|  ≤  Σ_b log|I + Φ_b D⁻¹ Φ_bᵀ|      for any partition of the rows,
+
+a lower bound of the evidence that needs no more than one block's factor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .._utils.linalg import cholesky
+from .._utils.memory import batches
+from ..linear_model import LinearModel
+from ..posterior import Posterior
+
+__all__ = [
+    "BracketedChoice",
+    "choose_prior_precision",
+    "fischer_bound",
+    "log_marginal_likelihood_bounds",
+]
+
+
+def log_marginal_likelihood_bounds(
+    posterior: Posterior, kind: str = "laplace"
+) -> tuple[float, float]:
+    """Lower and upper end of the evidence of the model behind ``posterior``.
+
+    Parameters
+    ----------
+    posterior : Posterior
+        One with ``log_determinant_bounds`` (low rank) gives a bracket; of one without, both ends
+        are its own value.
+    kind : {"laplace", "dual"}, default="laplace"
+        As for :func:`~sk_dnn2gp.evidence.log_marginal_likelihood`.
+
+    Returns
+    -------
+    tuple of float
+
+    Raises
+    ------
+    ValueError
+        If ``kind`` is unknown.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sk_dnn2gp.evidence.bounds import log_marginal_likelihood_bounds
+    >>> from sk_dnn2gp.linear_model import LinearModel
+    >>> from sk_dnn2gp.likelihoods import Gaussian
+    >>> from sk_dnn2gp.linearize import Linearization
+    >>> from sk_dnn2gp.posterior.low_rank import LowRankPosterior
+    >>> net = torch.nn.Linear(1, 1, bias=False, dtype=torch.float64)
+    >>> _ = torch.nn.init.constant_(net.weight, 0.5)  # the minimum for x = y = 1, δ = σ = 1
+    >>> one = torch.ones(1, 1, dtype=torch.float64)
+    >>> model = LinearModel.from_laplace(Linearization(net), one, one, Gaussian(1.0), 1.0)
+    >>> lower, upper = log_marginal_likelihood_bounds(LowRankPosterior(model, random_state=0))
+    >>> round(lower, 6), round(upper, 6)  # log N(1 | 0, 2)
+    (-1.515512, -1.515512)
+    """
+    fit = _fit(posterior, kind)
+    if hasattr(posterior, "log_determinant_bounds"):
+        low, high = posterior.log_determinant_bounds()
+    else:
+        low = high = posterior.log_determinant
+    return fit - 0.5 * high, fit - 0.5 * low
+
+
+def _fit(posterior: Posterior, kind: str) -> float:
+    """The evidence without its determinant."""
+    model = posterior.model
+    penalty = float((model.prior_precision * model.weights**2).sum())
+    if kind == "laplace":
+        return model.log_likelihood - 0.5 * penalty
+    if kind != "dual":
+        raise ValueError(f"kind must be 'laplace' or 'dual', got {kind!r}.")
+    minimum = float((model.whitened_residual**2).sum()) + penalty - posterior.newton_decrement
+    return 0.5 * model.log_noise_determinant - 0.5 * minimum
+
+
+def fischer_bound(model: LinearModel, block_size: int | Sequence[Tensor] = 100) -> float:
+    """An upper bound of log|B| from blocks of examples.
+
+    Parameters
+    ----------
+    model : LinearModel
+    block_size : int or sequence of Tensor, default=100
+        Examples of a block, in order; or the examples of every block, a partition.
+
+    Returns
+    -------
+    float
+        Σ_b log|I + Φ_b D⁻¹ Φ_bᵀ|; the fit less half of it is a lower bound of the evidence.
+
+    Raises
+    ------
+    ValueError
+        If the blocks are no partition of the examples.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sk_dnn2gp.evidence.bounds import fischer_bound
+    >>> from sk_dnn2gp.linear_model import LinearModel
+    >>> from sk_dnn2gp.likelihoods import Gaussian
+    >>> from sk_dnn2gp.linearize import Linearization
+    >>> net = torch.nn.Linear(1, 1, bias=False, dtype=torch.float64)
+    >>> X = torch.ones(2, 1, dtype=torch.float64)
+    >>> model = LinearModel.from_laplace(Linearization(net), X, X, Gaussian(1.0), 1.0)
+    >>> round(fischer_bound(model, 2), 6), round(fischer_bound(model, 1), 6)  # log 3, 2 log 2
+    (1.098612, 1.386294)
+    """
+    n = len(model.X)
+    if isinstance(block_size, int):
+        if block_size < 1:
+            raise ValueError(f"block_size must be a positive integer, got {block_size}.")
+        order = torch.arange(n)
+        blocks: Sequence[Tensor] = [order[part] for part in batches(n, block_size)]
+    else:
+        blocks = block_size
+    members = torch.cat([block.cpu() for block in blocks]).sort().values
+    if not torch.equal(members, torch.arange(n)):
+        raise ValueError("The blocks must be a partition: every example in exactly one of them.")
+    return sum(_block_log_determinant(model, block.to(model.X.device)) for block in blocks)
+
+
+def _block_log_determinant(model: LinearModel, block: Tensor) -> float:
+    B = _block_gram(model, model.X[block], model.noise_factor[block])
+    B.diagonal().add_(1.0)
+    L = cholesky(B, "a block of B = I + ΦΦᵀ/δ", "Raise prior_precision, or standardise the inputs.")
+    return float(2.0 * L.diagonal().log().sum())
+
+
+def _block_gram(model: LinearModel, X: Tensor, C: Tensor) -> Tensor:
+    """Φ_b D⁻¹ Φ_bᵀ: from the layers' factors where δ is one number, else from rows."""
+    delta = model.prior_precision
+    if delta.ndim == 0:
+        return model.linearization.gram(X, cotangents=C) / delta
+    rows = [part.flatten(0, 1) for _, part in model.linearization.iter_rows(X, C)]
+    half = torch.cat(rows) * delta.rsqrt()
+    return half @ half.mT
+
+
+@dataclass(frozen=True)
+class BracketedChoice:
+    """A grid of δ with the bracket of the evidence at each.
+
+    Parameters
+    ----------
+    factors : ndarray of shape (n,)
+        Of the posterior's own δ.
+    lower, upper : ndarray of shape (n,)
+        Of the evidence at the fixed w*.
+    """
+
+    factors: NDArray
+    lower: NDArray
+    upper: NDArray
+
+    @property
+    def best(self) -> int:
+        """The place of the largest middle of the bracket."""
+        return int(np.argmax(0.5 * (self.lower + self.upper)))
+
+    @property
+    def undecided(self) -> NDArray:
+        """Places that the brackets cannot tell from the best: their upper end is above its lower.
+
+        The true maximum over the grid is among them.
+        """
+        return np.flatnonzero(self.upper >= self.lower.max())
+
+
+def choose_prior_precision(
+    posterior: Posterior, factors: Sequence[float] | NDArray, kind: str = "laplace"
+) -> BracketedChoice:
+    """Bracket the evidence at multiples of δ, weights fixed, from one sketch.
+
+    Parameters
+    ----------
+    posterior : Posterior
+        With ``with_prior_precision`` (low rank; Kronecker, without a bracket).
+    factors : sequence of float
+        Multiples of its δ.
+    kind : {"laplace", "dual"}, default="laplace"
+
+    Returns
+    -------
+    BracketedChoice
+
+    Raises
+    ------
+    ValueError
+        If a factor is not positive.
+    """
+    grid = np.asarray(factors, dtype=float)
+    if grid.ndim != 1 or not len(grid) or not (grid > 0).all():
+        raise ValueError(f"factors must be positive numbers, at least one, got {factors!r}.")
+    delta = posterior.model.prior_precision
+    brackets = [
+        log_marginal_likelihood_bounds(
+            posterior.with_prior_precision(delta * float(factor)),  # type: ignore[attr-defined]
+            kind,
+        )
+        for factor in grid
+    ]
+    lower, upper = np.array(brackets).T
+    return BracketedChoice(grid, lower, upper)

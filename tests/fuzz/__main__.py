@@ -1,0 +1,50 @@
+"""Run many cases and print the tally: ``make fuzz``.
+
+FUZZ_CASES (10000), FUZZ_SEED (0) and FUZZ_FIRST (0) say which; each failure prints its number,
+which ``python -m tests.fuzz NUMBER`` runs alone.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import traceback
+from collections import Counter
+
+from .cases import draw
+from .check import outcome
+
+
+def main() -> int:
+    """Run the cases; the status is 1 if any is neither correct nor a named error."""
+    seed = int(os.environ.get("FUZZ_SEED", "0"))
+    first, count = (
+        int(os.environ.get("FUZZ_FIRST", "0")),
+        int(os.environ.get("FUZZ_CASES", "10000")),
+    )
+    numbers = [int(n) for n in sys.argv[1:]] or range(first, first + count)
+    tally: Counter[str] = Counter()
+    began, slowest = time.process_time(), (0.0, -1)
+    for number in numbers:
+        start = time.process_time()
+        case = draw(number, seed)
+        try:
+            tally[outcome(case)] += 1
+        except Exception as error:
+            what = f"DEFECT {type(error).__name__}: {str(error).strip().splitlines()[:1]}"
+            tally[what[:120]] += 1
+            print(f"{case}\n  {what[:400]}", flush=True)
+            if len(numbers) < 10:
+                traceback.print_exc()
+        slowest = max(slowest, (time.process_time() - start, number))
+    done = sum(tally.values())
+    seconds = time.process_time() - began
+    print(f"{done} cases of seed {seed}: {seconds:.0f} s of processor time, slowest {slowest}")
+    for what, times in tally.most_common():
+        print(f"{times:7d}  {what}")
+    return int(any(what.startswith("DEFECT") for what in tally))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

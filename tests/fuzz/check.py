@@ -1,0 +1,291 @@
+"""The outcomes that a case may have, correct or a named error, and what correct means."""
+
+from __future__ import annotations
+
+import copy
+import re
+import signal
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.linalg import LinAlgError
+from sklearn.exceptions import NotFittedError
+
+from sk_dnn2gp.estimators.options import options_of
+from sk_dnn2gp.exceptions import ConvergenceError
+from sk_dnn2gp.inference import Laplace
+from sk_dnn2gp.model_selection import marginal_likelihood_scorer
+from sk_dnn2gp.posterior import Full
+
+from .cases import Case
+from .oracle import training_weight, truth
+
+TIME_LIMIT = 20.0
+NAMED_ERRORS = (ValueError, ConvergenceError, MemoryError, LinAlgError)
+ARGUMENTS = re.compile(
+    r"\b(X|y|net|sample_weight|class_weight|prior_precision|prior_groups|noise_std|inference\w*|"
+    r"posterior\w*|solver\w*|warm_start|parameters|learning_rate|batch_size|max_iter|classes)\b"
+)
+
+
+class TooSlow(Exception):
+    """A case that took longer than the time limit."""
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raise TooSlow inside the block when so much processor time is spent.
+
+    Processor time, so that a busy machine fails no case; the work is on one thread. Where the
+    system has no such signal there is no limit.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    if not (main and hasattr(signal, "setitimer")):
+        yield
+        return
+
+    def over(number: int, frame: Any) -> None:
+        raise TooSlow(f"more than {seconds:g} s")
+
+    before = signal.signal(signal.SIGPROF, over)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0.0)
+        signal.signal(signal.SIGPROF, before)
+
+
+def outcome(case: Case) -> str:
+    """Run a case, and say what became of it.
+
+    Parameters
+    ----------
+    case : Case
+
+    Returns
+    -------
+    str
+        "correct", or the error's type and the beginning of its message.
+
+    Raises
+    ------
+    AssertionError
+        If it is neither.
+    TooSlow
+    """
+    before = _surroundings(case)
+    model = case.estimator()
+    with time_limit(TIME_LIMIT), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            model.fit(case.X, case.y, case.weight)
+        except NAMED_ERRORS as error:
+            result = check_error(case, model, error)
+        else:
+            check_fit(case, model)
+            if case.number % 3 == 0:
+                check_failed_refit(case, model)
+            result = "correct"
+    check_warnings(caught)
+    assert_same(before, _surroundings(case))
+    return result
+
+
+def _surroundings(case: Case) -> dict[str, Any]:
+    """What a case must leave as it is."""
+    module = case.user_module
+    return {
+        "numpy": np.random.get_state()[1].copy(),
+        "torch": torch.get_rng_state(),
+        "settings": (torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled()),
+        "X": np.array(case.X),
+        "y": np.array(case.y),
+        "weight": None if case.weight is None else case.weight.copy(),
+        "module": None if module is None else copy.deepcopy(module.state_dict()),
+        "training": None if module is None else module.training,
+    }
+
+
+def assert_same(before: dict[str, Any], after: dict[str, Any]) -> None:
+    """Nothing outside the estimator was changed."""
+    for name, value in before.items():
+        now = after[name]
+        if isinstance(value, dict):
+            assert all(torch.equal(value[key], now[key]) for key in value), f"{name} was changed"
+        elif isinstance(value, np.ndarray | torch.Tensor):
+            assert bool((value == now).all()), f"{name} was changed"
+        else:
+            assert value == now, f"{name} was changed: {value} -> {now}"
+
+
+def check_warnings(caught: list[warnings.WarningMessage]) -> None:
+    """Warnings are for users: none that only a developer could act on."""
+    for item in caught:
+        assert issubclass(item.category, UserWarning), (
+            f"{item.category.__name__}: {item.message} ({item.filename}:{item.lineno})"
+        )
+
+
+def check_error(case: Case, model: Any, error: Exception) -> str:
+    """The message names an argument; the estimator is as before; tame data are no excuse."""
+    text = str(error)
+    assert ARGUMENTS.search(text), f"names no argument: {error!r}"
+    assert not any(name.endswith("_") for name in vars(model)), "a failed fit left attributes"
+    try:
+        model.predict(case.X_new)
+    except NotFittedError:
+        pass
+    else:
+        raise AssertionError("predict works after a failed first fit")
+    if case.is_tame and case.words["weight"] != "extreme":
+        kind = isinstance(error, ValueError) and not isinstance(error, ArithmeticError)
+        assert kind, f"on ordinary data: {error!r}"
+    return f"{type(error).__name__}: {re.sub(r'[0-9][0-9.e+-]*', '#', text)[:70]}"
+
+
+def check_fit(case: Case, model: Any) -> None:
+    """Every invariant of a fitted estimator."""
+    options = options_of(model, case.classifier)
+    check_attributes(case, model)
+    check_evidence(case, model)
+    if case.classifier:
+        check_probabilities(case, model)
+        V = model.predict_std(case.X_new, target="latent") ** 2
+    else:
+        V = check_regression(case, model)
+    check_oracle(case, model, options, torch.tensor(V))
+
+
+def finite(values: Any, what: str) -> None:
+    assert np.isfinite(values).all(), f"{what} is not finite: {values}"
+
+
+def check_attributes(case: Case, model: Any) -> None:
+    """δ, σ and the weights that are shown are those of the posterior."""
+    deltas = sorted(set(model.posterior_.model.prior_precision.tolist()))
+    assert deltas == sorted(set(model.prior_precisions_.values())), "δ and posterior out of step"
+    assert model.prior_precision_ in deltas
+    if "prior_precision" in case.options:
+        assert deltas == [case.options["prior_precision"]], "δ is not the given one"
+    if "noise_std" in case.options:
+        assert model.noise_std_ == case.options["noise_std"], "σ is not the given one"
+    if not case.classifier:
+        L = model.linear_model_.noise_factor[:, 0, 0].numpy()
+        root = np.sqrt(model._fit_sample_weight)
+        np.testing.assert_allclose(L, root / model.noise_std_, rtol=1e-13, err_msg="σ out of step")
+    finite(model.effective_dimension_, "effective_dimension_")
+    most = min(model.linear_model_.n_params, model.linear_model_.n_rows)
+    if case.words["posterior"] == "independent":
+        most = model.linear_model_.n_rows
+    elif case.words["posterior"] == "diag" or case.words["inference"].startswith("vi"):
+        most = model.linear_model_.n_params  # of q, whose curvature is a mean over draws
+    assert -1e-6 <= model.effective_dimension_ <= most * (1 + 1e-9) + 1e-6, (
+        f"effective dimension {model.effective_dimension_} of {most}"
+    )
+    finite(model.gradient_norm_, "gradient_norm_")
+    decrement = model.newton_decrement_
+    assert decrement >= 0 or case.words["posterior"] == "independent", f"decrement {decrement}"
+
+
+def check_evidence(case: Case, model: Any) -> None:
+    """The scorer, the method and the attribute are one number."""
+    own = model.log_marginal_likelihood()
+    finite(own, "log_marginal_likelihood()")
+    assert own == model.log_marginal_likelihood_value_
+    weight = training_weight(case)
+    seen = np.flatnonzero(weight > 0)
+    rows = seen if model.posterior_indices_ is None else seen[model.posterior_indices_]
+    given = None if case.weight is None else case.weight[rows]
+    if case.options.get("class_weight") == "balanced" and len(rows) < len(case.X):
+        return  # "balanced" means other weights for other rows
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scored = marginal_likelihood_scorer(model, case.X[rows], case.y[rows], given)
+    size = abs(own) + 1.0
+    assert abs(scored - own) <= 1e-6 * size, f"scorer {scored}, method {own}"
+
+
+def check_probabilities(case: Case, model: Any) -> None:
+    """Probabilities are finite, in [0, 1], sum to one, and their greatest is the prediction."""
+    X = case.X_new
+    for link in ("probit", "contrast", "mc", "map"):
+        p = model.predict_proba(X, link=link)
+        finite(p, f"predict_proba, link={link}")
+        assert (p >= 0).all() and (p <= 1).all()
+        np.testing.assert_allclose(p.sum(1), 1.0, atol=1e-12, err_msg=link)
+        log_p = model.predict_log_proba(X, link=link)
+        finite(log_p, f"predict_log_proba, link={link}")
+        np.testing.assert_allclose(np.exp(log_p), p, atol=1e-12)
+    finite(model.decision_function(X), "decision_function")
+    p = model.predict_proba(X)
+    chosen = p[np.arange(len(p)), np.searchsorted(model.classes_, model.predict(X))]
+    assert (chosen >= p.max(1) - 1e-9).all(), "predict is not the most probable class"
+    for link in (None, "mc"):
+        parts = model.predict_uncertainty(X, link=link)
+        for name, value in parts.items():
+            finite(value, name)
+            assert (value >= -1e-12).all(), f"{name} is negative"
+    assert set(np.unique(model.sample_y(X, 2))) <= set(model.classes_)
+
+
+def check_regression(case: Case, model: Any) -> np.ndarray:
+    """Means and standard deviations are finite, in the units of y; returns latent variances."""
+    mean, std = model.predict(case.X_new, return_std=True)
+    finite(mean, "predict")
+    finite(std, "std")
+    assert (std > 0).all()
+    parts = model.predict_uncertainty(case.X_new)
+    np.testing.assert_allclose(parts.total, std**2, rtol=1e-9)
+    assert (parts.epistemic >= 0).all()
+    finite(model.sample_y(case.X_new, 2), "sample_y")
+    _, covariance = model.predict(case.X_new, return_cov=True)
+    finite(covariance, "return_cov")
+    latent = parts.epistemic.reshape(len(mean), -1)
+    return latent / model.y_scale_**2
+
+
+def check_oracle(case: Case, model: Any, options: Any, V: torch.Tensor) -> None:
+    """Variances, evidence and mean by brute force; the prior bounds the posterior always."""
+    exact = truth(case, model, options.posterior)
+    excess = V - exact.prior * (1 + 1e-7)
+    assert bool((excess <= 1e-300).all()), f"posterior {V} above prior {exact.prior}"
+    eps = 1e-15
+    if isinstance(options.inference, Laplace):
+        off = (V - exact.variance).abs()
+        allowed = 1e-6 * exact.variance + 20 * eps * exact.condition * exact.prior
+        assert bool((off <= allowed).all()), f"variance {V}, brute force {exact.variance}"
+    if not options.is_variational:
+        found = model.log_marginal_likelihood(kind="laplace")
+        allowed = 1e-7 * exact.size + 20 * eps * exact.condition
+        assert abs(found - exact.evidence) <= allowed, f"evidence {found}, {exact.evidence}"
+    if not case.classifier:
+        mean = exact.f_new.numpy() * model.y_scale_ + model.y_mean_
+        found = model.predict(case.X_new).reshape(mean.shape)
+        size = np.abs(mean).max() + model.y_scale_.max()
+        np.testing.assert_allclose(found, mean, atol=1e-9 * size, err_msg="mean")
+
+
+def check_failed_refit(case: Case, model: Any) -> None:
+    """A second fit that fails late leaves everything as it was."""
+    before, posterior = dict(vars(model)), model.posterior
+    predictions = model.predict(case.X_new)
+    model.posterior = Full(memory_limit=1e-6)
+    y = case.y if case.classifier else 1000.0 * case.y
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model.fit(case.X, y, case.weight)
+    except NAMED_ERRORS:
+        pass
+    else:
+        raise AssertionError("a posterior of one byte was built")
+    model.posterior = posterior
+    now = vars(model)
+    assert before.keys() == now.keys() and all(before[k] is now[k] for k in before)
+    assert (model.predict(case.X_new) == predictions).all(), "a failed refit changed predictions"
