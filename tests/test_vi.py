@@ -1,4 +1,4 @@
-"""inference="vi": the converged variational posterior as a Gaussian process (MATH 5)."""
+"""inference="vi": the converged variational posterior as a Gaussian process (math-variational)."""
 
 import numpy as np
 import pytest

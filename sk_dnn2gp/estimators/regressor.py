@@ -1,4 +1,7 @@
-"""DNN2GPRegressor: a network with Gaussian noise as a Gaussian process (MATH 1 to 4, 8)."""
+"""DNN2GPRegressor: a network with Gaussian noise as a Gaussian process.
+
+Mathematics: :ref:`math-objective` to :ref:`math-predicting`, :ref:`math-choosing`.
+"""
 
 from __future__ import annotations
 
@@ -30,9 +33,9 @@ class DNN2GPRegressor(MultiOutputMixin, RegressorMixin, BaseDNN2GP):
 
     The network is trained to the maximum of the posterior (loss Σ(y-f)²/2σ² + δ/2‖w‖²). There, the
     Laplace approximation with the generalised Gauss-Newton matrix is the posterior of a Gaussian
-    process with the neural tangent kernel J Jᵀ/δ (Khan et al. 2019, theorem 1; MATH 3), which gives
-    standard deviations, covariances, samples and a marginal likelihood. By default δ and σ are
-    chosen by that marginal likelihood inside ``fit``.
+    process with the neural tangent kernel J Jᵀ/δ (Khan et al. 2019, theorem 1;
+    :ref:`math-laplace`), which gives standard deviations, covariances, samples and a marginal
+    likelihood. By default δ and σ are chosen by that marginal likelihood inside ``fit``.
 
     Parameters
     ----------
@@ -297,7 +300,7 @@ class DNN2GPRegressor(MultiOutputMixin, RegressorMixin, BaseDNN2GP):
         return np.sqrt(parts.total if target == "y" else parts.epistemic)
 
     def predict_uncertainty(self, X: ArrayLike) -> Bunch:
-        """Variance of y split into noise and ignorance: Var[y] = σ² + V_* (MATH 4).
+        """Variance of y split into noise and ignorance: Var[y] = σ² + V_* (:ref:`math-predicting`).
 
         Parameters
         ----------
@@ -353,7 +356,8 @@ class DNN2GPRegressor(MultiOutputMixin, RegressorMixin, BaseDNN2GP):
         Its kernel is J Jᵀ/δ, its targets the transformed targets ỹ, its noise σ². Its mean is
         J_* w*, which differs from the network's f by the linearisation; its variances are this
         estimator's. Both in the units of y. With ``inference="vi"`` it is the process at the mean μ
-        (MATH 5), whose variances are those of its own exact posterior and not those of q.
+        (:ref:`math-variational`), whose variances are those of its own exact posterior and not
+        those of q.
 
         Returns
         -------

@@ -167,7 +167,8 @@ def _exact_data(task: Task, own: TrainingData) -> TrainingData:
 def _start(task: Task, restart: int) -> tuple[nn.Module, Any]:
     """A network that is ready to train, and its skorch net where the user brought one."""
     if task.previous is not None:
-        module, net = copy.deepcopy(task.previous), None
+        module = copy.deepcopy(task.previous)
+        net: Any = None
         if task.source.brings_own_net:
             _, net = task.source.start(task.data.X, restart)
             net.module_.load_state_dict(module.state_dict())

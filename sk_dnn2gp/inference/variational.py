@@ -1,4 +1,4 @@
-"""From the Laplace posterior to the variational one: ``inference="vi"`` (MATH 5).
+"""From the Laplace posterior to the variational one: ``inference="vi"`` (:ref:`math-variational`).
 
 The network is first trained to the minimum of the loss; variational training (VOGGN for the full
 covariance, VOGN for the diagonal) starts at that Laplace posterior and moves it to the Gaussian of

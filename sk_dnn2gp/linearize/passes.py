@@ -14,6 +14,7 @@ Shapes: X (n, ...); f, r, u (n, K); v, products (P,).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -221,6 +222,10 @@ class GraphPass:
         return torch.cat([t.detach().reshape(-1) for t in tensors]).double()
 
 
+def _of_part(loss: Callable[[Tensor, slice], Tensor], part: slice, f: Tensor) -> Tensor:
+    return loss(f, part)
+
+
 class Pass:
     """One pass over all rows, in chunks where they do not fit at once.
 
@@ -273,7 +278,7 @@ class Pass:
         def product(v: Tensor) -> Tensor:
             total = torch.zeros_like(v)
             for part in self._parts:
-                total += self._make(part).hessian_products(lambda f, p=part: loss(f, p))(v)
+                total += self._make(part).hessian_products(partial(_of_part, loss, part))(v)
             return total
 
         return product

@@ -438,7 +438,8 @@ def gauss_newton(
             if new is not None and gain > 0:
                 break
             if gain == 0.0 or damping > ceiling:
-                found.converged = gain == 0.0 and float(point.gradient @ x) <= _DECREMENT
+                decrement = math.inf if x is None else float(point.gradient @ x)
+                found.converged = gain == 0.0 and decrement <= _DECREMENT
                 return found
             memory.forget()
             damping = max(damping * growth, 1e-12 * curvature.scale)
