@@ -16,15 +16,15 @@ $(VENV)/.torch: $(BIN)/python constraints.txt
 	$(INSTALL) torch
 	touch $@
 
-$(VENV)/.example: $(VENV)/.torch setup.py
+$(VENV)/.example: $(VENV)/.torch pyproject.toml
 	$(INSTALL) -e ".[plot]"
 	touch $@
 
-$(VENV)/.test: $(VENV)/.torch setup.py
+$(VENV)/.test: $(VENV)/.torch pyproject.toml
 	$(INSTALL) -e ".[test]"
 	touch $@
 
-$(VENV)/.docs: $(VENV)/.torch setup.py
+$(VENV)/.docs: $(VENV)/.torch pyproject.toml
 	$(INSTALL) -e ".[docs]"
 	touch $@
 
