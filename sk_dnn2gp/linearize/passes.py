@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .plan import TOLERANCE, Plan
+
 __all__ = ["ChainPass", "GraphPass", "Pass", "can_bend"]
 
 # How an activation's slope changes, ∂²h/∂z², from its output h and slope.
@@ -236,6 +238,8 @@ class Pass:
     make : callable
         Rows of a slice -> the pass over them.
     parts : list of slice
+    plan : Plan
+        It remembers whether the network's second derivatives have been found right.
 
     Attributes
     ----------
@@ -243,8 +247,10 @@ class Pass:
         f(X), without a graph.
     """
 
-    def __init__(self, make: Callable[[slice], ChainPass | GraphPass], parts: list[slice]) -> None:
-        self._make, self._parts = make, parts
+    def __init__(
+        self, make: Callable[[slice], ChainPass | GraphPass], parts: list[slice], plan: Plan
+    ) -> None:
+        self._make, self._parts, self._plan = make, parts, plan
         self._only = make(parts[0]) if len(parts) == 1 else None
         if self._only is not None:
             self.outputs = self._only.outputs
@@ -271,7 +277,13 @@ class Pass:
         -------
         callable
             v (n_params,) -> H v (n_params,), float64.
+
+        Raises
+        ------
+        ValueError
+            If torch's second derivatives of the module are not symmetric, and so are wrong.
         """
+        self._check_symmetric(loss)
         if self._only is not None:
             return self._only.hessian_products(lambda f: loss(f, self._parts[0]))
 
@@ -282,3 +294,26 @@ class Pass:
             return total
 
         return product
+
+    def _check_symmetric(self, loss: Callable[[Tensor, slice], Tensor]) -> None:
+        """Refuse second derivatives that cannot be right, once for each network and kind of data.
+
+        torch 2.13's of ``weight_norm`` are such.
+        """
+        if self._plan.is_twice_differentiable:
+            return
+        few = slice(0, min(4, len(self.outputs)))
+        one = self._make(few)
+        product = one.hessian_products(partial(_of_part, loss, few))
+        P = len(one.pull(torch.ones_like(one.outputs)))
+        generator = torch.Generator().manual_seed(0)
+        u, v = (torch.randn(P, generator=generator).to(one.outputs) for _ in range(2))
+        Hu, Hv = product(u), product(v)
+        scale = max(float(u.norm() * Hv.norm()), float(v.norm() * Hu.norm()))
+        if abs(float(u.double() @ Hv - v.double() @ Hu)) > TOLERANCE.get(u.dtype, 2e-2) * scale:
+            raise ValueError(
+                "The second derivatives that torch gives for this module are not symmetric: an "
+                "operation of it is not rightly differentiated twice (weight_norm is none). Take "
+                "a solver that needs first derivatives only, such as 'gauss-newton'."
+            )
+        self._plan.is_twice_differentiable = True
