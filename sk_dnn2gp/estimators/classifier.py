@@ -96,8 +96,6 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         Weights of the classes, by label; they multiply ``sample_weight``.
     warm_start : bool, default=False
         Go on from the last fit's weights and δ.
-    n_jobs : int, default=None
-        Kept for the sums over rows that will go through joblib; one process now.
     device : str or torch.device, default="cpu"
         Where the network is trained and evaluated.
     random_state : int, RandomState or None, default=None
@@ -199,7 +197,6 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         link: str = "auto",
         class_weight: Mapping | str | None = None,
         warm_start: bool = False,
-        n_jobs: int | None = None,
         device: Any = "cpu",
         random_state: Any = None,
         verbose: int = 0,
@@ -216,7 +213,6 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         self.link = link
         self.class_weight = class_weight
         self.warm_start = warm_start
-        self.n_jobs = n_jobs
         self.device = device
         self.random_state = random_state
         self.verbose = verbose

@@ -82,8 +82,6 @@ class DNN2GPRegressor(MultiOutputMixin, RegressorMixin, BaseDNN2GP):
         Go on from the last fit's weights, δ and σ.
     normalize_y : bool, default=True
         Standardise y inside; everything comes back in the units of y.
-    n_jobs : int, default=None
-        Kept for the sums over rows that will go through joblib; one process now.
     device : str or torch.device, default="cpu"
         Where the network is trained and evaluated.
     random_state : int, RandomState or None, default=None
@@ -176,7 +174,6 @@ class DNN2GPRegressor(MultiOutputMixin, RegressorMixin, BaseDNN2GP):
         n_restarts: int | str = "auto",
         warm_start: bool = False,
         normalize_y: bool = True,
-        n_jobs: int | None = None,
         device: Any = "cpu",
         random_state: Any = None,
         verbose: int = 0,
@@ -193,7 +190,6 @@ class DNN2GPRegressor(MultiOutputMixin, RegressorMixin, BaseDNN2GP):
         self.n_restarts = n_restarts
         self.warm_start = warm_start
         self.normalize_y = normalize_y
-        self.n_jobs = n_jobs
         self.device = device
         self.random_state = random_state
         self.verbose = verbose
