@@ -279,6 +279,11 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         Returns
         -------
         ndarray of shape (n_samples,)
+
+        Raises
+        ------
+        ValueError
+            If ``link`` is unknown.
         """
         check_is_fitted(self)
         if len(self.classes_) > 2 or self._link(None) in ("mc", "map"):
@@ -322,6 +327,11 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         Returns
         -------
         ndarray of shape (n_samples, n_classes)
+
+        Raises
+        ------
+        ValueError
+            If ``link`` is unknown.
         """
         return self._log_proba(X, link).numpy()
 
@@ -336,6 +346,11 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         -------
         ndarray of shape (n_samples,) for two classes, (n_samples, n_classes) otherwise
             Two classes: log p₁/p₀. More: log p_k, up to a constant per row.
+
+        Raises
+        ------
+        ValueError
+            If ``link`` is unknown.
         """
         log_p = self._log_proba(X, None)
         if len(self.classes_) == 2:

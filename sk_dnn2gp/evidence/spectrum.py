@@ -172,7 +172,7 @@ class EvidenceSpectrum:
     def log_marginal_likelihood(
         self, prior_precision: float, noise_std: float = 1.0, kind: str = "laplace"
     ) -> float:
-        """Evidence at (δ, σ) and the fixed w*."""
+        """Evidence at (δ, σ) and the fixed w*; ValueError if ``kind`` is unknown."""
         _check_kind(kind)
         delta, variance = prior_precision, noise_std**2
         lam = self.eigenvalues / variance
@@ -194,6 +194,11 @@ class EvidenceSpectrum:
         ``laplace``: ½(γ - δ‖w*‖²) and Σ s‖y-f‖²/σ² - NK + γ, twice the ∂/∂log σ² of
         :ref:`math-evidence`.
         ``dual``: the same with the ridge solution ŵ(δ, σ) of the linear model in place of w*.
+
+        Raises
+        ------
+        ValueError
+            If ``kind`` is unknown.
         """
         _check_kind(kind)
         delta, variance = prior_precision, noise_std**2

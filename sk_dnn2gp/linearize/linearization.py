@@ -509,7 +509,13 @@ class Linearization:
         return self.ggn_diagonal(X, cotangents=residual[..., None])
 
     def jvp(self, X: Tensor, v: Tensor) -> Tensor:
-        """J v, of shape (n_samples, n_outputs), or (…, n_vectors) for v (n_params, n_vectors)."""
+        """J v, of shape (n_samples, n_outputs), or (…, n_vectors) for v (n_params, n_vectors).
+
+        Raises
+        ------
+        ValueError
+            If v has not one row for each weight.
+        """
         V = v[:, None] if v.ndim == 1 else v
         parts = []
         for _, f, factors in self._iter_factors(X, None):

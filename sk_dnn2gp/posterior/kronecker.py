@@ -156,6 +156,8 @@ class KroneckerPosterior:
         If the layers' factors do not fit.
     ValueError
         If δ varies within a layer in another way.
+    numpy.linalg.LinAlgError
+        If a layer's factor has no eigendecomposition.
 
     Examples
     --------
