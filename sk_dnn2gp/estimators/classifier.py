@@ -289,7 +289,8 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         if len(self.classes_) > 2 or self._link(None) in ("mc", "map"):
             log_p = self._log_proba(X, None)
         else:  # these links keep the sign of the difference: no variance is needed
-            log_p = log_softmax(self._result.mean(self._checked_inputs(X)))
+            inputs = self._checked_inputs(X)
+            log_p = log_softmax(self._result.mean(inputs))
         return self.classes_[log_p.argmax(-1).numpy()]
 
     def predict_proba(self, X: ArrayLike, link: str | None = None) -> NDArray:
@@ -378,7 +379,8 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         """
         check_target(target, ("y", "p", "latent"))
         if target == "latent":
-            return self._result.variance(self._checked_inputs(X)).sqrt().numpy()
+            inputs = self._checked_inputs(X)
+            return self._result.variance(inputs).sqrt().numpy()
         parts = self.predict_uncertainty(X)
         return np.sqrt(parts.epistemic if target == "p" else parts.total)
 

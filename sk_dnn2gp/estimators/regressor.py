@@ -308,7 +308,8 @@ class DNN2GPRegressor(MultiOutputMixin, RegressorMixin, BaseDNN2GP):
             ``aleatoric``, ``epistemic`` and ``total``, each an ndarray of variances of shape
             (n_samples,) or (n_samples, n_outputs), in the units of y squared.
         """
-        V = self._result.variance(self._checked_inputs(X)).numpy()
+        inputs = self._checked_inputs(X)
+        V = self._result.variance(inputs).numpy()
         epistemic = self._shaped(V * self.y_scale_**2)
         noise = np.broadcast_to((self.noise_std_ * self.y_scale_) ** 2, V.shape)
         aleatoric = self._shaped(noise.copy())
