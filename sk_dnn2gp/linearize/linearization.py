@@ -29,7 +29,7 @@ from .ggn import Products, pairs_by_factors
 from .gram import Side, add_products, gram_matrix, mirrored
 from .layers import has_rule
 from .passes import ChainPass, GraphPass, Pass, can_bend
-from .plan import Plan, explicit_rows, factors_from_calls, make_plan, plain_attention, slots_of
+from .plan import Plan, explicit_rows, factors_from_calls, make_plan, slots_of
 from .tape import Cotangents, Twin, backward, evaluated, run_chain, whole_copy
 
 __all__ = ["Linearization", "Recording"]
@@ -353,7 +353,7 @@ class Linearization:
             )
 
         def run(leaves: dict[str, Tensor], part: slice) -> Tensor:
-            with plain_attention(), self._twin.holding(leaves) as net:
+            with self._twin.holding(leaves) as net:
                 return net(X[part])
 
         return Pass(lambda part: GraphPass(partial(run, part=part), self.leaves()), parts, plan)

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .plan import TOLERANCE, Plan
+from .plan import TOLERANCE, Plan, plain_attention
 
 __all__ = ["ChainPass", "GraphPass", "Pass", "can_bend"]
 
@@ -195,7 +195,7 @@ class GraphPass:
 
     def __init__(self, run: Callable[[dict[str, Tensor]], Tensor], leaves: dict[str, Tensor]):
         self._leaves = list(leaves.values())
-        with torch.enable_grad():
+        with torch.enable_grad(), plain_attention():  # fused kernels bend no second time
             self._f = run(leaves)
         self.outputs = self._f.detach()
 
@@ -215,7 +215,15 @@ class GraphPass:
             with torch.enable_grad():
                 along = [(gradient[i] * pieces[i].view_as(gradient[i])).sum() for i in used]
                 total = torch.stack(along).sum() if along else v.new_zeros(())
-            return self._flat(pulled(total, self._leaves))
+            try:
+                return self._flat(pulled(total, self._leaves))
+            except (NotImplementedError, RuntimeError) as error:
+                if "derivative for" not in str(error):
+                    raise
+                raise ValueError(
+                    "torch does not differentiate an operation of this module twice, which "
+                    f"solver='newton-cg' needs ({error}). Use solver='gauss-newton' or 'adam'."
+                ) from error
 
         return product
 

@@ -84,7 +84,8 @@ def make_plan(twin: Twin, slots: dict[str, Slot], X: Tensor) -> Plan:
     ValueError
         If the module does not return one row of outputs per example, mixes examples or is random.
     """
-    sample = X[:4]
+    # One example alone would hide what mixes several.
+    sample = X[:4] if len(X) > 1 else torch.cat([X, X])
     layers = twin.layers
     check_independent(twin.net, sample)
     named = dict(twin.net.named_parameters())
@@ -358,7 +359,7 @@ def _vectorised_rows(net: nn.Module, leaves: dict[str, Tensor], X: Tensor, C: Te
     def one(x: Tensor, c: Tensor) -> Tensor:
         pull = vjp(lambda w: functional_call(net, w, (x[None],))[0], leaves)[1]
         rows = vmap(lambda row: pull(row)[0])(c.mT)
-        return torch.cat([rows[n].flatten(1) for n in leaves], dim=1)
+        return torch.cat([rows[n].reshape(c.shape[1], -1) for n in leaves], dim=1)
 
     with plain_attention():
         return vmap(one)(X, C).detach()
@@ -408,4 +409,6 @@ def _can_vectorise(twin: Twin, plan: Plan, sample: Tensor) -> bool:
     except (RuntimeError, NotImplementedError, ValueError, TypeError):
         return False
     slow = _looped_rows(twin.net, leaves, x, C)
+    if fast.shape != slow.shape:  # torch 2.13: of PReLU's weight, once for each example
+        return False
     return _agree(slow, fast.flatten(), float(slow.abs().max()))

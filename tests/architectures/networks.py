@@ -1,5 +1,7 @@
 """Forty networks: a maker of each, and inputs of its kind. Two outputs, float64, weights drawn."""
 
+# ruff: noqa: E501
+
 from __future__ import annotations
 
 from collections.abc import Callable
