@@ -66,8 +66,8 @@ NOISE_STD_BOUNDS = (1e-4, 1e2)
 # log ρ (or log δ) of the first start; later ones begin so far above the best θ found: minima that
 # a strong prior leads to are smooth, others are reached from weights that were never pressed.
 _STRONG, _ABOVE = math.log(100.0), (2.5, 0.0, 1.0)
-# Steps of θ on the way, at most so many in a direction, and how far E may lie below its best.
-_STEP, _STEPS = 1.0, 24
+# Steps of θ on the way, at most so many in a direction, and so many down before E first rises.
+_STEP, _STEPS, _PATIENCE = 1.0, 24, 12
 # Nats that a rough minimum may still be above its bottom, and steps to get there.
 _ROUGH, _ROUGH_STEPS = 0.03, 80
 # The derivative, in nats, that counts as none; its difference quotient's step; most secants.
@@ -367,15 +367,19 @@ class Searcher:
         """On from a trial in steps of θ, down first, to the best evidence on the way."""
         best = trial
         for direction in (-1.0, 1.0):
-            here = best
+            here, lower = best, 0
             for _ in range(_STEPS):
                 low, high = self.freedom.room(here.objective)
                 if not low < direction * _STEP < high:
                     break
-                there = self.moved(here, direction * _STEP)
-                if there.evidence <= best.evidence:
+                here = self.moved(here, direction * _STEP)
+                if here.evidence > best.evidence:
+                    best = here
+                    continue
+                lower += 1
+                # Under a strong prior the network is flat, and E falls before it first rises.
+                if best is not trial or direction > 0 or lower >= _PATIENCE:
                     break
-                best = here = there
             if best is not trial:
                 break
         return best
