@@ -27,7 +27,8 @@ def loop(fit):
 """
 LONG = "FirstOrder(max_iter=10**6, tol=0.0, n_iter_no_change=10**6)"
 FITS = {
-    "default": "m = DNN2GPRegressor(hidden_layer_sizes=(20,), n_restarts=50); loop(lambda: m.fit(X, y))",
+    "default": "m = DNN2GPRegressor(hidden_layer_sizes=(20,), n_restarts=50)\n"
+    "loop(lambda: m.fit(X, y))",
     "first order": f"m = DNN2GPRegressor(prior_precision=1., noise_std=.1, solver={LONG})\n"
     "loop(lambda: m.fit(X, y))",
     "variational": "m = DNN2GPRegressor(hidden_layer_sizes=(5,), prior_precision=1., noise_std=.1, "

@@ -75,7 +75,7 @@ def test_the_last_layers_variances_are_its_own():
     """Of the process whose features are the last layer's inputs, dense."""
     model = regressor(posterior="last_layer", normalize_y=False).fit(X, Y)
     with torch.no_grad():
-        phi = model.module_[:-1](torch.tensor(X)).numpy()
+        phi = nn.Sequential(*list(model.module_)[:-1])(torch.tensor(X)).numpy()
     phi = np.c_[phi, np.ones(len(phi))]
     A = phi.T @ phi / 0.3**2 + np.eye(phi.shape[1])
     V = np.einsum("ip,pi->i", phi, np.linalg.solve(A, phi.T))
