@@ -327,8 +327,9 @@ def test_variational_training_keeps_what_laplace_has(prior_precision):
     model = DNN2GPClassifier(**options, inference="vi").fit(inputs, y)
     assert model.score(inputs, y) >= laplace.score(inputs, y) - 1 / 150
     curve = np.array(model.elbo_curve_)
-    # Every point has draws of its own, whose noise is below a nat; the bound never falls beyond it.
-    assert (curve >= np.maximum.accumulate(curve) - 1.0).all()
+    # Every epoch has draws of its own: means of 40, to three standard errors.
+    means, error = curve.reshape(5, 40).mean(1), 3 * curve[-40:].std() / np.sqrt(40)
+    assert (means[1:] >= np.maximum.accumulate(means)[:-1] - error).all()
     assert curve[-1] >= curve[0]
     assert 1e-4 < model.prior_precision_ < 1e4
 
