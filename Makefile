@@ -7,7 +7,7 @@ SPHINXOPTS ?=
 # Torch first and pinned: without the pin another package could draw a different build of it.
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: example test fuzz lint docs clean
+.PHONY: example test test-slow fuzz lint docs clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -16,15 +16,15 @@ $(VENV)/.torch: $(BIN)/python constraints.txt
 	$(INSTALL) torch
 	touch $@
 
-$(VENV)/.example: $(VENV)/.torch setup.py
+$(VENV)/.example: $(VENV)/.torch pyproject.toml
 	$(INSTALL) -e ".[plot]"
 	touch $@
 
-$(VENV)/.test: $(VENV)/.torch setup.py
+$(VENV)/.test: $(VENV)/.torch pyproject.toml
 	$(INSTALL) -e ".[test]"
 	touch $@
 
-$(VENV)/.docs: $(VENV)/.torch setup.py
+$(VENV)/.docs: $(VENV)/.torch pyproject.toml
 	$(INSTALL) -e ".[docs]"
 	touch $@
 
@@ -32,7 +32,11 @@ example: $(VENV)/.example
 	$(BIN)/python examples/plot_regression_uncertainty.py
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not slow"
+
+# Further checks, of minutes each.
+test-slow: $(VENV)/.test
+	$(BIN)/python -m pytest -m slow tests
 
 # FUZZ_CASES (10000), FUZZ_FIRST (0) and FUZZ_SEED (0) choose the cases.
 fuzz: $(VENV)/.test

@@ -17,6 +17,7 @@ from _common import gemm_rate, red_wine, save, timed, toy_data
 
 from sk_dnn2gp import DNN2GPRegressor
 from sk_dnn2gp.networks import MLP
+from sk_dnn2gp.training import GaussNewtonLM
 
 
 def fit(
@@ -25,7 +26,7 @@ def fit(
     """One Gauss-Newton fit with everything given."""
     return DNN2GPRegressor(
         hidden_layer_sizes=hidden, prior_precision=delta, noise_std=sigma, normalize_y=False,
-        n_restarts=1, random_state=0, tol=tol,
+        n_restarts=1, random_state=0, solver=GaussNewtonLM(tol=tol),
     ).fit(X, y)  # fmt: skip
 
 

@@ -37,6 +37,7 @@ from sk_dnn2gp import DNN2GPClassifier
 from sk_dnn2gp.evidence import log_marginal_likelihood
 from sk_dnn2gp.networks import LeNet5
 from sk_dnn2gp.posterior import FunctionSpacePosterior
+from sk_dnn2gp.training import FirstOrder
 
 LINKS = ("map", "probit", "contrast", "mc")
 Row = dict[str, float]
@@ -82,7 +83,7 @@ def linear_and_mlp(hidden: tuple[int, ...], seed: int) -> dict[str, Any]:
 
 def run_breast_cancer(seed: int) -> dict[str, Row]:
     data = breast_cancer(seed)
-    options = {"hidden_layer_sizes": (10,), "random_state": seed, "max_iter": 200}
+    options = {"hidden_layer_sizes": (10,), "random_state": seed}
     rows = both_rows("auto", {**options, "n_restarts": 2}, data)
     rows |= both_rows("δ = 0.1", {**options, "prior_precision": 0.1}, data)
     peers = linear_and_mlp((10,), seed)
@@ -92,7 +93,8 @@ def run_breast_cancer(seed: int) -> dict[str, Row]:
 
 def run_digits(seed: int) -> dict[str, Row]:
     data = digits(seed)
-    options = {"hidden_layer_sizes": (20,), "solver": "adam", "max_iter": 60, "random_state": seed}
+    solver = FirstOrder(max_iter=60)
+    options = {"hidden_layer_sizes": (20,), "solver": solver, "random_state": seed}
     rows = both_rows("auto", options, data)
     rows |= both_rows("auto, last layer", {**options, "posterior": "last_layer"}, data)
     peers = linear_and_mlp((20,), seed)
@@ -121,7 +123,7 @@ def run_digits_cnn(seed: int) -> dict[str, Row]:
         y,
         y_test,
     )
-    options = {"solver": "adam", "max_iter": 60, "batch_size": 100, "random_state": seed}
+    options = {"solver": FirstOrder(max_iter=60, batch_size=100), "random_state": seed}
     rows = both_rows(
         "auto, last layer", {"net": SmallCNN, "posterior": "last_layer", **options}, data
     )
@@ -129,25 +131,17 @@ def run_digits_cnn(seed: int) -> dict[str, Row]:
 
 
 def lenet(X: NDArray, y: NDArray, seed: int, n_outputs: int = 10, **options: Any) -> Any:
-    """LeNet5 by minibatches of Adam in single precision."""
-    defaults = {
-        "solver": "adam",
-        "learning_rate": 1e-3,
-        "learning_rate_schedule": "cosine",
-        "max_iter": 5,
-        "batch_size": 64,
-        "prior_precision": 1.0,
-        "posterior_samples": 300,
-        "random_state": seed,
-    }
+    """LeNet5 by 15 epochs of Adam in minibatches, in single precision."""
+    solver = FirstOrder(
+        learning_rate=1e-3, learning_rate_schedule="cosine", max_iter=15, batch_size=64
+    )
+    defaults = {"solver": solver, "prior_precision": 1.0, "random_state": seed}
     return DNN2GPClassifier(LeNet5(n_outputs), **{**defaults, **options}).fit(X, y)
 
 
 def run_mnist(seed: int) -> dict[str, Row]:
     data = X, _, y, _ = mnist(seed)
-    model, seconds = timed(
-        lambda: lenet(X, y, seed, max_iter=15, posterior="last_layer", posterior_samples=None)
-    )
+    model, seconds = timed(lambda: lenet(X, y, seed, posterior="last_layer"))
     frozen = {"net": FrozenEstimator(model.net_), "posterior": "last_layer", "random_state": seed}
     rows = both_rows("last layer, δ by evidence at the trained weights", frozen, data)
     rows["training LeNet5 alone"] = {"seconds": seconds}
@@ -162,8 +156,7 @@ def run_unseen(seed: int) -> dict[str, Row]:
     """
     X, X_test, y, y_test = mnist(seed + 1)
     known = y < 2
-    options = {"max_iter": 15, "prior_precision": 10.0, "posterior_samples": None}
-    model = lenet(X[known], y[known], seed, n_outputs=1, **options)
+    model = lenet(X[known], y[known], seed, n_outputs=1, prior_precision=10.0)
     seen, unseen = X_test[y_test < 2][:200], X_test[y_test >= 2][:400]
     labels = np.r_[np.zeros(len(seen)), np.ones(len(unseen))]
     both = np.concatenate([seen, unseen])
@@ -186,7 +179,7 @@ def run_cost(seed: int) -> dict[str, Row]:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         module = LeNet5()
-    model = DNN2GPClassifier(module, solver="adam", max_iter=1, prior_precision=1.0)
+    model = DNN2GPClassifier(module, solver=FirstOrder(max_iter=1), prior_precision=1.0)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     _, fit = timed(lambda: model.fit(X[:300], y[:300]))
     linear, inputs = model.linear_model_, torch.tensor(X_test[:300])

@@ -21,6 +21,7 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 
 from sk_dnn2gp import DNN2GPRegressor
+from sk_dnn2gp.inference import Variational
 
 NOISE = 0.286
 
@@ -37,8 +38,8 @@ def main() -> None:
     grid = np.linspace(x.min() - 1, x.max() + 1, 300)[:, None]
     gap = (grid[:, 0] > 1.5) & (grid[:, 0] < 3)
     model = DNN2GPRegressor(
-        hidden_layer_sizes=(32,), activation="sigmoid", inference="vi", normalize_y=False,
-        prior_precision=0.1, noise_std=NOISE, random_state=0, vi_epochs=1000, mc_samples=8,
+        hidden_layer_sizes=(32,), activation="sigmoid", normalize_y=False, random_state=0,
+        prior_precision=0.1, noise_std=NOISE, inference=Variational(max_iter=1000, n_samples=8),
     ).fit(X, y)  # fmt: skip
     _, process_std = model.to_gaussian_process().predict(grid, return_std=True)
     kernel = ConstantKernel(1.0) * RBF(1.0) + WhiteKernel(NOISE**2, "fixed")

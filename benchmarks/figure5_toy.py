@@ -13,9 +13,10 @@ import argparse
 from typing import Any
 
 import numpy as np
-from _common import picture, save, timed, toy_data
+from _common import ToyNetwork, picture, save, timed, toy_data
 
 from sk_dnn2gp import DNN2GPRegressor
+from sk_dnn2gp.training import NewtonCG
 
 DELTAS = np.logspace(-2, 2, 21)
 
@@ -28,8 +29,8 @@ def curve(inference: str, sets: int) -> tuple[np.ndarray, np.ndarray]:
         X_test, y_test = toy_data(1000, 1000 + seed)
         for j, delta in enumerate(DELTAS):
             model = DNN2GPRegressor(
-                hidden_layer_sizes=(20,), prior_precision=delta, noise_std=1.0, normalize_y=False,
-                inference=inference, random_state=seed, tol=1e-6,
+                ToyNetwork, prior_precision=delta, noise_std=1.0, normalize_y=False,
+                inference=inference, solver=NewtonCG(tol=1e-6), random_state=seed,
             ).fit(X, y)  # fmt: skip
             evidence[seed, j] = model.log_marginal_likelihood_value_
             error[seed, j] = np.mean((model.predict(X_test) - y_test) ** 2)

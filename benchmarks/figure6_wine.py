@@ -37,6 +37,7 @@ from torch import nn
 
 from sk_dnn2gp import DNN2GPRegressor
 from sk_dnn2gp.networks import MLP
+from sk_dnn2gp.training import GaussNewtonLM
 
 WIDTHS = [1, 2, 3, 4, 5, 6, 7, 9, 11, 13, 15, 18, 22, 26, 31, 37, 44, 53, 63, 75, 89, 106, 126, 150]
 SWEEPS: dict[str, dict[str, Any]] = {
@@ -77,7 +78,11 @@ def variance_of_targets(split: int) -> float:
 
 def estimator(fixed: dict[str, Any], split: int) -> DNN2GPRegressor:
     return DNN2GPRegressor(
-        normalize_y=False, tol=1e-4, max_iter=40, random_state=split, warm_start=True, **fixed
+        normalize_y=False,
+        solver=GaussNewtonLM(max_iter=40, tol=1e-4),
+        random_state=split,
+        warm_start=True,
+        **fixed,
     )
 
 

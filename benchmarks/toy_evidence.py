@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 
 import numpy as np
-from _common import save, timed, toy_data
+from _common import ToyNetwork, save, timed, toy_data
 
 from sk_dnn2gp import DNN2GPRegressor
 
@@ -22,7 +22,7 @@ def evaluate(delta: float, seed: int, restarts: int) -> tuple[float, float]:
     X, y = toy_data(100, seed)
     X_test, y_test = toy_data(1000, 10_000 + seed)
     model = DNN2GPRegressor(
-        hidden_layer_sizes=(20,), prior_precision=delta, noise_std=1.0, normalize_y=False,
+        ToyNetwork, prior_precision=delta, noise_std=1.0, normalize_y=False,
         n_restarts=restarts, random_state=seed,
     ).fit(X, y)  # fmt: skip
     error = float(np.mean((model.predict(X_test) - y_test) ** 2))

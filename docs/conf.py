@@ -29,6 +29,8 @@ sphinx_gallery_conf = {
 }
 suppress_warnings = ["config.cache"]
 html_theme = "pydata_sphinx_theme"
+html_static_path = ["_static"]
+html_css_files = ["style.css"]
 autosummary_generate = True
 numpydoc_show_class_members = False
 # Members from our own bases are shown; what these foreign ones bring is documented at home.

@@ -29,9 +29,9 @@ def run(choose, seed):
     """Errors on the grid while labels are asked for, one at a time."""
     known = list(np.random.RandomState(seed).permutation(200)[:6])
     errors = []
-    for _ in range(15):
+    for _ in range(10):
         model = DNN2GPRegressor(
-            hidden_layer_sizes=(20,), prior_precision=0.1, noise_std=0.1, normalize_y=False,
+            hidden_layer_sizes=(10,), prior_precision=0.1, noise_std=0.1, normalize_y=False,
             solver=GaussNewtonLM(tol=1e-3), random_state=0,
         ).fit(pool[known], labels[known])  # fmt: skip
         errors.append(np.sqrt(np.mean((model.predict(grid) - truth(grid[:, 0])) ** 2)))
@@ -57,9 +57,9 @@ for name, choose, color in (
     ("at random", at_random, "tab:orange"),
 ):
     curves = np.array([run(choose, seed) for seed in range(3)])
-    axis.plot(np.arange(6, 21), curves.mean(0), color=color, label=name)
-    axis.fill_between(np.arange(6, 21), curves.min(0), curves.max(0), color=color, alpha=0.2)
-    print(f"{name}: error after 20 labels {curves[:, -1].mean():.3f}")
+    axis.plot(np.arange(6, 16), curves.mean(0), color=color, label=name)
+    axis.fill_between(np.arange(6, 16), curves.min(0), curves.max(0), color=color, alpha=0.2)
+    print(f"{name}: error after 15 labels {curves[:, -1].mean():.3f}")
 axis.set(xlabel="labels", ylabel="root mean squared error", yscale="log")
 axis.legend()
 plt.show()

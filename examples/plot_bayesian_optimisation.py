@@ -28,7 +28,7 @@ for n in range(3, 15):
     X = np.array(looked)[:, None]
     y = unknown(X[:, 0])
     model = DNN2GPRegressor(
-        hidden_layer_sizes=(30,), prior_precision=0.1, noise_std=0.02, normalize_y=False,
+        hidden_layer_sizes=(30,), prior_precision=0.02, noise_std=0.02, normalize_y=False,
         solver=GaussNewtonLM(tol=1e-3), random_state=0,
     ).fit(X, y)  # fmt: skip
     mean, std = model.predict(grid), model.predict_std(grid, "latent")

@@ -1,7 +1,10 @@
-"""Likelihoods: pointwise functions of the network's output f and the target y (MATH 2 and 4).
+"""Likelihoods: pointwise functions of the network's output f and the target y.
+
+Mathematics: :ref:`math-likelihoods` and :ref:`math-predicting`.
 
 A likelihood knows nothing of weights, networks or Gaussian processes, so a new one edits this
-file alone. Each is a small frozen object; every method is a formula of MATH 2's table:
+file alone. Each is a small frozen object; every method is a formula of the table under
+:ref:`math-likelihoods`:
 
     ℓ = -log p(y | f)     r = ∂ℓ/∂f     Λ = ∂²ℓ/∂f²     L Lᵀ = Λ     u = L⁺ r  (so L u = r)
 
@@ -72,7 +75,10 @@ class Likelihood:
         raise NotImplementedError
 
     def aleatoric(self, f: Tensor) -> Tensor:
-        """Noise part of Var[y], of shape (n_samples, n_outputs, n_outputs) (MATH 4)."""
+        """Noise part of Var[y], of shape (n_samples, n_outputs, n_outputs).
+
+        Mathematics: :ref:`math-predicting`.
+        """
         raise NotImplementedError
 
     def epistemic(self, f: Tensor, V: Tensor) -> Tensor:
@@ -82,7 +88,9 @@ class Likelihood:
 
 @dataclass(frozen=True)
 class Gaussian(Likelihood):
-    """Gaussian noise of standard deviation σ on every output, independent (MATH 2).
+    """Gaussian noise of standard deviation σ on every output, independent.
+
+    Mathematics: :ref:`math-likelihoods`.
 
     Parameters
     ----------
@@ -148,7 +156,7 @@ class Gaussian(Likelihood):
 
 @dataclass(frozen=True)
 class Bernoulli(Likelihood):
-    """One logit f, p = sigmoid(f), y in {0, 1} (MATH 2).
+    """One logit f, p = sigmoid(f), y in {0, 1} (:ref:`math-likelihoods`).
 
     Examples
     --------
@@ -194,7 +202,7 @@ class Bernoulli(Likelihood):
 
 @dataclass(frozen=True)
 class Categorical(Likelihood):
-    """K logits f, p = softmax(f), y a class index (MATH 2).
+    """K logits f, p = softmax(f), y a class index (:ref:`math-likelihoods`).
 
     Λ = diag p - p pᵀ is singular: a shift of all logits changes nothing. Its factor
     L = diag √p - p √pᵀ is square, and the whitened residual is taken as u = √p - e_y/√p_y.

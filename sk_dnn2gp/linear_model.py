@@ -232,7 +232,7 @@ class LinearModel:
         return Jw - step[..., 0]
 
     def with_prior_precision(self, prior_precision: float | Tensor) -> LinearModel:
-        """Return the same model under another δ; nothing is recomputed."""
+        """Return the same model under another δ, nothing recomputed; ValueError if δ ≤ 0."""
         delta = _checked_precision(prior_precision, self.linearization)
         changed = replace(self, prior_precision=delta)
         for name in ("data_gradient", "whitened_targets"):

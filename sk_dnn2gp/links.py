@@ -1,4 +1,4 @@
-"""From the distribution of the logits to probabilities: the links of MATH 4.
+"""From the distribution of the logits to probabilities: the links of :ref:`math-predicting`.
 
 Pure functions. Shapes: f (n_samples, n_outputs), V (n_samples, n_outputs, n_outputs); log p
 (n_samples, n_classes), where one logit is the difference of two classes.

@@ -333,8 +333,9 @@ class _Writer:
                 return {"setting": name, "params": {k: self.value(v, where) for k, v in params}}
         if isinstance(value, torch.device):
             return {"device": str(value)}
-        if isinstance(value, type) and getattr(torch.optim, value.__name__, None) is value:
-            return {"optimizer": value.__name__}
+        name = getattr(value, "__name__", "")
+        if isinstance(value, type) and getattr(torch.optim, name, None) is value:
+            return {"optimizer": name}
         if isinstance(value, np.random.RandomState):
             return {"RandomState": self.value(value.get_state(), where)}
         raise ValueError(

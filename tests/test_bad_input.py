@@ -1,5 +1,7 @@
 """Every kind of bad input: an error or a warning that helps, and nothing half-changed."""
 
+import warnings
+
 import numpy as np
 import pytest
 import scipy.sparse
@@ -78,7 +80,8 @@ def test_duplicated_rows_are_more_evidence():
     # A linear model: one minimum, so that only the number of rows differs.
     linear = {"hidden_layer_sizes": (), "normalize_y": False}
     once, twice = (regressor(**linear).fit(a, b) for a, b in ((X, Y), (X2, y2)))
-    J = np.c_[X, np.ones(len(X))]
+    # The network's first layer takes mean and scale out of the inputs.
+    J = np.c_[(X - X.mean(0)) / X.std(0), np.ones(len(X))]
     for copies, model in ((1, once), (2, twice)):
         A = copies * J.T @ J / 0.3**2 + np.eye(4)
         variance = np.einsum("ip,pi->i", J, np.linalg.solve(A, J.T))
@@ -98,16 +101,30 @@ def test_collinear_columns():
 
 
 @pytest.mark.parametrize("scale", [1e8, 1e-8])
-@pytest.mark.filterwarnings("ignore:The Cholesky", "ignore:Gauss-Newton stopped")
 def test_features_of_extreme_scale(scale):
-    with pytest.warns(UserWarning, match=r"extreme spread .* StandardScaler"):
-        model = regressor().fit(X * scale, Y)
+    """The default network standardises them; for a given one there is a warning."""
+    model, plain = regressor().fit(X * scale, Y), regressor().fit(X, Y)
     mean, std = model.predict(X * scale, return_std=True)
-    assert np.isfinite(mean).all() and np.isfinite(std).all()
+    # The same minimum, to the solver's tolerance.
+    np.testing.assert_allclose(mean, plain.predict(X), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(std, plain.predict_std(X), rtol=1e-5)
     assert is_between_nothing_and_the_prior(model, X * scale)
+    with (
+        warnings.catch_warnings(),
+        pytest.warns(UserWarning, match=r"extreme scale .* StandardScaler"),
+    ):
+        warnings.filterwarnings("ignore", "The Cholesky|Training stopped")
+        given = of_net(nn.Linear(3, 1).double()).fit(X * scale, Y)
+    assert np.isfinite(given.predict(X * scale, return_std=True)).all()
+    assert is_between_nothing_and_the_prior(given, X * scale)
 
 
-@pytest.mark.filterwarnings("ignore:Gauss-Newton stopped")
+def test_features_far_from_zero_are_warned_of():
+    with pytest.warns(UserWarning, match=r"extreme scale .* StandardScaler"):
+        of_net(nn.Linear(3, 1).double(), solver=FirstOrder(max_iter=1)).fit(X + 1e6, Y)
+
+
+@pytest.mark.filterwarnings("ignore:Training stopped:sklearn.exceptions.ConvergenceWarning")
 def test_few_rows_and_many_weights():
     for n in (2, 3):
         assert is_between_nothing_and_the_prior(regressor().fit(X[:n], Y[:n]), X)

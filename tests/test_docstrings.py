@@ -164,7 +164,8 @@ def documented(docstring):
     if "----" not in text:
         return {word for word in re.findall(r"\w+", text) if word.endswith("Error")}
     entries = NumpyDocString(text)["Raises"]
-    return {name.strip() for entry in entries for name in (entry.type or entry.name).split(",")}
+    named = (name for entry in entries for name in (entry.type or entry.name).split(","))
+    return {name.strip().rpartition(".")[2] for name in named}
 
 
 def undocumented(thing):

@@ -1,4 +1,7 @@
-"""Likelihoods against automatic differentiation and explicit matrices (MATH 2 and 4)."""
+"""Likelihoods against automatic differentiation and explicit matrices.
+
+Mathematics: math-likelihoods and math-predicting.
+"""
 
 import pytest
 import torch

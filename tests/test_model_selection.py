@@ -40,7 +40,8 @@ from sk_dnn2gp import (
 )
 from sk_dnn2gp.inference import Variational
 from sk_dnn2gp.model_selection import MarginalLikelihoodScorer
-from sk_dnn2gp.model_selection.scorer import _group_index, _log_jacobian
+from sk_dnn2gp.model_selection.paths import _group_index
+from sk_dnn2gp.model_selection.target import log_jacobian as _log_jacobian
 from sk_dnn2gp.posterior import Full
 from sk_dnn2gp.training import FirstOrder, NewtonCG
 

@@ -1,4 +1,4 @@
-"""inference="vi": the converged variational posterior as a Gaussian process (MATH 5)."""
+"""inference="vi": the converged variational posterior as a Gaussian process (math-variational)."""
 
 import numpy as np
 import pytest
@@ -24,9 +24,10 @@ def optimizers(monkeypatch):
     """The optimisers that fits make, whose own q a fit must show."""
     made = []
     for name in ("VOGGN", "VOGN"):
+        own = getattr(variational, name)
 
-        def make(*arguments, _class=getattr(variational, name), **options):
-            made.append(_class(*arguments, **options))
+        def make(*arguments, own=own, **options):
+            made.append(own(*arguments, **options))
             return made[-1]
 
         monkeypatch.setattr(variational, name, make)

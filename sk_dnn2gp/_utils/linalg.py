@@ -1,4 +1,4 @@
-"""Factorisations in float64 whose failures are named, never silent (MATH 9)."""
+"""Factorisations in float64 whose failures are named, never silent (:ref:`math-numerics`)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["CholeskyJitterWarning", "cholesky", "nonnegative_variance", "symmetr
 
 # Jitter relative to the mean diagonal: from rounding size, by tens, to a visible change.
 _JITTERS = (1e-14, 1e-13, 1e-12, 1e-11, 1e-10, 1e-9, 1e-8)
-# A variance below -1e-8 of its scale is an error and not rounding (MATH 9).
+# A variance below -1e-8 of its scale is an error and not rounding (math-numerics).
 _VARIANCE_TOLERANCE = 1e-8
 
 
@@ -77,7 +77,7 @@ def cholesky(A: Tensor, what: str = "the matrix", advice: str = "") -> Tensor:
 
 
 def nonnegative_variance(variance: Tensor, scale: Tensor, what: str = "the variance") -> Tensor:
-    """Round tiny negative variances to zero; raise on real ones (MATH 9).
+    """Round tiny negative variances to zero; raise on real ones (:ref:`math-numerics`).
 
     Parameters
     ----------

@@ -57,7 +57,6 @@ class BaseDNN2GP(BaseEstimator):
         "solver": "no_validation",
         "n_restarts": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
         "warm_start": ["boolean"],
-        "n_jobs": [None, Integral],
         "device": [str, torch.device],
         "random_state": ["random_state"],
         "verbose": ["verbose"],

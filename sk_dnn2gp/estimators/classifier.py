@@ -1,4 +1,7 @@
-"""DNN2GPClassifier: a softmax or logistic network as a Gaussian process (MATH 1 to 4, 8)."""
+"""DNN2GPClassifier: a softmax or logistic network as a Gaussian process.
+
+Mathematics: :ref:`math-objective` to :ref:`math-predicting`, :ref:`math-choosing`.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from .._utils.random import draw_seed, torch_generator
+from ..inference import LinearizedVariational
 from ..likelihoods import Bernoulli, Categorical, Likelihood
 from ..links import LINKS, log_proba, log_softmax, mean_uncertainty, of_classes, of_difference
 from ..training.source import NetworkSource, check_logits
@@ -33,8 +37,9 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
     (categorical). It is trained to the maximum of the posterior (sum of log losses + δ/2 ‖w‖²).
     There, the Laplace approximation with the generalised Gauss-Newton matrix is the posterior of a
     Gaussian process over the logits with the neural tangent kernel J Jᵀ/δ (Khan et al. 2019,
-    theorem 1; MATH 3). It gives probabilities that know how much the data say, their split into
-    noise and ignorance (MATH 4), and a marginal likelihood that chooses δ inside ``fit``.
+    theorem 1; :ref:`math-laplace`). It gives probabilities that know how much the data say, their
+    split into noise and ignorance (:ref:`math-predicting`), and a marginal likelihood that chooses
+    δ inside ``fit``.
 
     Parameters
     ----------
@@ -79,18 +84,18 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         Starts from different weights; the best evidence wins. "auto" is 1 to 6, by the operations
         that a start takes, where the evidence chooses δ; and 1 otherwise, for skorch nets and for
         instances of a module.
-    link : {"probit", "contrast", "mc", "map"}, default="probit"
-        How probabilities come from the logits' distribution N(f, V) (:ref:`math-predicting`):
-        softmax(f/√(1 + π/8 diag V)); the same of each logit against the mean of the others, so that
-        the variance of a shift of all logits, which no data determine, does not count: the better
-        one for several classes; the mean of the softmax over 1,024 quasi-random draws; softmax(f),
-        the network's own.
+    link : {"auto", "probit", "contrast", "mc", "map"}, default="auto"
+        How probabilities come from the logits' distribution N(f, V) (:ref:`math-predicting`).
+        "probit": softmax(f/√(1 + π/8 diag V)); "contrast": the same of each logit against the mean
+        of the others, so that the variance of a shift of all logits, which no data determine, does
+        not count; "mc": the mean of the softmax over 1,024 quasi-random draws; "map": softmax(f),
+        the network's own. "auto" is what predicts best: "contrast" for
+        ``inference="linearized-vi"``, whose posterior is made for it, and "map" for the others,
+        whose posterior is too wide where the network is sure.
     class_weight : dict, "balanced" or None, default=None
         Weights of the classes, by label; they multiply ``sample_weight``.
     warm_start : bool, default=False
         Go on from the last fit's weights and δ.
-    n_jobs : int, default=None
-        Kept for the sums over rows that will go through joblib; one process now.
     device : str or torch.device, default="cpu"
         Where the network is trained and evaluated.
     random_state : int, RandomState or None, default=None
@@ -173,7 +178,7 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
 
     _parameter_constraints: dict = {
         **BaseDNN2GP._parameter_constraints,
-        "link": [StrOptions(set(LINKS))],
+        "link": [StrOptions({"auto", *LINKS})],
         "class_weight": [dict, StrOptions({"balanced"}), None],
     }
 
@@ -189,10 +194,9 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         posterior: Any = "auto",
         solver: Any = "auto",
         n_restarts: int | str = "auto",
-        link: str = "probit",
+        link: str = "auto",
         class_weight: Mapping | str | None = None,
         warm_start: bool = False,
-        n_jobs: int | None = None,
         device: Any = "cpu",
         random_state: Any = None,
         verbose: int = 0,
@@ -209,7 +213,6 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         self.link = link
         self.class_weight = class_weight
         self.warm_start = warm_start
-        self.n_jobs = n_jobs
         self.device = device
         self.random_state = random_state
         self.verbose = verbose
@@ -276,16 +279,22 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         Returns
         -------
         ndarray of shape (n_samples,)
+
+        Raises
+        ------
+        ValueError
+            If ``link`` is unknown.
         """
         check_is_fitted(self)
-        if len(self.classes_) > 2 or self.link in ("mc", "map"):
-            log_p = self._log_proba(X, self.link)
+        if len(self.classes_) > 2 or self._link(None) in ("mc", "map"):
+            log_p = self._log_proba(X, None)
         else:  # these links keep the sign of the difference: no variance is needed
-            log_p = log_softmax(self._result.mean(self._checked_inputs(X)))
+            inputs = self._checked_inputs(X)
+            log_p = log_softmax(self._result.mean(inputs))
         return self.classes_[log_p.argmax(-1).numpy()]
 
     def predict_proba(self, X: ArrayLike, link: str | None = None) -> NDArray:
-        """Probabilities of the classes, by ``link`` (MATH 4).
+        """Probabilities of the classes, by ``link`` (:ref:`math-predicting`).
 
         For two classes the links are taken of the difference of the logits, so that a network of
         two outputs agrees with one of a single output.
@@ -293,7 +302,7 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features) or (n_samples, ...)
-        link : {"probit", "contrast", "mc", "map"}, default=None
+        link : {"auto", "probit", "contrast", "mc", "map"}, default=None
             None takes the estimator's own.
 
         Returns
@@ -313,12 +322,17 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features) or (n_samples, ...)
-        link : {"probit", "contrast", "mc", "map"}, default=None
+        link : {"auto", "probit", "contrast", "mc", "map"}, default=None
             None takes the estimator's own.
 
         Returns
         -------
         ndarray of shape (n_samples, n_classes)
+
+        Raises
+        ------
+        ValueError
+            If ``link`` is unknown.
         """
         return self._log_proba(X, link).numpy()
 
@@ -333,6 +347,11 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         -------
         ndarray of shape (n_samples,) for two classes, (n_samples, n_classes) otherwise
             Two classes: log p₁/p₀. More: log p_k, up to a constant per row.
+
+        Raises
+        ------
+        ValueError
+            If ``link`` is unknown.
         """
         log_p = self._log_proba(X, None)
         if len(self.classes_) == 2:
@@ -360,14 +379,17 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         """
         check_target(target, ("y", "p", "latent"))
         if target == "latent":
-            return self._result.variance(self._checked_inputs(X)).sqrt().numpy()
+            inputs = self._checked_inputs(X)
+            return self._result.variance(inputs).sqrt().numpy()
         parts = self.predict_uncertainty(X)
         return np.sqrt(parts.epistemic if target == "p" else parts.total)
 
     def predict_uncertainty(
         self, X: ArrayLike, full: bool = False, link: str | None = None
     ) -> Bunch:
-        """Variance of the labels, as 0 or 1 per class, split into noise and ignorance (MATH 4).
+        """Variance of the labels, as 0 or 1 per class, split into noise and ignorance.
+
+        Mathematics: :ref:`math-predicting`.
 
         Var[y] = Λ_* + Λ_* V_* Λ_*, with Λ_* = diag p - p pᵀ at p = softmax(f), f the mean of the
         logits. That is the first order in V_*: where the mean is sure of a class, however large V_*
@@ -522,11 +544,25 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
             return weight * np.array([self.class_weight.get(c, 1.0) for c in y.tolist()])
         return weight * compute_sample_weight(self.class_weight, y)
 
+    def _link(self, link: str | None) -> str:
+        """The link that is meant.
+
+        Raises
+        ------
+        ValueError
+            If there is no such link.
+        """
+        link = self.link if link is None else link
+        if link == "auto":
+            linearized = isinstance(self._options().inference, LinearizedVariational)
+            return "contrast" if linearized else "map"
+        if link not in LINKS:
+            raise ValueError(f"link must be 'auto' or one of {LINKS}, got {link!r}.")
+        return link
+
     def _log_proba(self, X: ArrayLike, link: str | None) -> Tensor:
         """log p, of shape (n_samples, n_classes)."""
-        link = self.link if link is None else link
-        if link not in LINKS:
-            raise ValueError(f"link must be one of {LINKS}, got {link!r}.")
+        link = self._link(link)
         inputs = self._checked_inputs(X)
         if link == "map":
             return log_softmax(self._result.outputs(inputs))

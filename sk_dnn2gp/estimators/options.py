@@ -24,7 +24,7 @@ from ..training import FirstOrder, resolve_solver
 __all__ = ["SHORTHANDS", "Options", "check_target", "options_of", "warn_of_scales"]
 
 # Arguments that hold an object with settings, and what makes one of a string.
-SHORTHANDS = {
+SHORTHANDS: dict[str, Any] = {
     "posterior": resolve_posterior,
     "solver": resolve_solver,
     "inference": resolve_inference,

@@ -1,4 +1,7 @@
-"""DNN2GPRegressor: a network with Gaussian noise as a Gaussian process (MATH 1 to 4, 8)."""
+"""DNN2GPRegressor: a network with Gaussian noise as a Gaussian process.
+
+Mathematics: :ref:`math-objective` to :ref:`math-predicting`, :ref:`math-choosing`.
+"""
 
 from __future__ import annotations
 
@@ -30,9 +33,9 @@ class DNN2GPRegressor(MultiOutputMixin, RegressorMixin, BaseDNN2GP):
 
     The network is trained to the maximum of the posterior (loss Σ(y-f)²/2σ² + δ/2‖w‖²). There, the
     Laplace approximation with the generalised Gauss-Newton matrix is the posterior of a Gaussian
-    process with the neural tangent kernel J Jᵀ/δ (Khan et al. 2019, theorem 1; MATH 3), which gives
-    standard deviations, covariances, samples and a marginal likelihood. By default δ and σ are
-    chosen by that marginal likelihood inside ``fit``.
+    process with the neural tangent kernel J Jᵀ/δ (Khan et al. 2019, theorem 1;
+    :ref:`math-laplace`), which gives standard deviations, covariances, samples and a marginal
+    likelihood. By default δ and σ are chosen by that marginal likelihood inside ``fit``.
 
     Parameters
     ----------
@@ -79,8 +82,6 @@ class DNN2GPRegressor(MultiOutputMixin, RegressorMixin, BaseDNN2GP):
         Go on from the last fit's weights, δ and σ.
     normalize_y : bool, default=True
         Standardise y inside; everything comes back in the units of y.
-    n_jobs : int, default=None
-        Kept for the sums over rows that will go through joblib; one process now.
     device : str or torch.device, default="cpu"
         Where the network is trained and evaluated.
     random_state : int, RandomState or None, default=None
@@ -173,7 +174,6 @@ class DNN2GPRegressor(MultiOutputMixin, RegressorMixin, BaseDNN2GP):
         n_restarts: int | str = "auto",
         warm_start: bool = False,
         normalize_y: bool = True,
-        n_jobs: int | None = None,
         device: Any = "cpu",
         random_state: Any = None,
         verbose: int = 0,
@@ -190,7 +190,6 @@ class DNN2GPRegressor(MultiOutputMixin, RegressorMixin, BaseDNN2GP):
         self.n_restarts = n_restarts
         self.warm_start = warm_start
         self.normalize_y = normalize_y
-        self.n_jobs = n_jobs
         self.device = device
         self.random_state = random_state
         self.verbose = verbose
@@ -297,7 +296,7 @@ class DNN2GPRegressor(MultiOutputMixin, RegressorMixin, BaseDNN2GP):
         return np.sqrt(parts.total if target == "y" else parts.epistemic)
 
     def predict_uncertainty(self, X: ArrayLike) -> Bunch:
-        """Variance of y split into noise and ignorance: Var[y] = σ² + V_* (MATH 4).
+        """Variance of y split into noise and ignorance: Var[y] = σ² + V_* (:ref:`math-predicting`).
 
         Parameters
         ----------
@@ -309,7 +308,8 @@ class DNN2GPRegressor(MultiOutputMixin, RegressorMixin, BaseDNN2GP):
             ``aleatoric``, ``epistemic`` and ``total``, each an ndarray of variances of shape
             (n_samples,) or (n_samples, n_outputs), in the units of y squared.
         """
-        V = self._result.variance(self._checked_inputs(X)).numpy()
+        inputs = self._checked_inputs(X)
+        V = self._result.variance(inputs).numpy()
         epistemic = self._shaped(V * self.y_scale_**2)
         noise = np.broadcast_to((self.noise_std_ * self.y_scale_) ** 2, V.shape)
         aleatoric = self._shaped(noise.copy())
@@ -353,7 +353,8 @@ class DNN2GPRegressor(MultiOutputMixin, RegressorMixin, BaseDNN2GP):
         Its kernel is J Jᵀ/δ, its targets the transformed targets ỹ, its noise σ². Its mean is
         J_* w*, which differs from the network's f by the linearisation; its variances are this
         estimator's. Both in the units of y. With ``inference="vi"`` it is the process at the mean μ
-        (MATH 5), whose variances are those of its own exact posterior and not those of q.
+        (:ref:`math-variational`), whose variances are those of its own exact posterior and not
+        those of q.
 
         Returns
         -------

@@ -1,4 +1,7 @@
-"""The log marginal likelihood: value, gradients and the search for its maximum (MATH 3, 8)."""
+"""The log marginal likelihood: value, gradients and the search for its maximum.
+
+Mathematics: :ref:`math-evidence`, :ref:`math-choosing`.
+"""
 
 from .spectrum import (
     EvidenceSpectrum,

@@ -160,7 +160,7 @@ def _evidence(trial: Trial, index: Tensor) -> GroupedEvidence:
     assert trial.posterior is not None
     sigma = getattr(trial.objective.likelihood, "noise_std", None)
     limit = trial.objective.linearization.memory_limit
-    return GroupedEvidence.from_model(trial.posterior.model, index, sigma, limit)
+    return GroupedEvidence.from_model(trial.posterior.model, index.cpu().numpy(), sigma, limit)
 
 
 def _move(

@@ -34,6 +34,7 @@ from ..linear_model import LinearModel
 from ..posterior import Posterior, PosteriorSpecification
 from ..training.objective import Objective, Point, part_of
 from ..training.second_order import (
+    ExactPosterior,
     Minimum,
     conjugate_gradients,
     descend,
@@ -65,8 +66,8 @@ NOISE_STD_BOUNDS = (1e-4, 1e2)
 # log ρ (or log δ) of the first start; later ones begin so far above the best θ found: minima that
 # a strong prior leads to are smooth, others are reached from weights that were never pressed.
 _STRONG, _ABOVE = math.log(100.0), (2.5, 0.0, 1.0)
-# Steps of θ on the way, at most so many in a direction, and how far E may lie below its best.
-_STEP, _STEPS = 1.0, 24
+# Steps of θ on the way, at most so many in a direction, and so many down before E first rises.
+_STEP, _STEPS, _PATIENCE = 1.0, 24, 12
 # Nats that a rough minimum may still be above its bottom, and steps to get there.
 _ROUGH, _ROUGH_STEPS = 0.03, 80
 # The derivative, in nats, that counts as none; its difference quotient's step; most secants.
@@ -201,7 +202,7 @@ class Searcher:
         objective: Objective,
         freedom: Freedom,
         specification: PosteriorSpecification,
-        factorise: Callable[[Point], Posterior | None],
+        factorise: Callable[[Point], ExactPosterior | None],
         rows: Tensor | None = None,
         tol: float = 1e-8,
         max_iter: int = 500,
@@ -221,7 +222,8 @@ class Searcher:
     def trial(self, start: Found) -> Trial:
         """What a search ended with, to go on from."""
         point = start.objective.at(start.w)
-        factor = start.posterior if self.specification.is_network_process else None
+        factor = start.posterior if isinstance(start.posterior, ExactPosterior) else None
+        factor = factor if self._is_of_all else None
         minimum = Minimum(point, factor, start.converged, start.n_iter, start.losses)
         return Trial(0.0, minimum, start.objective, start.posterior, start.evidence)
 
@@ -260,7 +262,7 @@ class Searcher:
             return descend(objective, w, self.factorise, factor, self.rough, _ROUGH_STEPS)
         return self._exactly(objective, w, factor)
 
-    def _exactly(self, objective: Objective, w: Tensor, factor: Posterior | None) -> Minimum:
+    def _exactly(self, objective: Objective, w: Tensor, factor: ExactPosterior | None) -> Minimum:
         if self.damped:
             minimum = gauss_newton(objective, w, self.tol, self.left)
         else:
@@ -281,10 +283,15 @@ class Searcher:
             evidence = log_marginal_likelihood(posterior)
         except LinAlgError:
             return Trial(theta, minimum, objective, None, -math.inf)
-        if posterior.is_exact and self.specification.is_network_process and self.rows is None:
+        if isinstance(posterior, ExactPosterior) and self._is_of_all:
             minimum.factor = posterior
         evidence = evidence if math.isfinite(evidence) else -math.inf
         return Trial(theta, minimum, objective, posterior, evidence)
+
+    @property
+    def _is_of_all(self) -> bool:
+        """Whether the posterior is of all weights and examples: what preconditions the steps."""
+        return self.specification.is_network_process and self.rows is None
 
     def model(self, objective: Objective, w: Tensor) -> LinearModel:
         """The linear model at w that the posterior is of."""
@@ -360,15 +367,19 @@ class Searcher:
         """On from a trial in steps of θ, down first, to the best evidence on the way."""
         best = trial
         for direction in (-1.0, 1.0):
-            here = best
+            here, lower = best, 0
             for _ in range(_STEPS):
                 low, high = self.freedom.room(here.objective)
                 if not low < direction * _STEP < high:
                     break
-                there = self.moved(here, direction * _STEP)
-                if there.evidence <= best.evidence:
+                here = self.moved(here, direction * _STEP)
+                if here.evidence > best.evidence:
+                    best = here
+                    continue
+                lower += 1
+                # Under a strong prior the network is flat, and E falls before it first rises.
+                if best is not trial or direction > 0 or lower >= _PATIENCE:
                     break
-                best = here = there
             if best is not trial:
                 break
         return best

@@ -1,4 +1,6 @@
-"""The log marginal likelihood of the linear model, its gradients and its maximisers (MATH 3, 8).
+"""The log marginal likelihood of the linear model, its gradients and its maximisers.
+
+Mathematics: :ref:`math-evidence`, :ref:`math-choosing`.
 
 Two numbers, equal for the Gaussian at a true minimum:
 
@@ -41,7 +43,7 @@ _SHIFTS = np.array([(0.0, 0.0), (3.0, 0.0), (-3.0, 0.0)])
 
 
 def log_marginal_likelihood(posterior: Posterior, kind: str = "laplace") -> float:
-    """Evidence of the model behind ``posterior`` at its own δ and σ (MATH 3).
+    """Evidence of the model behind ``posterior`` at its own δ and σ (:ref:`math-evidence`).
 
     Parameters
     ----------
@@ -87,7 +89,9 @@ def log_marginal_likelihood(posterior: Posterior, kind: str = "laplace") -> floa
 
 @dataclass(frozen=True)
 class EvidenceSpectrum:
-    """One eigendecomposition, then the evidence at every δ and σ (MATH 3 and 8).
+    """One eigendecomposition, then the evidence at every δ and σ.
+
+    Mathematics: :ref:`math-evidence` and :ref:`math-choosing`.
 
     Holds the nonzero eigenvalues λ of Σ s_i J_iᵀ Λ_i J_i and the gradient and weights along their
     eigenvectors. For a Gaussian the noise is taken out (Λ = I), so that σ is free too; for other
@@ -168,7 +172,7 @@ class EvidenceSpectrum:
     def log_marginal_likelihood(
         self, prior_precision: float, noise_std: float = 1.0, kind: str = "laplace"
     ) -> float:
-        """Evidence at (δ, σ) and the fixed w*."""
+        """Evidence at (δ, σ) and the fixed w*; ValueError if ``kind`` is unknown."""
         _check_kind(kind)
         delta, variance = prior_precision, noise_std**2
         lam = self.eigenvalues / variance
@@ -187,8 +191,14 @@ class EvidenceSpectrum:
     ) -> tuple[float, float]:
         """∂/∂log δ and ∂/∂log σ of the evidence at fixed w* (the second is 0 without a σ).
 
-        ``laplace``: ½(γ - δ‖w*‖²) and Σ s‖y-f‖²/σ² - NK + γ, twice MATH 3's ∂/∂log σ².
+        ``laplace``: ½(γ - δ‖w*‖²) and Σ s‖y-f‖²/σ² - NK + γ, twice the ∂/∂log σ² of
+        :ref:`math-evidence`.
         ``dual``: the same with the ridge solution ŵ(δ, σ) of the linear model in place of w*.
+
+        Raises
+        ------
+        ValueError
+            If ``kind`` is unknown.
         """
         _check_kind(kind)
         delta, variance = prior_precision, noise_std**2
@@ -278,7 +288,9 @@ class EvidenceSpectrum:
 
 @dataclass(frozen=True)
 class GroupedEvidence:
-    """The evidence as a function of σ and of several δ, one for each group of weights (MATH 3).
+    """The evidence as a function of σ and of several δ, one for each group of weights.
+
+    Mathematics: :ref:`math-evidence`.
 
     With D = diag(δ) and A = D + G/σ² (G = ΦᵀΦ at σ = 1), log|B| = log|A| - Σ_k P_k log δ_k, and
 
@@ -421,7 +433,7 @@ class GroupedEvidence:
 
 
 def updated_precision(effective_dimension: float, weights_squared: float) -> float:
-    """MacKay's δ = γ/‖w‖² (MATH 8): the stationary point of the evidence in log δ.
+    """MacKay's δ = γ/‖w‖² (:ref:`math-choosing`): the stationary point of the evidence in log δ.
 
     Parameters
     ----------
@@ -440,7 +452,7 @@ def updated_precision(effective_dimension: float, weights_squared: float) -> flo
 def updated_noise_std(
     effective_dimension: float, residual_squared: float, n_observations: float
 ) -> float:
-    """MacKay's σ² = ‖y-f‖²/(NK-γ), as σ (MATH 8).
+    """MacKay's σ² = ‖y-f‖²/(NK-γ), as σ (:ref:`math-choosing`).
 
     Parameters
     ----------

@@ -168,7 +168,8 @@ def _exact_data(task: Task, own: TrainingData) -> TrainingData:
 def _start(task: Task, restart: int) -> tuple[nn.Module, Any]:
     """A network that is ready to train, and its skorch net where the user brought one."""
     if task.previous is not None:
-        module, net = copy.deepcopy(task.previous), None
+        module = copy.deepcopy(task.previous)
+        net: Any = None
         if task.source.brings_own_net:
             _, net = task.source.start(task.data.X, restart)
             net.module_.load_state_dict(module.state_dict())
@@ -248,7 +249,7 @@ def _factorise(task: Task, solver: FullBatch) -> Any:
     """Point -> the posterior there as a preconditioner; None where no factor fits."""
     exact = Full(solver.memory_limit)
 
-    def factorise(point: Point) -> Posterior | None:
+    def factorise(point: Point) -> Posterior:
         return exact.build(point.objective.linear_model(point.w))
 
     return (lambda point: None) if isinstance(solver, LBFGS) else factorise

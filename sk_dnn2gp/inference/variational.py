@@ -1,4 +1,4 @@
-"""From the Laplace posterior to the variational one: ``inference="vi"`` (MATH 5).
+"""From the Laplace posterior to the variational one: ``inference="vi"`` (:ref:`math-variational`).
 
 The network is first trained to the minimum of the loss; variational training (VOGGN for the full
 covariance, VOGN for the diagonal) starts at that Laplace posterior and moves it to the Gaussian of
@@ -51,9 +51,9 @@ _DIAGONAL_BETA, _STABLE = 0.1, 0.5
 _POWER_ITERATIONS, _START_DRAWS = 20, 8
 # Epochs between updates of δ and σ, and the largest change of their logs in one.
 _INTERVAL, _TRUST = 5, 0.5
-# Draws that judge a step; how often it is halved before training has ended; the fall of the bound,
-# as a part of it, that is no fall.
-_JUDGES, _HALVINGS, _SLACK = 16, 8, 1e-6
+# Draws that judge a step; trials of an epoch, each half as long, before its draws are given up, and
+# how short a step may become; the fall of the bound, as a part of it, that is no fall.
+_JUDGES, _TRIALS, _SHORTEST, _SLACK = 16, 3, 1 / 64, 1e-6
 
 
 def fit_variational(task: Task, result: Result, settings: Variational) -> Result:
@@ -192,10 +192,7 @@ class _Training:
         for epoch in range(self.settings.max_iter):
             part = 0.5 * (1.0 + math.cos(math.pi * epoch / self.settings.max_iter))
             rate = self.rate * max(part, 1e-3)
-            shorter = self._epoch(rate, shorter, epoch)
-            if shorter < 0.5**_HALVINGS:
-                break
-            loss = self._expected_loss(epoch)
+            shorter, loss = self._epoch(rate, shorter, epoch)
             losses.append(loss)
             curve.append(self.optimizer.elbo(loss))
             _check_bound(curve)
@@ -203,23 +200,28 @@ class _Training:
                 self._update(loss)
         return losses, curve
 
-    def _epoch(self, rate: float, shorter: float, epoch: int) -> float:
-        """One pass over the data; a step on all of it is shortened while the bound falls."""
+    def _epoch(self, rate: float, shorter: float, epoch: int) -> tuple[float, float]:
+        """One pass over the data; a step on all of it is shortened while the bound falls.
+
+        Returns the part of the rate for the next epoch, and E_q Σℓ after this one.
+        """
         if self.length < len(self.data):
             order = torch.randperm(len(self.data))
             for part in gen_batches(len(self.data), self.length):
                 self._step(self.data.take(order[part]), rate)
-            return 1.0
-        before = self.optimizer.elbo(self._expected_loss(epoch))
-        slack, kept = _SLACK * abs(before), self.optimizer.snapshot()
-        while shorter >= 0.5**_HALVINGS:
+            return 1.0, self._expected_loss(epoch)
+        first = self._expected_loss(epoch)
+        before, kept = self.optimizer.elbo(first), self.optimizer.snapshot()
+        for _ in range(_TRIALS):
             self._step(self.data, rate * shorter)
-            after = self.optimizer.elbo(self._expected_loss(epoch))
-            if after >= before - slack:
-                return min(1.0, 2.0 * shorter)
+            loss = self._expected_loss(epoch)
+            if self.optimizer.elbo(loss) >= before - _SLACK * abs(before):
+                return min(1.0, 2.0 * shorter), loss
+            # The generator goes on: a step that fails is tried at other draws, half as long.
+            kept["state"]["generator"] = self.optimizer.snapshot()["state"]["generator"]
             self.optimizer.restore(kept)
-            shorter *= 0.5
-        return shorter
+            shorter = max(0.5 * shorter, _SHORTEST)
+        return shorter, first
 
     def _step(self, batch: TrainingData, rate: float) -> None:
         self.optimizer.param_groups[0]["lr"] = rate

@@ -19,6 +19,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from sklearn.utils import gen_batches
 from torch import Tensor, nn
 
 from .._utils.memory import batches, chunk_length, limit_in_bytes
@@ -26,7 +27,6 @@ from .choice import chosen_names, last_layer
 from .factors import Factor, Rows, add_squares, apply, covered, diagonal_blocks, write_rows
 from .ggn import Products, pairs_by_factors
 from .gram import Side, add_products, gram_matrix, mirrored
-from .hessian import HessianProducts
 from .layers import has_rule
 from .passes import ChainPass, GraphPass, Pass, can_bend
 from .plan import Plan, explicit_rows, factors_from_calls, make_plan, slots_of
@@ -325,21 +325,38 @@ class Linearization:
         Returns
         -------
         Pass
+
+        Examples
+        --------
+        >>> import torch
+        >>> from sk_dnn2gp.linearize import Linearization
+        >>> net = torch.nn.Linear(1, 1, bias=False, dtype=torch.float64)
+        >>> X = torch.tensor([[2.0]], dtype=torch.float64)
+        >>> product = Linearization(net).forward(X).hessian_products(
+        ...     lambda f, part: 0.5 * f.square().sum()
+        ... )
+        >>> product(torch.ones(1, dtype=torch.float64)).item()  # x²
+        4.0
         """
+        if self._flat is None:  # what moves with a module would change under the products
+            self._prepared(X)
+            return self.at(self.weights()).forward(X)
         X, plan = self._prepared(X)
-        parts = list(batches(len(X), chunk_length(6 * plan.graph_bytes, self.memory_limit)))
+        parts = list(gen_batches(len(X), chunk_length(6 * plan.graph_bytes, self.memory_limit)))
         if plan.chain is not None and can_bend(plan.chain.steps):
             weights = self.chain_weights()
             places = [plan.slots[number] for number in plan.chain.numbers]
             return Pass(
-                lambda part: ChainPass(plan.chain, weights, places, self.n_params, X[part]), parts
+                lambda part: ChainPass(plan.chain, weights, places, self.n_params, X[part]),
+                parts,
+                plan,
             )
 
         def run(leaves: dict[str, Tensor], part: slice) -> Tensor:
             with self._twin.holding(leaves) as net:
                 return net(X[part])
 
-        return Pass(lambda part: GraphPass(partial(run, part=part), self.leaves()), parts)
+        return Pass(lambda part: GraphPass(partial(run, part=part), self.leaves()), parts, plan)
 
     def iter_rows(
         self, X: Tensor, cotangents: Cotangents = None, dtype: torch.dtype = torch.float64
@@ -492,7 +509,13 @@ class Linearization:
         return self.ggn_diagonal(X, cotangents=residual[..., None])
 
     def jvp(self, X: Tensor, v: Tensor) -> Tensor:
-        """J v, of shape (n_samples, n_outputs), or (…, n_vectors) for v (n_params, n_vectors)."""
+        """J v, of shape (n_samples, n_outputs), or (…, n_vectors) for v (n_params, n_vectors).
+
+        Raises
+        ------
+        ValueError
+            If v has not one row for each weight.
+        """
         V = v[:, None] if v.ndim == 1 else v
         parts = []
         for _, f, factors in self._iter_factors(X, None):
@@ -530,43 +553,6 @@ class Linearization:
                 retain_graph=number + 1 < len(total), allow_unused=True, materialize_grads=True,
             )  # fmt: skip
             row += torch.cat([g.flatten() for g in grads])
-
-    def hessian_products(
-        self, X: Tensor, residual: Callable[[Tensor, slice], Tensor]
-    ) -> HessianProducts:
-        """Products with the exact Hessian of a loss Σ_i ℓ_i(f(x_i)), at these weights.
-
-        Parameters
-        ----------
-        X : Tensor of shape (n_samples, ...)
-        residual : callable
-            (f, part) -> ∂ℓ/∂f of the examples in the slice ``part``, both of shape (n, n_outputs);
-            differentiable in f, each row in its own alone.
-
-        Returns
-        -------
-        HessianProducts
-            A callable v -> H v, with the ``gradient`` and the ``outputs`` of the same pass. The
-            module's later changes do not reach it.
-
-        Raises
-        ------
-        ValueError
-            If torch's second derivatives of the module are not symmetric, and so are wrong.
-
-        Examples
-        --------
-        >>> import torch
-        >>> from sk_dnn2gp.linearize import Linearization
-        >>> net = torch.nn.Linear(1, 1, bias=False, dtype=torch.float64)
-        >>> X = torch.tensor([[2.0]], dtype=torch.float64)
-        >>> product = Linearization(net).hessian_products(X, lambda f, part: f)  # ℓ = f²/2
-        >>> product(torch.ones(1)).item()  # x²
-        4.0
-        """
-        X, plan = self._prepared(X)
-        here = self if self._flat is not None else self.at(self.weights())
-        return HessianProducts(here, X, here._prepared(X)[1], residual)
 
     def leaves(self) -> dict[str, Tensor]:
         """The weights, to be differentiated in."""

@@ -14,12 +14,13 @@ Shapes: X (n, ...); f, r, u (n, K); v, products (P,).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .plan import plain_attention
+from .plan import TOLERANCE, Plan, plain_attention
 
 __all__ = ["ChainPass", "GraphPass", "Pass", "can_bend"]
 
@@ -231,6 +232,10 @@ class GraphPass:
         return torch.cat([t.detach().reshape(-1) for t in tensors]).double()
 
 
+def _of_part(loss: Callable[[Tensor, slice], Tensor], part: slice, f: Tensor) -> Tensor:
+    return loss(f, part)
+
+
 class Pass:
     """One pass over all rows, in chunks where they do not fit at once.
 
@@ -241,6 +246,8 @@ class Pass:
     make : callable
         Rows of a slice -> the pass over them.
     parts : list of slice
+    plan : Plan
+        It remembers whether the network's second derivatives have been found right.
 
     Attributes
     ----------
@@ -248,8 +255,10 @@ class Pass:
         f(X), without a graph.
     """
 
-    def __init__(self, make: Callable[[slice], ChainPass | GraphPass], parts: list[slice]) -> None:
-        self._make, self._parts = make, parts
+    def __init__(
+        self, make: Callable[[slice], ChainPass | GraphPass], parts: list[slice], plan: Plan
+    ) -> None:
+        self._make, self._parts, self._plan = make, parts, plan
         self._only = make(parts[0]) if len(parts) == 1 else None
         if self._only is not None:
             self.outputs = self._only.outputs
@@ -276,14 +285,43 @@ class Pass:
         -------
         callable
             v (n_params,) -> H v (n_params,), float64.
+
+        Raises
+        ------
+        ValueError
+            If torch's second derivatives of the module are not symmetric, and so are wrong.
         """
+        self._check_symmetric(loss)
         if self._only is not None:
             return self._only.hessian_products(lambda f: loss(f, self._parts[0]))
 
         def product(v: Tensor) -> Tensor:
             total = torch.zeros_like(v)
             for part in self._parts:
-                total += self._make(part).hessian_products(lambda f, p=part: loss(f, p))(v)
+                total += self._make(part).hessian_products(partial(_of_part, loss, part))(v)
             return total
 
         return product
+
+    def _check_symmetric(self, loss: Callable[[Tensor, slice], Tensor]) -> None:
+        """Refuse second derivatives that cannot be right, once for each network and kind of data.
+
+        torch 2.13's of ``weight_norm`` are such.
+        """
+        if self._plan.is_twice_differentiable:
+            return
+        few = slice(0, min(4, len(self.outputs)))
+        one = self._make(few)
+        product = one.hessian_products(partial(_of_part, loss, few))
+        P = len(one.pull(torch.ones_like(one.outputs)))
+        generator = torch.Generator().manual_seed(0)
+        u, v = (torch.randn(P, generator=generator).to(one.outputs) for _ in range(2))
+        Hu, Hv = product(u), product(v)
+        scale = max(float(u.norm() * Hv.norm()), float(v.norm() * Hu.norm()))
+        if abs(float(u.double() @ Hv - v.double() @ Hu)) > TOLERANCE.get(u.dtype, 2e-2) * scale:
+            raise ValueError(
+                "The second derivatives that torch gives for this module are not symmetric: an "
+                "operation of it is not rightly differentiated twice (weight_norm is none). Take "
+                "a solver that needs first derivatives only, such as 'gauss-newton'."
+            )
+        self._plan.is_twice_differentiable = True

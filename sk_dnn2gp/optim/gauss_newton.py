@@ -1,4 +1,6 @@
-"""Full-batch Gauss-Newton with Levenberg-Marquardt damping (MATH 5's OGGN, never going uphill).
+"""Full-batch Gauss-Newton with Levenberg-Marquardt damping.
+
+Mathematics: :ref:`math-variational`; its OGGN, never going uphill.
 
 At weights w with gradient g = ∇loss and curvature A = δ + ΦᵀΦ, a trial step solves
 (A + μ I) x = -g. It is taken only if the loss falls; μ follows the ratio ρ of the actual to the
@@ -28,7 +30,9 @@ _NOTHING = 1e-18
 
 
 class GaussNewton(torch.optim.Optimizer):
-    """Gauss-Newton steps on loss(w) = Σ ℓ(y, f_w(x)) + δ/2 ‖w‖², with damping (MATH 1, 5).
+    """Gauss-Newton steps on loss(w) = Σ ℓ(y, f_w(x)) + δ/2 ‖w‖², with damping.
+
+    Mathematics: :ref:`math-objective`, :ref:`math-variational`.
 
     Every call of ``step`` makes up to ``max_iter`` accepted steps, as ``torch.optim.LBFGS`` does.
     The closure zeroes the gradients, calls ``module`` on the whole data, and returns the loss,

@@ -5,7 +5,8 @@ for, at the latest before the weights move on. Two surfaces give points:
 
     ClosureSurface     from a torch closure, by autograd, whatever the closure does
     RecordedSurface    from the targets: one forward pass gives the loss; its own graph then gives
-                       the rows Φ, the gradient Φᵀu + δw and the curvature ΦᵀΦ (MATH 1, 2)
+                       the rows Φ, the gradient Φᵀu + δw and the curvature ΦᵀΦ
+                       (:ref:`math-objective`, :ref:`math-likelihoods`)
 """
 
 from __future__ import annotations

@@ -113,6 +113,12 @@ class KroneckerBlock:
         turned = self.Q_B @ (V * (1.0 + self.products) ** power) @ self.Q_A.mT
         return turned * self.scale
 
+    @property
+    def inverse_diagonal(self) -> Tensor:
+        """diag A⁻¹, of shape (O, I)."""
+        S = 1.0 / (1.0 + self.products)
+        return (self.Q_B.square() @ S @ self.Q_A.square().mT) * self.scale.square()
+
     def with_precision(self, delta: Tensor) -> KroneckerBlock:
         """The block under ρδ, ρ one number."""
         before = self.outer[:, None] * self.inner
@@ -150,6 +156,8 @@ class KroneckerPosterior:
         If the layers' factors do not fit.
     ValueError
         If δ varies within a layer in another way.
+    numpy.linalg.LinAlgError
+        If a layer's factor has no eigendecomposition.
 
     Examples
     --------
@@ -251,6 +259,14 @@ class KroneckerPosterior:
         """gᵀ A⁻¹ g, with this A."""
         g = self.model.gradient
         return float(g @ self.solve(g))
+
+    @property
+    def inverse_diagonal(self) -> Tensor:
+        """diag A⁻¹, of shape (n_params,)."""
+        out = 1.0 / (self.model.prior_precision * (1.0 + self._diagonal_ratio))
+        for block in self.blocks:
+            out[block.index] = block.inverse_diagonal
+        return out
 
     def solve(self, v: Tensor) -> Tensor:
         """A⁻¹ v, of shape (n_params,)."""

@@ -297,6 +297,13 @@ class LowRankPosterior:
         g = self.model.gradient
         return float(g @ self.solve(g))
 
+    @property
+    def inverse_diagonal(self) -> Tensor:
+        """diag A⁻¹ with Ĝ in the place of G, never too small, of shape (n_params,)."""
+        F, s, c = self._sketch.factor, self._sketch.eigenvalues, self.ratio
+        explained = F.square() @ (1.0 / (c * (c + s)))  # F has the norms √λ̂
+        return self._features.inverse_root.square() * (1.0 / c - explained)
+
     def solve(self, v: Tensor) -> Tensor:
         """A⁻¹ v, of shape (n_params,), by conjugate gradients to a relative error of 1e-7."""
         root = self._features.inverse_root

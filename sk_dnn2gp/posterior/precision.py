@@ -83,9 +83,17 @@ class DensePrecision:
         return float(2.0 * self.factor.diagonal().log().sum())
 
     @cached_property
+    def inverse(self) -> Tensor:
+        """A⁻¹ itself, of shape (n, n): for many solutions, each a fifth of a solution's time."""
+        return torch.cholesky_inverse(self.factor)
+
+    @cached_property
     def inverse_diagonal(self) -> Tensor:
         """diag A⁻¹, of shape (n,)."""
-        return torch.cholesky_inverse(self.factor).diagonal().clone()
+        return self.inverse.diagonal().clone()
+
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in self.__dict__.items() if name != "inverse"}
 
 
 class DiagonalPrecision:

@@ -209,7 +209,13 @@ class SubsetOfWeights(Full):
         self.parameters = parameters
 
     def validate(self) -> None:
-        """Refuse settings that cannot work."""
+        """Refuse settings that cannot work.
+
+        Raises
+        ------
+        ValueError
+            With the name of the setting, what was found and what to give.
+        """
         super().validate()
         names = self.parameters
         sequence = isinstance(names, Sequence) and not isinstance(names, str)
@@ -323,7 +329,13 @@ class SubsetOfData(PosteriorSpecification):
         return np.sort(chosen)
 
     def validate(self) -> None:
-        """Refuse settings that cannot work."""
+        """Refuse settings that cannot work.
+
+        Raises
+        ------
+        ValueError
+            With the name of the setting, what was found and what to give.
+        """
         n = self.n_samples
         if isinstance(n, bool) or not isinstance(n, Integral) or n < 1:
             raise ValueError(
@@ -383,7 +395,13 @@ class LowRank(PosteriorSpecification):
         self.random_state = random_state
 
     def validate(self) -> None:
-        """Refuse settings that cannot work."""
+        """Refuse settings that cannot work.
+
+        Raises
+        ------
+        ValueError
+            With the name of the setting, what was found and what to give.
+        """
         super().validate()
         if not (_is_number(self.tol) and self.tol > 0):
             raise ValueError(f"LowRank: tol must be a positive number, got {self.tol!r}.")

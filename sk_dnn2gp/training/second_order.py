@@ -25,10 +25,11 @@ from torch import Tensor
 from ..exceptions import ConvergenceError
 from ..optim.curvature import Curvature, WeightSpaceCurvature, curvature_at
 from ..optim.gauss_newton import SecantMemory
-from ..posterior import Posterior
+from ..posterior import FunctionSpacePosterior, WeightSpacePosterior
 from .objective import Objective, Point
 
 __all__ = [
+    "ExactPosterior",
     "Minimum",
     "conjugate_gradients",
     "descend",
@@ -39,7 +40,8 @@ __all__ = [
 ]
 
 # What factors A at a point; None where no factor fits, and the prior alone is the first matrix.
-Factorise = Callable[[Point], "Posterior | None"]
+ExactPosterior = WeightSpacePosterior | FunctionSpacePosterior
+Factorise = Callable[[Point], "ExactPosterior | None"]
 
 # L-BFGS: pairs kept, steps after which A is factored anew, and the least length of a step.
 _PAIRS, _FRESH, _SHORTEST = 30, 20, 1e-8
@@ -60,7 +62,7 @@ class Minimum:
     Parameters
     ----------
     point : Point
-    factor : Posterior or None
+    factor : ExactPosterior or None
         A⁻¹ at an earlier point, or at this one.
     converged : bool
     n_iter : int
@@ -70,7 +72,7 @@ class Minimum:
     """
 
     point: Point
-    factor: Posterior | None
+    factor: ExactPosterior | None
     converged: bool = False
     n_iter: int = 0
     losses: list[float] = field(default_factory=list)
@@ -80,7 +82,7 @@ def descend(
     objective: Objective,
     w: Tensor,
     factorise: Factorise,
-    factor: Posterior | None = None,
+    factor: ExactPosterior | None = None,
     gain: float = 1e-2,
     max_iter: int = 200,
 ) -> Minimum:
@@ -92,7 +94,7 @@ def descend(
     w : Tensor of shape (n_params,)
     factorise : callable
         Point -> A there, or None.
-    factor : Posterior, optional
+    factor : ExactPosterior, optional
         A of an earlier point.
     gain : float, default=1e-2
         gᵀHg, in nats.
@@ -144,26 +146,26 @@ def _searched(point: Point, x: Tensor, slope: float) -> Point | None:
     return None
 
 
-def inverse(factor: Posterior | None, objective: Objective) -> Callable[[Tensor], Tensor]:
+def inverse(factor: ExactPosterior | None, objective: Objective) -> Callable[[Tensor], Tensor]:
     """v -> A⁻¹v, or by the prior's own inverse where there is no factor.
 
     Parameters
     ----------
-    factor : Posterior or None
+    factor : ExactPosterior or None
     objective : Objective
 
     Returns
     -------
     callable
     """
-    return factor.solve if factor is not None else lambda v: v / objective.prior_precision
+    return factor.precondition if factor is not None else lambda v: v / objective.prior_precision
 
 
 def newton(
     objective: Objective,
     w: Tensor,
     factorise: Factorise,
-    factor: Posterior | None = None,
+    factor: ExactPosterior | None = None,
     tol: float = 1e-8,
     max_iter: int = 100,
 ) -> Minimum:
@@ -175,7 +177,7 @@ def newton(
     w : Tensor of shape (n_params,)
     factorise : callable
         Point -> A there, or None.
-    factor : Posterior, optional
+    factor : ExactPosterior, optional
         A of an earlier point.
     tol : float, default=1e-8
     max_iter : int, default=100
@@ -291,7 +293,7 @@ def minimise(
     objective: Objective,
     w: Tensor,
     factorise: Factorise,
-    factor: Posterior | None = None,
+    factor: ExactPosterior | None = None,
     tol: float = 1e-8,
     max_iter: int = 500,
 ) -> Minimum:
@@ -303,7 +305,7 @@ def minimise(
     w : Tensor of shape (n_params,)
     factorise : callable
         Point -> A there, or None.
-    factor : Posterior, optional
+    factor : ExactPosterior, optional
         A of an earlier point.
     tol : float, default=1e-8
     max_iter : int, default=500
@@ -438,7 +440,8 @@ def gauss_newton(
             if new is not None and gain > 0:
                 break
             if gain == 0.0 or damping > ceiling:
-                found.converged = gain == 0.0 and float(point.gradient @ x) <= _DECREMENT
+                decrement = math.inf if x is None else float(point.gradient @ x)
+                found.converged = gain == 0.0 and decrement <= _DECREMENT
                 return found
             memory.forget()
             damping = max(damping * growth, 1e-12 * curvature.scale)

@@ -17,7 +17,7 @@ from sk_dnn2gp.likelihoods import Bernoulli, Categorical
 from sk_dnn2gp.linear_model import LinearModel
 from sk_dnn2gp.linearize import Linearization
 from sk_dnn2gp.networks import MLP
-from sk_dnn2gp.posterior import FunctionSpacePosterior, WeightSpacePosterior
+from sk_dnn2gp.posterior import FunctionSpacePosterior, WeightSpacePosterior, make_posterior
 from sk_dnn2gp.training import NewtonCG
 from tests.reference import (
     SOBOL_ERROR,
@@ -189,7 +189,7 @@ def test_certain_logits_break_nothing(n_classes, scale):
         log_det = float(torch.linalg.slogdet(A)[1]) - len(w) * math.log(0.5)
         close(log_marginal_likelihood(posterior), float(log_p) - penalty - 0.5 * log_det)
         assert math.isfinite(log_marginal_likelihood(posterior, "dual"))
-    spectrum = EvidenceSpectrum.from_model(model)
+    spectrum = EvidenceSpectrum.from_posterior(make_posterior(model))
     close(spectrum.log_marginal_likelihood(0.5), float(log_p) - penalty - 0.5 * log_det)
 
 

@@ -131,7 +131,9 @@ def test_dual_and_laplace_differ_away_from_the_minimum():
 def test_spectrum_gives_every_hyperparameter(fitted, kind):
     """At other (δ, σ) and the same w*: the value by brute force, the gradient by differences."""
     case, model, reference, _ = fitted
-    spectrum = EvidenceSpectrum.from_model(model, case.sigma, float(model.n_rows))
+    spectrum = EvidenceSpectrum.from_posterior(
+        make_posterior(model), case.sigma, float(model.n_rows)
+    )
     for delta, sigma in ((case.delta, case.sigma), (3.0 * case.delta, 0.7 * case.sigma)):
         other = GaussianReference(
             reference.module, reference.X, reference.y, delta=delta, sigma=sigma
@@ -153,7 +155,9 @@ def test_spectrum_gives_every_hyperparameter(fitted, kind):
 
 def test_maximise_finds_a_stationary_point(fitted):
     case, model, _, _ = fitted
-    spectrum = EvidenceSpectrum.from_model(model, case.sigma, float(model.n_rows))
+    spectrum = EvidenceSpectrum.from_posterior(
+        make_posterior(model), case.sigma, float(model.n_rows)
+    )
     delta, sigma = spectrum.maximise(case.delta, case.sigma)
     best = spectrum.log_marginal_likelihood(delta, sigma)
     for a, b in ((1.1, 1), (0.9, 1), (1, 1.1), (1, 0.9)):
