@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -23,14 +24,23 @@ def torch_generator(random_state: Any) -> torch.Generator:
     return torch.Generator().manual_seed(draw_seed(random_state))
 
 
+# Held while the global generators are someone's; a fit inside a fit's callback may take it again.
+_ONE_AT_A_TIME = threading.RLock()
+
+
 @contextmanager
 def seeded(seed: int, device: str | torch.device = "cpu") -> Iterator[None]:
     """Seed torch's and numpy's global generators inside the block; restore them after it.
 
     Layers initialise themselves, and data loaders shuffle, from the global generators: there is
-    no other way to make them reproducible.
+    no other way to make them reproducible. The generators are of the whole process, so that one
+    thread at a time is inside; others wait.
     """
-    device = torch.device(device)
+    with _ONE_AT_A_TIME:
+        yield from _seeded(seed, torch.device(device))
+
+
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
     devices = [device] if device.type == "cuda" else []
     numpy_state = np.random.get_state()  # noqa: NPY002
     try:

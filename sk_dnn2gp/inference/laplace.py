@@ -39,6 +39,7 @@ from ..evidence.search import (
 )
 from ..evidence.spectrum import log_marginal_likelihood
 from ..evidence.updates import EvidenceUpdates, maximise_at_fixed_weights
+from ..exceptions import ConvergenceError
 from ..likelihoods import Gaussian, Likelihood
 from ..linear_model import LinearModel
 from ..linearize import Linearization
@@ -311,6 +312,11 @@ def _at_module(
     data = _exact_data(task, own)
     model = _model(parts, data, result.likelihood, chosen)
     gradient = model.gradient
+    if not bool(torch.isfinite(gradient).all()):
+        raise ConvergenceError(
+            "Training diverged: the gradient at its end is not finite. Lower learning_rate, "
+            "standardise X, or use solver='newton-cg', whose loss never increases."
+        )
     if task.rows is not None:
         model = _model(parts, data.take(task.rows), result.likelihood, chosen)
     posterior = task.specification.build(model)

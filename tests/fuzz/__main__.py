@@ -31,6 +31,8 @@ def main() -> int:
         case = draw(number, seed)
         try:
             tally[outcome(case)] += 1
+        except KeyboardInterrupt:
+            break
         except Exception as error:
             what = f"DEFECT {type(error).__name__}: {str(error).strip().splitlines()[:1]}"
             tally[what[:120]] += 1

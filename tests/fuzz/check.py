@@ -28,8 +28,8 @@ from .oracle import training_weight, truth
 TIME_LIMIT = 20.0
 NAMED_ERRORS = (ValueError, ConvergenceError, MemoryError, LinAlgError)
 ARGUMENTS = re.compile(
-    r"\b(X|y|net|sample_weight|class_weight|prior_precision|prior_groups|noise_std|inference\w*|"
-    r"posterior\w*|solver\w*|warm_start|parameters|learning_rate|batch_size|max_iter|classes)\b"
+    r"\b(X|y|net|sample_weight|Sample weights|class_weight|prior_precision|prior_groups|noise_std|"
+    r"inference\w*|posterior\w*|solver\w*|warm_start|parameters|learning_rate|batch_size|max_iter|classes)\b"
 )
 
 
