@@ -263,7 +263,7 @@ def test_bad_input(iris):
     with pytest.raises(ValueError, match="must return a tensor of logits"):
         DNN2GPClassifier(nn.Sequential(nn.Linear(2, 1), nn.Flatten(0)).double()).fit(X, y)
     fitted = model.fit(X, y)
-    with pytest.raises(ValueError, match="link must be one of"):
+    with pytest.raises(ValueError, match="link must be 'auto' or one of"):
         fitted.predict_proba(X, "logit")
     with pytest.raises(ValueError, match="target must be"):
         fitted.predict_std(X, "f")

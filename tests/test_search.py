@@ -187,6 +187,20 @@ def test_no_fit_of_a_grid_has_more_evidence(name):
     assert ours >= max(grid) - 1e-3
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_an_idle_network_is_no_end(seed):
+    """At a strong prior no weight may leave zero; the search has to begin again below it."""
+    rng = np.random.default_rng(seed)
+    inputs = rng.uniform(-2, 2, (50, 2))
+    y = 10 + 4 * np.sin(2 * inputs[:, 0]) + 0.4 * rng.standard_normal(50)
+    options = {"hidden_layer_sizes": (5,), "random_state": 0, "n_restarts": 1}
+    model = DNN2GPRegressor(**options).fit(inputs, y)
+    known = DNN2GPRegressor(**options, prior_precision=1.0).fit(inputs, y)
+    assert model.effective_dimension_ > 3
+    assert model.log_marginal_likelihood_value_ > known.log_marginal_likelihood_value_ - 3.0
+    assert 1e-5 < model.prior_precision_ < 1e8
+
+
 def test_groups_end_where_no_group_alone_gains():
     model = DNN2GPRegressor(**SMALL, normalize_y=False, prior_groups="layer").fit(X, Y)
     dense = Dense(model.module_, torch.tensor(X), KINDS["gaussian"][0], "gaussian")

@@ -10,7 +10,7 @@ import math
 from typing import Any
 
 import torch
-from skorch.callbacks import Callback
+from skorch.callbacks import Callback, EarlyStopping
 from torch import Tensor, nn
 
 from ..likelihoods import Gaussian, Likelihood
@@ -25,6 +25,8 @@ __all__ = ["EvidenceUpdates", "maximise_at_fixed_weights"]
 
 # Largest change of log δ and log σ in an update.
 _TRUST = 0.5
+# A change of those that makes the loss another one.
+_MOVED = 0.01
 
 
 class EvidenceUpdates(Callback):
@@ -72,6 +74,7 @@ class EvidenceUpdates(Callback):
             self.specification,
         )
         gamma = self.specification.build(model).effective_dimension
+        before = loss.prior_precision, getattr(loss.likelihood, "noise_std", 1.0)
         if self.freedom.prior_precision:
             new = updated_precision(gamma, float((model.weights**2).sum()))
             loss.prior_precision = _near(new, loss.prior_precision, PRIOR_PRECISION_BOUNDS)
@@ -80,6 +83,19 @@ class EvidenceUpdates(Callback):
             squares = float((model.whitened_residual**2).sum()) * sigma**2
             new = updated_noise_std(gamma, squares, n_observations(model, loss.likelihood))
             loss.likelihood = Gaussian(_near(new, sigma, NOISE_STD_BOUNDS))
+        after = loss.prior_precision, getattr(loss.likelihood, "noise_std", 1.0)
+        if max(abs(math.log(a / b)) for a, b in zip(after, before, strict=True)) > _MOVED:
+            _forget_losses(net)
+
+
+def _forget_losses(net: Any) -> None:
+    """Let waiting for a fall of the loss begin anew: it is another loss now."""
+    for _, callback in net.callbacks_:
+        if isinstance(callback, EarlyStopping):
+            callback.on_train_begin(net)
+        schedule = getattr(callback, "lr_scheduler_", None)
+        if isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            schedule.best, schedule.num_bad_epochs = math.inf, 0
 
 
 def maximise_at_fixed_weights(

@@ -345,7 +345,8 @@ class _EpochLoss(Callback):
     """Records the epoch's loss where EarlyStopping finds it."""
 
     def on_epoch_end(self, net: NeuralNet, **_: Any) -> None:
-        net.history.record("map_loss", epoch_loss(net))
+        for name in ("map_loss", "train_loss"):
+            net.history.record(name, epoch_loss(net))
 
 
 def epoch_loss(net: NeuralNet) -> float:
