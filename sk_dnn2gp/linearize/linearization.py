@@ -51,7 +51,7 @@ class _Shared:
 
 
 class Linearization:
-    """The network as a linear map: at the module's present weights, or :meth:`at` given ones.
+    """The network as a linear map: at the module's present weights, or ``at`` given ones.
 
     Parameters
     ----------
@@ -69,7 +69,7 @@ class Linearization:
     Attributes
     ----------
     module : torch.nn.Module
-        The module, or its copy in ``dtype``. Of a linearisation :meth:`at` given weights: a module
+        The module, or its copy in ``dtype``. Of a linearisation ``at`` given weights: a module
         of its own that holds them, made when it is first asked for.
     n_params : int
         P.

@@ -33,10 +33,10 @@ class MarginalLikelihoodScorer(BaseEstimator):
     """A scorer that is the log marginal likelihood of the data it is given (:ref:`math-evidence`).
 
     For every search class of scikit-learn, ``cross_validate`` and multi-metric scoring; larger is
-    better. With :class:`TrainingSetSplit` no data is held back. The estimator may be the last step
-    of a Pipeline (the steps before transform X), inside a TransformedTargetRegressor (the change of
-    variables is counted), or the best estimator of a fitted search. scikit-learn keeps no open
-    register of scorers, so it is passed as an object: ``scoring=marginal_likelihood_scorer``.
+    better. With :class:`~sk_dnn2gp.TrainingSetSplit` no data is held back. The estimator may be the
+    last step of a Pipeline (the steps before transform X), inside a TransformedTargetRegressor (the
+    change of variables is counted), or the best estimator of a fitted search. scikit-learn keeps no
+    open register of scorers, so it is passed as an object: ``scoring=marginal_likelihood_scorer``.
 
     An evidence that is not a number, or whose matrix cannot be factorised, scores -inf with a
     warning. A fit that fails is the search's own business (``error_score``).

@@ -118,7 +118,7 @@ class MarginalLikelihoodDisplay:
         ----------
         search : GridSearchCV or another search
             Fitted. Its loss is a training loss if its ``cv`` is a
-            :class:`~sk_dnn2gp.model_selection.TrainingSetSplit`.
+            :class:`~sk_dnn2gp.TrainingSetSplit`.
         parameter : str
             Its values are numbers or sequences of one, as ``hidden_layer_sizes`` takes.
         evidence, loss : str

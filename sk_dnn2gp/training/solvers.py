@@ -240,7 +240,7 @@ def resolve_solver(solver: Any) -> Any:
     Returns
     -------
     FullBatch, FirstOrder or None
-        None for "auto", which needs the sizes: :func:`automatic_solver`.
+        None for "auto", which needs the sizes: ``automatic_solver``.
 
     Raises
     ------
