@@ -167,7 +167,7 @@ def test_joint_samples_have_the_covariance_of_the_process(fitted):
 
 def test_one_logit_and_two_are_the_same_model_under_the_same_prior():
     """A linear softmax of two outputs with δ is a logistic regression with δ/2."""
-    one = fit(X2, Y2, hidden_layer_sizes=())
+    one = fit(X2, Y2, net=MLP(2, (), 1, "identity"))
     two = fit(X2, Y2, net=MLP(2, (), 2, "identity"), prior_precision=1.0)
     assert one.linear_model_.whitened_residual.shape[1] == 1
     assert two.linear_model_.whitened_residual.shape[1] == 2
