@@ -211,7 +211,8 @@ def test_saturated_networks_stay_finite():
 def test_linear_network_is_logistic_regression():
     model = fit(X3, Y3, net=MLP(4, (), 3, "identity"), prior_precision=2.0)
     # scikit-learn leaves the intercept out of the penalty: a constant column puts it in.
-    ones = np.c_[X3, np.ones(len(X3))]
+    Z = (X3 - X3.mean(0)) / X3.std(0)  # as the network's first layer does
+    ones = np.c_[Z, np.ones(len(Z))]
     sk = LogisticRegression(C=0.5, fit_intercept=False, tol=1e-10, max_iter=5000).fit(ones, Y3)
     np.testing.assert_allclose(
         model.predict_proba(X3, "map"), sk.predict_proba(ones), rtol=1e-4, atol=1e-6

@@ -20,7 +20,7 @@ import torch
 from skorch import NeuralNet
 from skorch.callbacks import Callback, EarlyStopping, EpochTimer, LRScheduler
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
 from ..exceptions import ConvergenceError
 from ..likelihoods import Likelihood
@@ -135,6 +135,8 @@ def train(
     finally:
         del net.get_loss
         net.callbacks_ = own_callbacks
+    if net.get_params().get(_COLLATE) is as_is:  # from here on it takes arrays, one by one
+        setattr(net, _COLLATE, default_collate)
     return record.losses
 
 
@@ -338,7 +340,7 @@ def _callbacks(solver: FirstOrder) -> list[Callback]:
 
 
 def _silent(message: str) -> None:
-    """Say nothing; a function by name, so that the net can be pickled."""
+    """Where EarlyStopping's words go; by name, so that the net can be pickled."""
 
 
 class _EpochLoss(Callback):
