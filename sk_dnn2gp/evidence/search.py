@@ -65,9 +65,13 @@ PRIOR_PRECISION_BOUNDS = (1e-5, 1e8)
 NOISE_STD_BOUNDS = (1e-4, 1e2)
 # log ρ (or log δ) of the first start; later ones begin so far above the best θ found: minima that
 # a strong prior leads to are smooth, others are reached from weights that were never pressed.
-_STRONG, _ABOVE = math.log(100.0), (2.5, 0.0, 1.0)
-# Steps of θ on the way, at most so many in a direction, and so many down before E first rises.
-_STEP, _STEPS, _PATIENCE = 1.0, 24, 12
+_STRONG, _ABOVE = (5.0, 100.0), (2.5, 0.0, 1.0)
+# Steps of θ on the way, at most so many in a direction, and so many of lower evidence where a
+# network that was flat takes shape.
+_STEP, _STEPS, _PATIENCE = 1.0, 24, 2
+# γ/NK at most where σ is free: a network that takes up all observations leaves no noise to judge,
+# and its evidence grows without bound as σ falls.
+_TAKEN = 0.9
 # Nats that a rough minimum may still be above its bottom, and steps to get there.
 _ROUGH, _ROUGH_STEPS = 0.03, 80
 # The derivative, in nats, that counts as none; its difference quotient's step; most secants.
@@ -285,7 +289,8 @@ class Searcher:
             return Trial(theta, minimum, objective, None, -math.inf)
         if isinstance(posterior, ExactPosterior) and self._is_of_all:
             minimum.factor = posterior
-        evidence = evidence if math.isfinite(evidence) else -math.inf
+        if not math.isfinite(evidence) or self._interpolates(objective, posterior):
+            evidence = -math.inf
         return Trial(theta, minimum, objective, posterior, evidence)
 
     @property
@@ -296,6 +301,20 @@ class Searcher:
     def model(self, objective: Objective, w: Tensor) -> LinearModel:
         """The linear model at w that the posterior is of."""
         return objective.linear_model(w, self.rows, self.specification.parameters)
+
+    def _interpolates(self, objective: Objective, posterior: Posterior) -> bool:
+        """Whether a free σ is that of a network that takes up nearly all observations."""
+        if not self.freedom.noise_std:
+            return False
+        count = _count(posterior.model, _sigma(objective.likelihood))
+        return posterior.effective_dimension > _TAKEN * count
+
+    @staticmethod
+    def _is_flat(trial: Trial) -> bool:
+        """Whether the prior still holds the network at next to nothing but its biases."""
+        if trial.posterior is None:
+            return False
+        return trial.posterior.effective_dimension <= 3 * trial.minimum.point.outputs.shape[1]
 
     def derivative(self, trial: Trial) -> Tensor:
         """ẇ = -H⁻¹ δ w* at a trial's minimum."""
@@ -322,6 +341,11 @@ class Searcher:
         along = (ends[0] - ends[1]) / (2.0 * _DIFFERENCE)
         sigma = getattr(trial.objective.likelihood, "noise_std", 1.0)
         return self.freedom.partial(trial.posterior, sigma) + along
+
+    @property
+    def strong(self) -> float:
+        """θ of the first start: a part of the number of examples, within bounds."""
+        return math.log(min(max(0.3 * self.objective.data.total_weight, _STRONG[0]), _STRONG[1]))
 
     @property
     def scale(self) -> float:
@@ -376,7 +400,7 @@ class Searcher:
                 if here.evidence > best.evidence:
                     best = here
                     continue
-                lower += 1
+                lower += not self._is_flat(here)
                 # Under a strong prior the network is flat, and E falls before it first rises.
                 if best is not trial or direction > 0 or lower >= _PATIENCE:
                     break
@@ -445,7 +469,7 @@ def _best_start(searcher: Searcher, starts: Iterable[Tensor]) -> Trial:
     """The rough trial of the best evidence, of all starts."""
     best: Trial | None = None
     for number, w in enumerate(starts):
-        theta = _STRONG if best is None else best.theta + _ABOVE[(number - 1) % len(_ABOVE)]
+        theta = searcher.strong if best is None else best.theta + _ABOVE[(number - 1) % len(_ABOVE)]
         trial = searcher.climb(searcher.first(w, theta))
         logger.debug("start: theta %.2f, evidence %.2f", trial.theta, trial.evidence)
         if best is None or trial.evidence > best.evidence:
