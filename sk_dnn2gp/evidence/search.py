@@ -69,9 +69,9 @@ _STRONG, _ABOVE = (5.0, 100.0), (2.5, 0.0, 1.0)
 # Steps of θ on the way, at most so many in a direction, and so many of lower evidence where a
 # network that was flat takes shape.
 _STEP, _STEPS, _PATIENCE = 1.0, 24, 2
-# γ/NK at most where σ is free: a network that takes up all observations leaves no noise to judge,
-# and its evidence grows without bound as σ falls.
-_TAKEN = 0.9
+# Part of S that is misfit, at least, where σ is free: 1 - γ/NK at its best. A network that takes up
+# all observations leaves no noise to judge, and its evidence grows without bound as σ falls.
+_LEFT = 0.1
 # Nats that a rough minimum may still be above its bottom, and steps to get there.
 _ROUGH, _ROUGH_STEPS = 0.03, 80
 # The derivative, in nats, that counts as none; its difference quotient's step; most secants.
@@ -289,7 +289,7 @@ class Searcher:
             return Trial(theta, minimum, objective, None, -math.inf)
         if isinstance(posterior, ExactPosterior) and self._is_of_all:
             minimum.factor = posterior
-        if not math.isfinite(evidence) or self._interpolates(objective, posterior):
+        if not math.isfinite(evidence) or self._is_out_of_range(objective, posterior):
             evidence = -math.inf
         return Trial(theta, minimum, objective, posterior, evidence)
 
@@ -302,12 +302,21 @@ class Searcher:
         """The linear model at w that the posterior is of."""
         return objective.linear_model(w, self.rows, self.specification.parameters)
 
-    def _interpolates(self, objective: Objective, posterior: Posterior) -> bool:
-        """Whether a free σ is that of a network that takes up nearly all observations."""
+    def _is_out_of_range(self, objective: Objective, posterior: Posterior) -> bool:
+        """Whether δ left its bounds, or a free σ is that of a network that takes up all data."""
+        low, high = PRIOR_PRECISION_BOUNDS
+        delta = objective.prior_precision
+        if (
+            self.freedom.prior_precision
+            and not low <= float(delta.min()) <= float(delta.max()) <= high
+        ):
+            return True
         if not self.freedom.noise_std:
             return False
-        count = _count(posterior.model, _sigma(objective.likelihood))
-        return posterior.effective_dimension > _TAKEN * count
+        model = posterior.model
+        misfit = float(model.whitened_residual.square().sum())
+        penalty = float((model.prior_precision * model.weights**2).sum())
+        return misfit < _LEFT * (misfit + penalty)
 
     @staticmethod
     def _is_flat(trial: Trial) -> bool:
@@ -397,6 +406,7 @@ class Searcher:
                 if not low < direction * _STEP < high:
                     break
                 here = self.moved(here, direction * _STEP)
+                logger.debug("  theta %.2f, evidence %.2f", here.theta, here.evidence)
                 if here.evidence > best.evidence:
                     best = here
                     continue
