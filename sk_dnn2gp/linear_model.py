@@ -52,6 +52,8 @@ class LinearModel:
         Σ s_i log p(y_i | f(x_i)), a weight s counting its example s times.
     log_noise_determinant : float
         Σ s_i log det(Λ_i / 2π), on the range of Λ where it is singular.
+    residual : Tensor of shape (n_samples, n_outputs), optional
+        s_i r_i, finite where u is not (a network that is surely wrong); None is L u.
 
     Examples
     --------
@@ -75,6 +77,7 @@ class LinearModel:
     prior_precision: Tensor
     log_likelihood: float
     log_noise_determinant: float
+    residual: Tensor | None = None
 
     @classmethod
     def from_laplace(
@@ -115,13 +118,13 @@ class LinearModel:
         f = (linearization.outputs(X) if outputs is None else outputs).double()
         y = y.double() if y.is_floating_point() else y
         L = likelihood.noise_precision_factor(f)
-        u = likelihood.whitened_residual(f, y)
+        u, r = likelihood.whitened_residual(f, y), likelihood.residual(f, y)
         log_p = -likelihood.negative_log_likelihood(f, y)
         log_det = likelihood.log_noise_determinant(f)
         if sample_weight is not None:
             s = sample_weight.double()
             root = s.sqrt()
-            L, u = L * root[:, None, None], u * root[:, None]
+            L, u, r = L * root[:, None, None], u * root[:, None], r * s[:, None]
             log_p, log_det = s * log_p, s * log_det
         return cls(
             linearization=linearization,
@@ -132,6 +135,7 @@ class LinearModel:
             prior_precision=_checked_precision(prior_precision, linearization),
             log_likelihood=float(log_p.sum()),
             log_noise_determinant=float(log_det.sum()),
+            residual=r,
         )
 
     @staticmethod
@@ -206,7 +210,9 @@ class LinearModel:
     @cached_property
     def data_gradient(self) -> Tensor:
         """Σ_i J_iᵀ r_i = Φᵀu, of shape (n_params,): the gradient of the loss without the prior."""
-        r = (self.noise_factor @ self.whitened_residual[..., None])[..., 0]
+        r = self.residual
+        if r is None:
+            r = (self.noise_factor @ self.whitened_residual[..., None])[..., 0]
         return self.linearization.vjp(self.X, r)
 
     @cached_property

@@ -209,7 +209,7 @@ def test_saturated_networks_stay_finite():
 
 
 def test_linear_network_is_logistic_regression():
-    model = fit(X3, Y3, net=MLP(4, (), 3, "identity"), prior_precision=2.0)
+    model = fit(X3, Y3, hidden_layer_sizes=(), prior_precision=2.0)
     # scikit-learn leaves the intercept out of the penalty: a constant column puts it in.
     Z = (X3 - X3.mean(0)) / X3.std(0)  # as the network's first layer does
     ones = np.c_[Z, np.ones(len(Z))]

@@ -251,7 +251,7 @@ def test_it_is_named_an_approximation():
     posterior = Kronecker().build(model)
     assert not posterior.is_exact and posterior.error_bound is None
     assert clone(Kronecker(5.0)).memory_limit == 5.0
-    assert Kronecker.parameters is None and Kronecker().rows(3, 0) is None
+    assert Kronecker().parameters is None and Kronecker().rows(3, 0) is None
     with pytest.raises(MemoryError, match="Kronecker posterior.*memory_limit"):
         Kronecker(1e-5).build(model)
 

@@ -261,6 +261,7 @@ def _as_model(problem: _Problem, q: _Iterate) -> LinearModel:
     L = q.posterior.model.noise_factor
     return replace(
         q.posterior.model,
+        residual=residual,
         whitened_residual=(torch.linalg.pinv(L) @ residual[..., None])[..., 0],
         weights=q.mean,
         log_likelihood=-float(problem.expected_loss(q.f, q.V)),
