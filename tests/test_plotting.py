@@ -157,7 +157,9 @@ def test_marginal_likelihood_of_a_search():
 @pytest.mark.parametrize("split", [TrainingSetSplit(), 2])
 def test_marginal_likelihood_of_a_grid_search_over_widths(split):
     X, y = make_sine_with_gap(30, random_state=0)
-    model = DNN2GPRegressor(prior_precision=0.3, noise_std=0.5, solver=FirstOrder(max_iter=30))
+    model = DNN2GPRegressor(
+        prior_precision=0.3, noise_std=0.5, solver=FirstOrder(max_iter=30), random_state=0
+    )
     search = GridSearchCV(
         model,
         {"hidden_layer_sizes": [(4,), (1,), (2,)]},

@@ -15,6 +15,7 @@ from sk_dnn2gp.linear_model import LinearModel
 from sk_dnn2gp.linearize import Linearization
 from sk_dnn2gp.networks import MLP
 from sk_dnn2gp.posterior import (
+    Automatic,
     Diagonal,
     DiagonalPosterior,
     Full,
@@ -186,7 +187,7 @@ def test_independent_outputs_have_no_common_weights():
 
 
 def test_strings_are_shorthand_for_objects():
-    kinds = {"auto": Full, "full": Full, "diag": Diagonal, "last_layer": LastLayer}
+    kinds = {"auto": Automatic, "full": Full, "diag": Diagonal, "last_layer": LastLayer}
     for name, made in kinds.items():
         assert type(resolve_posterior(name)) is made
     own = Diagonal(memory_limit=7.0)

@@ -98,7 +98,7 @@ def test_a_fixed_noise_stays():
         ({"posterior": LastLayer()}, "posterior=LastLayer\\(\\) \\(needed: 'full'\\)"),
         ({"inference": "vi"}, "leave prior_groups='all'"),
         ({"prior_groups": "tensor"}, "prior_groups must be .* got 'tensor'"),
-        ({"prior_groups": {"first": ["3.weight"]}}, "names '3.weight', which is no trainable"),
+        ({"prior_groups": {"first": ["9.weight"]}}, "names '9.weight', which is no trainable"),
         ({"prior_groups": {"a": ["1.bias"], "b": "1.bias"}}, "names '1.bias' in 'a' and 'b'"),
     ],
 )

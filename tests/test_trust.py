@@ -24,6 +24,7 @@ from sk_dnn2gp.estimators import base
 from sk_dnn2gp.inference import LinearizedVariational, Variational
 from sk_dnn2gp.model_selection import TrainingSetSplit
 from sk_dnn2gp.posterior import (
+    Automatic,
     Diagonal,
     Full,
     IndependentOutputs,
@@ -453,10 +454,6 @@ def test_net_is_a_working_skorch_net(name, tmp_path):
     pickle.loads(pickle.dumps(net)).predict(inputs)
 
 
-@pytest.mark.xfail(
-    reason="the shown skorch net makes an optimiser, and torch's first one imports torch._dynamo",
-    strict=True,
-)
 def test_a_default_fit_draws_in_no_symbolic_algebra():
     code = (
         "import sys, numpy as np\n"
@@ -477,7 +474,7 @@ def test_a_default_fit_draws_in_no_symbolic_algebra():
 
 def test_constructors_are_short():
     for estimator in (DNN2GPRegressor, DNN2GPClassifier):
-        assert len(inspect.signature(estimator).parameters) == 16
+        assert len(inspect.signature(estimator).parameters) <= 16
 
 
 def test_a_search_reaches_into_what_a_string_stands_for():
@@ -505,7 +502,8 @@ def test_strings_are_shorthand_for_objects():
     pairs = [
         ("solver", "newton-cg", NewtonCG), ("solver", "gauss-newton", GaussNewtonLM),
         ("solver", "lbfgs", LBFGS), ("solver", "adam", FirstOrder), ("solver", "sgd", FirstOrder),
-        ("posterior", "auto", Full), ("posterior", "full", Full), ("posterior", "diag", Diagonal),
+        ("posterior", "auto", Automatic), ("posterior", "full", Full),
+        ("posterior", "diag", Diagonal),
         ("posterior", "last_layer", LastLayer), ("posterior", "independent", IndependentOutputs),
         ("inference", "vi", Variational), ("inference", "linearized-vi", LinearizedVariational),
     ]  # fmt: skip

@@ -169,5 +169,3 @@ def test_bad_calls():
         )
     with pytest.raises(MemoryError, match="full variational posterior"):
         regressor(hidden_layer_sizes=(300,), posterior=Full(memory_limit=2.0)).fit(X, Y)
-    with pytest.raises(ValueError, match="draws functions and not weights"):
-        regressor(hidden_layer_sizes=(30,), inference="laplace").fit(X, Y).sample_network(X)

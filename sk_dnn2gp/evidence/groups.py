@@ -139,6 +139,7 @@ def choose_groups(searcher: Searcher, start: Found, index: Tensor, n_groups: int
     best, trust = searcher.trial(start), _TRUST
     evidence = _evidence(best, index)
     for _ in range(_MOVES):
+        searcher.left = searcher.max_iter  # of each move: there are many
         theta = _move(evidence, best, searcher, n_groups, trust)
         delta = torch.tensor(np.exp(theta[:n_groups]), device=index.device)[index]
         likelihood = best.objective.likelihood
@@ -152,6 +153,7 @@ def choose_groups(searcher: Searcher, start: Found, index: Tensor, n_groups: int
             trust *= 0.5
         else:
             break
+    searcher.left = searcher.max_iter
     return found(searcher, *searcher.polish(best))
 
 

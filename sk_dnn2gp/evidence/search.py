@@ -69,6 +69,8 @@ _STRONG, _ABOVE = (5.0, 100.0), (2.5, 0.0, 1.0)
 # Steps of θ on the way, at most so many in a direction, and so many of lower evidence where a
 # network that was flat takes shape.
 _STEP, _STEPS, _PATIENCE = 1.0, 24, 2
+# How often a start that ends flat is begun again, under a prior ten times weaker.
+_WEAKER = 4
 # Part of S that is misfit, at least, where σ is free: 1 - γ/NK at its best. A network that takes up
 # all observations leaves no noise to judge, and its evidence grows without bound as σ falls.
 _LEFT = 0.1
@@ -215,7 +217,8 @@ class Searcher:
         self.damped = damped
         self.objective, self.freedom = objective, freedom
         self.specification, self.factorise, self.rows = specification, factorise, rows
-        self.tol, self.left = tol, max_iter
+        self.tol, self.max_iter = tol, max_iter
+        self.left = max_iter
 
     def first(self, w: Tensor, theta: float) -> Trial:
         """The rough minimum at θ from weights that have not been trained."""
@@ -319,7 +322,7 @@ class Searcher:
         return misfit < _LEFT * (misfit + penalty)
 
     @staticmethod
-    def _is_flat(trial: Trial) -> bool:
+    def is_flat(trial: Trial) -> bool:
         """Whether the prior still holds the network at next to nothing but its biases."""
         if trial.posterior is None:
             return False
@@ -396,6 +399,16 @@ class Searcher:
         """Nats that a rough minimum may still be above its bottom."""
         return _ROUGH * self.scale
 
+    def started(self, w: Tensor, theta: float) -> Trial:
+        """The best on the way from untrained weights; begun again where the prior flattens them."""
+        best = self.climb(self.first(w, theta))
+        for weaker in range(1, _WEAKER + 1):
+            if not self.is_flat(best):
+                break
+            other = self.climb(self.first(w, theta - weaker * math.log(10.0)))
+            best = max(best, other, key=lambda trial: trial.evidence)
+        return best
+
     def climb(self, trial: Trial) -> Trial:
         """On from a trial in steps of θ, down first, to the best evidence on the way."""
         best = trial
@@ -410,7 +423,7 @@ class Searcher:
                 if here.evidence > best.evidence:
                     best = here
                     continue
-                lower += not self._is_flat(here)
+                lower += not self.is_flat(here)
                 # Under a strong prior the network is flat, and E falls before it first rises.
                 if best is not trial or direction > 0 or lower >= _PATIENCE:
                     break
@@ -479,8 +492,10 @@ def _best_start(searcher: Searcher, starts: Iterable[Tensor]) -> Trial:
     """The rough trial of the best evidence, of all starts."""
     best: Trial | None = None
     for number, w in enumerate(starts):
-        theta = searcher.strong if best is None else best.theta + _ABOVE[(number - 1) % len(_ABOVE)]
-        trial = searcher.climb(searcher.first(w, theta))
+        theta = searcher.strong
+        if best is not None and not searcher.is_flat(best):
+            theta = best.theta + _ABOVE[(number - 1) % len(_ABOVE)]
+        trial = searcher.started(w, theta)
         logger.debug("start: theta %.2f, evidence %.2f", trial.theta, trial.evidence)
         if best is None or trial.evidence > best.evidence:
             best = trial

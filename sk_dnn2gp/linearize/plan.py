@@ -84,8 +84,10 @@ def make_plan(twin: Twin, slots: dict[str, Slot], X: Tensor) -> Plan:
     ValueError
         If the module does not return one row of outputs per example, mixes examples or is random.
     """
-    # One example alone would hide what mixes several.
-    sample = X[:4] if len(X) > 1 else torch.cat([X, X])
+    # One example alone would hide what mixes several, and so would one twice.
+    sample = X[:4]
+    if len(X) == 1:
+        sample = torch.cat([X, 0.5 * X + 0.25 if X.is_floating_point() else X])
     layers = twin.layers
     check_independent(twin.net, sample)
     named = dict(twin.net.named_parameters())
