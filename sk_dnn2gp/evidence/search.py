@@ -79,7 +79,7 @@ _ROUGH, _ROUGH_STEPS = 0.03, 80
 # The derivative, in nats, that counts as none; its difference quotient's step; most secants.
 _STATIONARY, _DIFFERENCE, _SECANTS = 3e-4, 1e-3, 12
 # Of ẇ, in the norm of A⁻¹, and products to get there.
-_ACCURACY, _PRODUCTS = 1e-4, 200
+_ACCURACY, _PRODUCTS = 1e-5, 200
 # Rows of the part of many on which starts are tried, and by how much parts grow to the whole.
 MANY, _GROWTH = 4096, 16
 # Nats lost in a secant that tell of another minimum, and how often that is borne.
