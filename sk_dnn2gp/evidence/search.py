@@ -557,7 +557,8 @@ def found(searcher: Searcher, trial: Trial, slope: float = math.nan) -> Found:
         w=trial.w,
         objective=trial.objective,
         posterior=trial.posterior,
-        evidence=trial.evidence,
+        # A trial that the search ruled out has an evidence all the same.
+        evidence=log_marginal_likelihood(trial.posterior),
         slope=slope,
         converged=minimum.converged,
         n_iter=minimum.n_iter,
