@@ -20,7 +20,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from .._utils.random import draw_seed, torch_generator
-from ..inference import LinearizedVariational
+from ..inference import LinearizedVariational, resolve_inference
 from ..likelihoods import Bernoulli, Categorical, Likelihood
 from ..links import LINKS, log_proba, log_softmax, mean_uncertainty, of_classes, of_difference
 from ..training.source import NetworkSource, check_logits
@@ -554,7 +554,7 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         """
         link = self.link if link is None else link
         if link == "auto":
-            linearized = isinstance(self._options().inference, LinearizedVariational)
+            linearized = isinstance(resolve_inference(self.inference), LinearizedVariational)
             return "contrast" if linearized else "map"
         if link not in LINKS:
             raise ValueError(f"link must be 'auto' or one of {LINKS}, got {link!r}.")
@@ -562,6 +562,7 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
 
     def _log_proba(self, X: ArrayLike, link: str | None) -> Tensor:
         """log p, of shape (n_samples, n_classes)."""
+        check_is_fitted(self)
         link = self._link(link)
         inputs = self._checked_inputs(X)
         if link == "map":
