@@ -326,7 +326,7 @@ class Searcher:
         """Whether the prior still holds the network at next to nothing but its biases."""
         if trial.posterior is None:
             return False
-        return trial.posterior.effective_dimension <= 3 * trial.minimum.point.outputs.shape[1]
+        return trial.posterior.effective_dimension <= trial.minimum.point.outputs.shape[1] + 2
 
     def derivative(self, trial: Trial) -> Tensor:
         """ẇ = -H⁻¹ δ w* at a trial's minimum."""
