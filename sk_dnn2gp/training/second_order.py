@@ -43,8 +43,9 @@ __all__ = [
 ExactPosterior = WeightSpacePosterior | FunctionSpacePosterior
 Factorise = Callable[[Point], "ExactPosterior | None"]
 
-# L-BFGS: pairs kept, steps after which A is factored anew, and the least length of a step.
-_PAIRS, _FRESH, _SHORTEST = 30, 20, 1e-8
+# L-BFGS: pairs kept, steps after which A is factored anew, the least part of a step, and how much
+# more of a step is tried than was good for the last one.
+_PAIRS, _FRESH, _SHORTEST, _LONGER = 30, 20, 1e-8, 3.0
 # Below this part of the loss a decrease drowns in the rounding of the sum over examples,
 _ROUNDING = 1e-9
 # and below this one there is nothing left to gain.
@@ -112,6 +113,7 @@ def descend(
     """
     point, memory, age = _finite(objective.at(w)), SecantMemory(_PAIRS), 0
     found = Minimum(point, factorise(point) if factor is None else factor, losses=[point.loss])
+    longest = 1.0
     while found.n_iter < max_iter:
         point = found.point
         x = memory.solve(point.gradient, inverse(found.factor, objective))
@@ -120,7 +122,8 @@ def descend(
         if slope <= gain:
             found.converged = True
             break
-        new = _searched(point, x, slope) if slope > 0 else None
+        new, t = _searched(point, x, slope, longest) if slope > 0 else (None, 1.0)
+        longest = min(1.0, _LONGER * t)
         if new is None and age == 0:  # not even A of this very point leads down
             break
         if new is not None:
@@ -133,17 +136,16 @@ def descend(
     return found
 
 
-def _searched(point: Point, x: Tensor, slope: float) -> Point | None:
-    """The first point along -x, from the full step on backwards, that lowers the loss enough."""
-    t = 1.0
+def _searched(point: Point, x: Tensor, slope: float, t: float) -> tuple[Point | None, float]:
+    """The first point along -x, from the part t on backwards, that lowers the loss enough."""
     while t >= _SHORTEST:
         new = point.objective.at(point.w - t * x)
         if new.loss <= point.loss - 1e-4 * t * slope:
-            return new
+            return new, t
         bend = new.loss - point.loss + slope * t
         best = 0.5 * slope * t * t / bend if math.isfinite(bend) else 0.0
         t = min(max(best, 0.1 * t), 0.5 * t)
-    return None
+    return None, 1.0
 
 
 def inverse(factor: ExactPosterior | None, objective: Objective) -> Callable[[Tensor], Tensor]:
