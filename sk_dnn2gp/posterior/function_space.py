@@ -101,23 +101,6 @@ class FunctionSpacePosterior:
         h = v / self.model.prior_precision
         return h - self._pulled_back(self._features_times(h))
 
-    def precondition(self, v: Tensor) -> Tensor:
-        """A⁻¹ v by an explicit inverse of B: for many vectors, where the last digits do not count.
-
-        Parameters
-        ----------
-        v : Tensor of shape (n_params,)
-
-        Returns
-        -------
-        Tensor of shape (n_params,)
-        """
-        if self._rows is None:
-            return self.solve(v)
-        h = v / self.model.prior_precision
-        inner = self.B.inverse @ (self._rows @ h)
-        return h - (self._rows.mT @ inner) / self.model.prior_precision
-
     def variance(self, X: Tensor) -> Tensor:
         """Marginal variances of f, of shape (n_samples, n_outputs): norms of columns."""
         parts = []

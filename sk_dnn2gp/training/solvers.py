@@ -40,7 +40,7 @@ class FullBatch(BaseEstimator):
 
     Parameters
     ----------
-    max_iter : int, default=500
+    max_iter : int, default=1000
         Steps at most; in a fit that chooses δ or σ, to each minimum that is made exact.
     tol : float, default=1e-8
         A minimum is where ‖∇loss‖ ≤ tol (1 + abs loss).
@@ -49,7 +49,7 @@ class FullBatch(BaseEstimator):
     """
 
     def __init__(
-        self, max_iter: int = 500, tol: float = 1e-8, memory_limit: float | None = None
+        self, max_iter: int = 1000, tol: float = 1e-8, memory_limit: float | None = None
     ) -> None:
         self.max_iter = max_iter
         self.tol = tol
@@ -75,7 +75,7 @@ class NewtonCG(FullBatch):
 
     Parameters
     ----------
-    max_iter : int, default=500
+    max_iter : int, default=1000
         Steps at most; in a fit that chooses δ or σ, to each minimum that is made exact.
     tol : float, default=1e-8
         A minimum is where ‖∇loss‖ ≤ tol (1 + abs loss).
@@ -91,7 +91,7 @@ class NewtonCG(FullBatch):
     """
 
     def __init__(
-        self, max_iter: int = 500, tol: float = 1e-8, memory_limit: float | None = None
+        self, max_iter: int = 1000, tol: float = 1e-8, memory_limit: float | None = None
     ) -> None:
         super().__init__(max_iter, tol, memory_limit)
 
@@ -101,7 +101,7 @@ class GaussNewtonLM(FullBatch):
 
     Parameters
     ----------
-    max_iter : int, default=500
+    max_iter : int, default=1000
         Steps at most; in a fit that chooses δ or σ, to each minimum that is made exact.
     tol : float, default=1e-8
         A minimum is where ‖∇loss‖ ≤ tol (1 + abs loss).
@@ -116,7 +116,7 @@ class GaussNewtonLM(FullBatch):
     """
 
     def __init__(
-        self, max_iter: int = 500, tol: float = 1e-8, memory_limit: float | None = None
+        self, max_iter: int = 1000, tol: float = 1e-8, memory_limit: float | None = None
     ) -> None:
         super().__init__(max_iter, tol, memory_limit)
 
@@ -126,7 +126,7 @@ class LBFGS(FullBatch):
 
     Parameters
     ----------
-    max_iter : int, default=500
+    max_iter : int, default=1000
         Steps at most.
     tol : float, default=1e-6
         A minimum is where ‖∇loss‖ ≤ tol (1 + abs loss).
@@ -141,7 +141,7 @@ class LBFGS(FullBatch):
     """
 
     def __init__(
-        self, max_iter: int = 500, tol: float = 1e-6, memory_limit: float | None = None
+        self, max_iter: int = 1000, tol: float = 1e-6, memory_limit: float | None = None
     ) -> None:
         super().__init__(max_iter, tol, memory_limit)
 
@@ -152,7 +152,7 @@ class FirstOrder(BaseEstimator):
     Parameters
     ----------
     optimizer : {"adam", "sgd"} or torch.optim.Optimizer class, default="adam"
-    max_iter : int, default=500
+    max_iter : int, default=1000
         Epochs.
     learning_rate : float, default=0.01
     learning_rate_schedule : {"constant", "cosine", "plateau"}, default="constant"
