@@ -472,20 +472,11 @@ def updated_noise_std(
 
 @singledispatch
 def decomposition(posterior: Posterior, root: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Eigenvalues of ΦᵀΦ, and data gradient and w* along its eigenvectors, by the smaller side.
+    """Eigenvalues of ΦᵀΦ, and data gradient and w* along its eigenvectors, by the smaller side:
+    (rank,).
 
-    In rescaled weights √r w, r the ratios of their prior precisions: Φ takes 1/√r.
-
-    Parameters
-    ----------
-    posterior : Posterior
-        A new kind of posterior registers its own.
-    root : Tensor of shape (n_params,)
-        √r.
-
-    Returns
-    -------
-    eigenvalues, gradient, weights : Tensor of shape (rank,)
+    In rescaled weights √r w, r (P,) the ratios of their prior precisions, ``root`` their root: Φ
+    takes 1/√r. A new kind of posterior registers its own.
     """
     model = posterior.model
     gradient, weights = model.data_gradient / root, model.weights * root

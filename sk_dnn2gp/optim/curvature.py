@@ -92,25 +92,9 @@ Curvature = WeightSpaceCurvature | FunctionSpaceCurvature
 def curvature_at(
     linearization: Linearization, X: Tensor, L: Tensor, memory_limit: float | None = None
 ) -> Curvature:
-    """Curvature of the loss at the module's present weights.
+    """Curvature of the loss at the module's present weights; L (n, K, K) at the present outputs.
 
-    Parameters
-    ----------
-    linearization : Linearization
-    X : Tensor of shape (n_samples, ...)
-    L : Tensor of shape (n_samples, n_outputs, n_outputs)
-        Factor of the noise precision at the present outputs.
-    memory_limit : float, optional
-        MiB for the matrix and its factor.
-
-    Returns
-    -------
-    WeightSpaceCurvature or FunctionSpaceCurvature
-
-    Raises
-    ------
-    MemoryError
-        If the smaller of the two matrices does not fit twice.
+    MemoryError if the smaller of the two matrices does not fit twice.
     """
     n_rows, P = L.shape[0] * L.shape[2], linearization.n_params
     check_size(n_rows, P, memory_limit)
@@ -135,13 +119,7 @@ def curvature_of(rows: Tensor) -> Curvature:
 
 
 def check_size(n_rows: int, n_params: int, memory_limit: float | None) -> None:
-    """Refuse a step whose matrix and factor do not fit.
-
-    Raises
-    ------
-    MemoryError
-        Saying what would fit.
-    """
+    """Raise MemoryError where a step's matrix and factor do not fit, saying what would."""
     size = min(n_rows, n_params)
     largest = int((limit_in_bytes(memory_limit) / 16) ** 0.5)
     require_memory(

@@ -281,7 +281,7 @@ def _decrease(point: Point, trial: Point, x: Tensor, predicted: float) -> float:
 
 
 class SecantMemory:
-    """The last steps and the changes of the gradient along them.
+    """The last ``size`` steps and the changes of the gradient along them.
 
     The recursion of L-BFGS (Nocedal & Wright 2006, algorithm 7.4) started from the damped
     Gauss-Newton inverse H in place of a multiple of the identity: the secant pairs hold what the
@@ -290,11 +290,6 @@ class SecantMemory:
     y_i as the rows of S and Y, and R the upper triangle of S Yᵀ, its two loops are the systems
 
         R a = S g      x = H(g - Yᵀ a)      Rᵀ c = diag(R) a - Y x      result x + Sᵀ c
-
-    Parameters
-    ----------
-    size : int
-        How many pairs are kept.
     """
 
     def __init__(self, size: int) -> None:

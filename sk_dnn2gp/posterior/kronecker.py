@@ -55,16 +55,8 @@ class _View:
 class KroneckerBlock:
     """The posterior of one layer in the eigenbases of its two factors, in the prior's scale.
 
-    Parameters
-    ----------
-    index : Tensor of shape (O, I)
-        Places of the layer's weights in w.
-    outer, inner : Tensor of shape (O,), (I,)
-        δ_oi = outer_o inner_i.
-    Q_B, Q_A : Tensor of shape (O, O), (I, I)
-        Eigenvectors.
-    products : Tensor of shape (O, I)
-        β_o α_i, of the factors over the root of the prior precision.
+    ``index`` (O, I): places of the layer's weights in w; δ_oi = ``outer``_o ``inner``_i;
+    ``products`` (O, I): β_o α_i, of the factors over the root of the prior precision.
     """
 
     index: Tensor
@@ -416,12 +408,7 @@ def _add_products(A: Tensor, B: Tensor, view: _View) -> None:
 def _decomposed(index: Tensor, A: Tensor, B: Tensor, delta: Tensor) -> KroneckerBlock:
     """Eigenbases of the two factors over the root of δ_oi = d_o e_i.
 
-    Raises
-    ------
-    ValueError
-        If δ has no such form.
-    numpy.linalg.LinAlgError
-        If a factor is not finite.
+    ValueError if δ has no such form, LinAlgError if a factor is not finite.
     """
     outer, inner = delta[:, 0] / delta[0, 0], delta[0]
     if not torch.allclose(outer[:, None] * inner, delta, rtol=1e-10, atol=0.0):

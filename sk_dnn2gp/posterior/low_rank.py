@@ -41,13 +41,9 @@ _SOLVE_TOL, _MAX_STEPS = 1e-14, 1000
 
 @dataclass(frozen=True)
 class CovarianceBracket:
-    """Two matrices a test point with lower ⪯ V_* ⪯ upper.
+    """Two matrices (n, K, K) with lower ⪯ V_* ⪯ upper at each test point.
 
-    Parameters
-    ----------
-    lower, upper : Tensor of shape (n_samples, n_outputs, n_outputs)
-    n_iter : int
-        Most steps of conjugate gradients that a point took; 0 for the sketch alone.
+    ``n_iter``: most steps of conjugate gradients that a point took; 0 for the sketch alone.
     """
 
     lower: Tensor

@@ -271,20 +271,8 @@ def resolve_solver(solver: Any) -> Any:
 def automatic_solver(n_rows: float, n_params: int, pass_operations: float, fits: bool) -> Any:
     """The solver that "auto" means, by counted operations.
 
-    Parameters
-    ----------
-    n_rows : float
-        NK.
-    n_params : int
-        P.
-    pass_operations : float
-        Multiplications of one pass over all rows.
-    fits : bool
-        Whether a factor of the smaller of P×P and NK×NK fits the memory limit.
-
-    Returns
-    -------
-    NewtonCG, LBFGS or FirstOrder
+    ``n_rows`` is NK, ``pass_operations`` the multiplications of one pass over all rows; ``fits``
+    says whether a factor of the smaller of P×P and NK×NK fits the memory limit.
     """
     size = min(n_rows, n_params)
     factor = size**3 / 3.0 + n_rows * n_params * size
