@@ -100,7 +100,7 @@ def _block_gram(model: LinearModel, X: Tensor, C: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class BracketedChoice:
-    """A grid of multiples of the posterior's δ, with the bracket of the evidence at each: all (n,)."""
+    """Multiples (n,) of the posterior's δ, with the bracket of the evidence at each."""
 
     factors: NDArray
     lower: NDArray

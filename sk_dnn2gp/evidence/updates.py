@@ -97,7 +97,7 @@ def maximise_at_fixed_weights(
     specification: PosteriorSpecification,
     rows: Tensor | None = None,
 ) -> tuple[float, Likelihood]:
-    """The best δ and likelihood at a module's weights: one eigendecomposition serves every value."""
+    """The best δ and likelihood at a module's weights: one eigendecomposition serves all."""
     model = model_at(module, data.take(rows), likelihood, prior_precision, specification)
     sigma = likelihood.noise_std if isinstance(likelihood, Gaussian) else None
     spread = 1.0

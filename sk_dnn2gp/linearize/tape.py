@@ -115,7 +115,7 @@ def run_chain(chain: Chain, X: Tensor, weights: Sequence) -> tuple[Tensor, list,
 
 
 def whole_copy(module: nn.Module) -> nn.Module:
-    """A copy that shares nothing with the module, not even a graph; TypeError if there can be none."""
+    """A copy that shares nothing with the module, not even a graph; TypeError without one."""
     tensors = {id(t): t for t in _all_tensors(module)}
     return _copied(module, {key: _own(t) for key, t in tensors.items()})
 

@@ -144,13 +144,7 @@ class GaussNewton(torch.optim.Optimizer):
         self.losses: list[float] = []
 
     def set_objective(self, likelihood: Likelihood, prior_precision: float) -> None:
-        """Go on under another likelihood and δ; what was learnt of the old loss is dropped.
-
-        Parameters
-        ----------
-        likelihood : Likelihood
-        prior_precision : float
-        """
+        """Go on under another likelihood and δ; what was learnt of the old loss is dropped."""
         old = (self.likelihood, self.param_groups[0]["prior_precision"])
         if old != (likelihood, prior_precision):
             self.likelihood = likelihood
@@ -161,12 +155,8 @@ class GaussNewton(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Tensor]) -> Tensor:  # type: ignore[override]
         """Make up to ``max_iter`` accepted steps; return the loss before them.
 
-        Raises
-        ------
-        ValueError
-            If no closure is given, or it does not call the module.
-        FloatingPointError
-            If the loss at the starting point is not finite.
+        ValueError if no closure is given, or it does not call the module; FloatingPointError if the
+        loss at the starting point is not finite.
         """
         if closure is None:
             raise ValueError("GaussNewton.step needs a closure that returns the loss.")

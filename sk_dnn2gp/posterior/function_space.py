@@ -102,16 +102,7 @@ class FunctionSpacePosterior:
         return h - self._pulled_back(self._features_times(h))
 
     def precondition(self, v: Tensor) -> Tensor:
-        """A⁻¹ v by an explicit inverse of B: for many vectors, where the last digits do not count.
-
-        Parameters
-        ----------
-        v : Tensor of shape (n_params,)
-
-        Returns
-        -------
-        Tensor of shape (n_params,)
-        """
+        """A⁻¹ v by an explicit inverse of B: for many v, where the last digits do not count."""
         if self._rows is None:
             return self.solve(v)
         h = v / self.model.prior_precision

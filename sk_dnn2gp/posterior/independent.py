@@ -90,13 +90,7 @@ class IndependentPosterior:
         return float(self.model.gradient @ self.solve(self.model.gradient))
 
     def solve(self, v: Tensor) -> Tensor:
-        """Not defined: independent outputs have no common precision A of the weights.
-
-        Raises
-        ------
-        ValueError
-            Always.
-        """
+        """Raise ValueError: independent outputs have no common precision A of the weights."""
         raise ValueError(
             "Independent outputs have no common posterior precision of the weights, so that the "
             "dual evidence, the Newton decrement, and variances and draws of the weights are not "

@@ -204,20 +204,9 @@ class KroneckerPosterior:
         )
 
     def with_prior_precision(self, prior_precision: float | Tensor) -> KroneckerPosterior:
-        """Return the posterior under another δ, one factor a layer; nothing is decomposed again.
+        """The posterior under another δ, one factor a layer; nothing is decomposed again.
 
-        Parameters
-        ----------
-        prior_precision : float or Tensor of shape (n_params,)
-
-        Returns
-        -------
-        KroneckerPosterior
-
-        Raises
-        ------
-        ValueError
-            If δ changes by several factors within a layer.
+        ValueError if δ changes by several factors within a layer.
         """
         changed = object.__new__(KroneckerPosterior)
         changed.__dict__.update(

@@ -159,20 +159,8 @@ class LowRankPosterior:
         )
 
     def with_prior_precision(self, prior_precision: float | Tensor) -> LowRankPosterior:
-        """Return the posterior under a multiple of δ, from the same sketch.
-
-        Parameters
-        ----------
-        prior_precision : float or Tensor of shape (n_params,)
-
-        Returns
-        -------
-        LowRankPosterior
-
-        Raises
-        ------
-        ValueError
-            If it is no multiple of the present δ.
+        """The posterior under a multiple of δ, from the same sketch; ValueError if it is no
+        multiple.
         """
         model = self.model.with_prior_precision(prior_precision)
         ratios = model.prior_precision / self._features.model.prior_precision
@@ -231,18 +219,13 @@ class LowRankPosterior:
         return self.log_determinant_bounds()[1]
 
     def log_determinant_bounds(self) -> tuple[float, float]:
-        """Bracket of log|B| = log|I + G/c|.
+        """Lower and upper end of log|B| = log|I + G/c|.
 
-        With X = M^(-1/2) E M^(-1/2) ⪯ η/c, log|B| = log|I + Ĝ/c| + log|I + X|. Of X the trace
-        m = tr(M⁻¹E) is known (one more pass over the data, the first time), and W ≥ ‖X‖_F²; as
-        log(1+μ) is concave, and h(μ) = log(1+μ)/μ convex and falling (Jensen, weights μ/m),
+        With X = M^(-1/2) E M^(-1/2) ⪯ η/c, log|B| = log|I + Ĝ/c| + log|I + X|. Of X the trace m =
+        tr(M⁻¹E) is known (one more pass over the data, the first time), and W ≥ ‖X‖_F²; as log(1+μ)
+        is concave, and h(μ) = log(1+μ)/μ convex and falling (Jensen, weights μ/m),
 
             m h(min(η/c, W/m))  ≤  log|I + X|  ≤  r log(1 + m/r),      r = min(P, NK) - rank.
-
-        Returns
-        -------
-        tuple of float
-            Lower and upper.
         """
         c, m = self.ratio, self._trace_of_remainder(1)
         base = float(torch.log1p(self._sketch.eigenvalues / c).sum())
@@ -255,14 +238,10 @@ class LowRankPosterior:
         return base + m * chord, base + r * math.log1p(m / r)
 
     def effective_dimension_bounds(self) -> tuple[float, float]:
-        """Bracket of γ = P - δ tr A⁻¹.
+        """Lower and upper end of γ = P - δ tr A⁻¹.
 
-        γ - γ̂ = c tr(M⁻¹ - A⁻¹) lies between c tr(M⁻²E)/(1 + η/c) and m/(1 + m/r), with m and r
-        as in :meth:`log_determinant_bounds`.
-
-        Returns
-        -------
-        tuple of float
+        γ - γ̂ = c tr(M⁻¹ - A⁻¹) lies between c tr(M⁻²E)/(1 + η/c) and m/(1 + m/r), with m and r as
+        in :meth:`log_determinant_bounds`.
         """
         base, m, r = self.effective_dimension, self._trace_of_remainder(1), self._free_dimensions()
         lower = self.ratio * self._trace_of_remainder(2) / (1.0 + self.error_bound)
@@ -336,16 +315,7 @@ class LowRankPosterior:
         return self.covariance_bounds(X).upper
 
     def covariance_bounds(self, X: Tensor) -> CovarianceBracket:
-        """Lower ⪯ V_* ⪯ upper at every test point, from the sketch.
-
-        Parameters
-        ----------
-        X : Tensor of shape (n_samples, ...)
-
-        Returns
-        -------
-        CovarianceBracket
-        """
+        """Lower ⪯ V_* ⪯ upper at every test point, from the sketch."""
         return CovarianceBracket(*self._contracted(X, _blocks))
 
     def _contracted(self, X: Tensor, contract: Any) -> tuple[Tensor, Tensor]:
@@ -370,18 +340,8 @@ class LowRankPosterior:
         """Bracket of V_* by conjugate gradients, for as many steps as ``tol`` asks.
 
         Rigorous wherever it stops (:ref:`math-refinement`), whatever the certificate's kind.
-
-        Parameters
-        ----------
-        X : Tensor of shape (n_samples, ...)
-        tol : float, default=0.01
-            Width of every variance's bracket, in relation to its lower end.
-        max_iter : int, default=100
-            Steps at most; the bracket of the last is returned.
-
-        Returns
-        -------
-        CovarianceBracket
+        ``tol`` is the width of every variance's bracket, in relation to its lower end; after
+        ``max_iter`` steps the bracket of the last is returned.
         """
         P, K = self.model.n_params, self.model.noise_factor.shape[1]
         lower, upper, most = [], [], 0
@@ -426,19 +386,7 @@ class LowRankPosterior:
     def sampled_variance(
         self, X: Tensor, n_samples: int = 200, generator: Generator | None = None
     ) -> tuple[Tensor, float]:
-        """Variances of exact samples, and their relative standard error √(2/S).
-
-        Parameters
-        ----------
-        X : Tensor of shape (n_samples, ...)
-        n_samples : int, default=200
-            S.
-        generator : torch.Generator, optional
-
-        Returns
-        -------
-        tuple of Tensor (len(X), n_outputs) and float
-        """
+        """Variances (n, K) of S exact samples, and their relative standard error √(2/S)."""
         draws = self.sample(X, n_samples, generator)
         return draws.square().mean(0), math.sqrt(2.0 / n_samples)
 

@@ -79,7 +79,7 @@ class DensePrecision:
 
 
 class DiagonalPrecision:
-    """A positive diagonal A (n,), held as A^(-1/2): draws need it, and a solution takes it twice."""
+    """A positive diagonal (n,), held as A^(-1/2): draws need it, and a solution twice."""
 
     def __init__(self, A: Tensor) -> None:
         self.factor = A.rsqrt()
@@ -166,17 +166,7 @@ class GaussianWeights:
         return self.mean + self.factored.scale(z.to(self.mean.device))
 
     def kl_divergence(self, prior_precision: float | Tensor) -> float:
-        """KL(q ‖ N(0, I/δ)) = ½ [δ tr A⁻¹ + δ‖μ‖² - P + log|A| - P log δ].
-
-        Parameters
-        ----------
-        prior_precision : float or Tensor of shape (n_params,)
-            δ.
-
-        Returns
-        -------
-        float
-        """
+        """KL(q ‖ N(0, I/δ)) = ½ [δ tr A⁻¹ + δ‖μ‖² - P + log|A| - P log δ]."""
         delta = torch.as_tensor(prior_precision, dtype=torch.float64).expand(len(self.mean))
         delta = delta.to(self.mean.device)
         squares = float((delta * (self.variances() + self.mean**2)).sum())

@@ -69,28 +69,14 @@ class PosteriorSpecification(BaseEstimator):
         return None
 
     def rows(self, n_samples: int, random_state: Any = None) -> NDArray | None:
-        """Which examples the posterior is of: indices in order, or None for all.
+        """Which examples the posterior is of: indices in order, (n_chosen,), or None for all.
 
-        Parameters
-        ----------
-        n_samples : int
-        random_state : int, RandomState instance or None
-            Where the specification has none of its own.
-
-        Returns
-        -------
-        ndarray of shape (n_chosen,), or None
+        ``random_state`` counts where the specification has none of its own.
         """
         return None
 
     def validate(self) -> None:
-        """Refuse settings that cannot work.
-
-        Raises
-        ------
-        ValueError
-            With the name of the setting, what was found and what to give.
-        """
+        """Raise ValueError where a setting cannot work, with its name and what to give."""
         limit = getattr(self, "memory_limit", None)
         if limit is not None and not (_is_number(limit) and limit > 0):
             raise ValueError(
@@ -99,23 +85,10 @@ class PosteriorSpecification(BaseEstimator):
             )
 
     def build(self, model: LinearModel) -> Posterior:
-        """Make the posterior.
+        """Make the posterior, of a model of the weights ``parameters`` and the examples ``rows``.
 
-        Parameters
-        ----------
-        model : LinearModel
-            Of the weights ``parameters`` and the examples ``rows``.
-
-        Returns
-        -------
-        Posterior
-
-        Raises
-        ------
-        MemoryError
-            If a factor does not fit, saying what would.
-        numpy.linalg.LinAlgError
-            If a matrix has no factor in floating point.
+        MemoryError if a factor does not fit, saying what would; LinAlgError if a matrix has none in
+        floating point.
         """
         raise NotImplementedError
 
@@ -209,13 +182,7 @@ class SubsetOfWeights(Full):
         self.parameters = parameters
 
     def validate(self) -> None:
-        """Refuse settings that cannot work.
-
-        Raises
-        ------
-        ValueError
-            With the name of the setting, what was found and what to give.
-        """
+        """Raise ValueError where a setting cannot work, with its name and what to give."""
         super().validate()
         names = self.parameters
         sequence = isinstance(names, Sequence) and not isinstance(names, str)
@@ -329,13 +296,7 @@ class SubsetOfData(PosteriorSpecification):
         return np.sort(chosen)
 
     def validate(self) -> None:
-        """Refuse settings that cannot work.
-
-        Raises
-        ------
-        ValueError
-            With the name of the setting, what was found and what to give.
-        """
+        """Raise ValueError where a setting cannot work, with its name and what to give."""
         n = self.n_samples
         if isinstance(n, bool) or not isinstance(n, Integral) or n < 1:
             raise ValueError(
@@ -395,13 +356,7 @@ class LowRank(PosteriorSpecification):
         self.random_state = random_state
 
     def validate(self) -> None:
-        """Refuse settings that cannot work.
-
-        Raises
-        ------
-        ValueError
-            With the name of the setting, what was found and what to give.
-        """
+        """Raise ValueError where a setting cannot work, with its name and what to give."""
         super().validate()
         if not (_is_number(self.tol) and self.tol > 0):
             raise ValueError(f"LowRank: tol must be a positive number, got {self.tol!r}.")

@@ -148,15 +148,6 @@ class WeightSpacePosterior(PrecisionPosterior):
         super().__init__(model, precision, is_exact=True)
 
     def precondition(self, v: Tensor) -> Tensor:
-        """A⁻¹ v by an explicit inverse: for many vectors, where the last digits do not count.
-
-        Parameters
-        ----------
-        v : Tensor of shape (n_params,)
-
-        Returns
-        -------
-        Tensor of shape (n_params,)
-        """
+        """A⁻¹ v by an explicit inverse: for many vectors, where the last digits do not count."""
         assert isinstance(self.precision, DensePrecision)
         return self.precision.inverse @ v

@@ -26,7 +26,7 @@ __all__ = ["Objective", "Point", "TrainingData", "part_of"]
 
 @dataclass(frozen=True)
 class TrainingData(torch.utils.data.Dataset):
-    """Inputs, targets and weights of the examples, each on axis 0: items ``(x, (y, s))`` for torch."""
+    """Inputs, targets and weights of the examples, on axis 0: items ``(x, (y, s))`` for torch."""
 
     X: Tensor
     y: Tensor

@@ -56,13 +56,7 @@ class FullBatch(BaseEstimator):
         self.memory_limit = memory_limit
 
     def validate(self) -> None:
-        """Refuse settings that cannot work.
-
-        Raises
-        ------
-        ValueError
-            With the name of the setting, what was found and what to give.
-        """
+        """Raise ValueError where a setting cannot work, with its name and what to give."""
         _require(self, "max_iter", Integral, 1, "a positive number of steps")
         _require(self, "tol", Real, 0, "a number of at least 0")
 
@@ -195,13 +189,7 @@ class FirstOrder(BaseEstimator):
         self.evidence_interval = evidence_interval
 
     def validate(self) -> None:
-        """Refuse settings that cannot work.
-
-        Raises
-        ------
-        ValueError
-            With the name of the setting, what was found and what to give.
-        """
+        """Raise ValueError where a setting cannot work, with its name and what to give."""
         for name in ("max_iter", "n_iter_no_change", "evidence_interval"):
             _require(self, name, Integral, 1, "a positive whole number")
         if self.batch_size != "auto":
