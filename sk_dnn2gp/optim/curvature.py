@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .._utils.memory import limit_in_bytes, require_memory
-from ..linearize import Linearization, symmetric_product
+from ..linearize import Linearization
 
 __all__ = [
     "FEW",
@@ -25,7 +25,6 @@ __all__ = [
     "WeightSpaceCurvature",
     "check_size",
     "curvature_at",
-    "curvature_of",
 ]
 
 # With at most this many weights a row, products with explicit rows beat passes over the network.
@@ -109,13 +108,6 @@ def curvature_at(
         apply=lambda v: (L.mT @ linearization.jvp(X, v).double()[..., None]).flatten(),
         apply_transposed=lambda t: linearization.vjp(X, (L @ t.reshape(*L.shape[:2], 1))[..., 0]),
     )
-
-
-def curvature_of(rows: Tensor) -> Curvature:
-    """The same from the rows Φ, of shape (n_rows, n_params), in the smaller space."""
-    if rows.shape[0] >= rows.shape[1]:
-        return WeightSpaceCurvature(symmetric_product(rows))
-    return FunctionSpaceCurvature(symmetric_product(rows.mT), rows.mv, rows.mT.mv, True)
 
 
 def check_size(n_rows: int, n_params: int, memory_limit: float | None) -> None:
