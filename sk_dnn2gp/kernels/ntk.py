@@ -25,9 +25,7 @@ __all__ = ["NTKKernel", "network_module"]
 
 
 def network_module(network: Any) -> nn.Module:
-    """The module of a module, a fitted skorch net or a fitted estimator; TypeError if there is
-    none.
-    """
+    """The module of a module, a fitted skorch net or a fitted estimator; else TypeError."""
     if isinstance(network, nn.Module):
         return network
     inner = getattr(network, "estimator", network)  # FrozenEstimator keeps its own there

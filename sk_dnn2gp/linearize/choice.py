@@ -68,9 +68,7 @@ def _last_of_sequence(module: nn.Module) -> tuple[str, ...] | None:
 
 
 def last_layer(twin: Twin, X: Tensor) -> tuple[str, ...]:
-    """Names of the weights of the layer whose call starts last; ValueError if no such layer is
-    called.
-    """
+    """Names of the weights of the layer whose call starts last; ValueError if there is none."""
     called: list[nn.Module] = []
     owners = [
         m for m in twin.net.modules() if any(p.requires_grad for p in m.parameters(recurse=False))

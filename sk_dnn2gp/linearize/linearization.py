@@ -248,9 +248,7 @@ class Linearization:
         return self._rows(X, plan, cotangents)
 
     def recording(self, X: Tensor) -> Recording | None:
-        """One forward pass, whose rows are made if they are asked for; None where they do not fit
-        twice.
-        """
+        """One forward pass, whose rows are made if asked for; None where they do not fit twice."""
         X, plan = self._prepared(X)
         if chunk_length(2 * self._row_bytes(plan, plan.n_outputs), self.memory_limit) < len(X):
             return None
@@ -338,17 +336,16 @@ class Linearization:
         *,
         parameter_scale: Sequence[float] | None = None,
     ) -> Tensor:
-        """Gram matrix (n, n2) of output k alone, float64; ValueError if the network has no output
-        k.
-        """
+        """Gram matrix (n, n2) of output k alone, float64; ValueError without an output k."""
 
         unit = self.unit_cotangents(k)
         return self.gram(X, X2, cotangents=unit, cotangents2=unit, parameter_scale=parameter_scale)
 
     @staticmethod
     def unit_cotangents(k: int) -> Callable[[Tensor], Tensor]:
-        """Cotangents that pick output k: a callable of f, with one row; it raises ValueError
-        without k.
+        """Cotangents that pick output k: a callable of f, with one row.
+
+        It raises ValueError, when called, if the network has no output k.
         """
 
         def unit(f: Tensor) -> Tensor:

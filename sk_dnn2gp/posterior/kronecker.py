@@ -33,6 +33,7 @@ from torch import Generator, Tensor
 from .._utils.memory import require_memory
 from ..linear_model import LinearModel
 from ..linearize.factors import Dense, Patches, Rows, add_squares, explicit
+from .contract import Posterior
 from .products import iter_factors
 
 __all__ = ["KroneckerPosterior"]
@@ -124,7 +125,7 @@ class KroneckerBlock:
         return replace(self, inner=self.inner * rho, products=self.products / rho)
 
 
-class KroneckerPosterior:
+class KroneckerPosterior(Posterior):
     """N(w*, A⁻¹), A Kronecker-factored layer by layer: an approximation (:ref:`math-groups`).
 
     Parameters
@@ -235,12 +236,6 @@ class KroneckerPosterior:
         terms = [self._diagonal_ratio, *(block.products for block in self.blocks)]
         return sum(float((term / (1.0 + term)).sum()) for term in terms)
 
-    @cached_property
-    def newton_decrement(self) -> float:
-        """gᵀ A⁻¹ g, with this A."""
-        g = self.model.gradient
-        return float(g @ self.solve(g))
-
     @property
     def inverse_diagonal(self) -> Tensor:
         """diag A⁻¹, of shape (n_params,)."""
@@ -291,11 +286,6 @@ class KroneckerPosterior:
             halves.append(half)
         columns = [torch.cat(pieces) for pieces in zip(*halves, strict=True)]
         return sum((half @ half.mT for half in columns[1:]), columns[0] @ columns[0].mT)
-
-    def sample(self, X: Tensor, n_samples: int, generator: Generator | None = None) -> Tensor:
-        """Draw J_* (w - w*) with w from the posterior, of shape (n_samples, len(X), n_outputs)."""
-        fluctuations = self.sample_weights(n_samples, generator).mT
-        return self.model.linearization.jvp(X, fluctuations).permute(2, 0, 1)
 
     def sample_weights(self, n_samples: int, generator: Generator | None = None) -> Tensor:
         """Draw w - w* from N(0, A⁻¹), of shape (n_samples, n_params)."""

@@ -29,6 +29,7 @@ from .._utils.memory import batches, chunk_length, limit_in_bytes
 from .._utils.random import torch_generator
 from ..exceptions import ApproximationWarning
 from ..linear_model import LinearModel
+from .contract import Posterior
 from .products import ScaledFeatures
 from .refine import Preconditioner, solve
 from .sketch import grow_sketch
@@ -51,7 +52,7 @@ class CovarianceBracket:
     n_iter: int = 0
 
 
-class LowRankPosterior:
+class LowRankPosterior(Posterior):
     """N(w*, A⁻¹) by a Nyström sketch with a certificate (:ref:`math-low-rank`).
 
     Parameters
@@ -159,9 +160,7 @@ class LowRankPosterior:
         )
 
     def with_prior_precision(self, prior_precision: float | Tensor) -> LowRankPosterior:
-        """The posterior under a multiple of δ, from the same sketch; ValueError if it is no
-        multiple.
-        """
+        """The posterior under a multiple of δ, from the same sketch; ValueError if it is none."""
         model = self.model.with_prior_precision(prior_precision)
         ratios = model.prior_precision / self._features.model.prior_precision
         ratio = float(ratios.flatten()[0])
@@ -266,12 +265,6 @@ class LowRankPosterior:
             self._known["along"] = (torch.cat([s[:0], *found]) - s**2).clamp_min(0.0)
         return self._known["along"]
 
-    @cached_property
-    def newton_decrement(self) -> float:
-        """gᵀ A⁻¹ g, by conjugate gradients."""
-        g = self.model.gradient
-        return float(g @ self.solve(g))
-
     @property
     def inverse_diagonal(self) -> Tensor:
         """diag A⁻¹ with Ĝ in the place of G, never too small, of shape (n_params,)."""
@@ -358,11 +351,6 @@ class LowRankPosterior:
             upper.append(lower[-1] + R @ Y.mT)
             most = max(most, n_iter)
         return CovarianceBracket(torch.cat(lower), torch.cat(upper), most)
-
-    def sample(self, X: Tensor, n_samples: int, generator: Generator | None = None) -> Tensor:
-        """Draw J_* (w - w*) with w from A's posterior itself, (n_samples, len(X), n_outputs)."""
-        fluctuations = self.sample_weights(n_samples, generator).mT
-        return self.model.linearization.jvp(X, fluctuations).permute(2, 0, 1)
 
     def sample_weights(self, n_samples: int, generator: Generator | None = None) -> Tensor:
         """Draw w - w* from N(0, A⁻¹), of shape (n_samples, n_params).

@@ -209,9 +209,7 @@ def block_shape(n: int, memory_limit: float | None = None) -> tuple[int, int]:
 def krylov(
     features: ScaledFeatures, blocks: Sequence[Tensor], generator: Generator
 ) -> tuple[Tensor, Tensor, float]:
-    """Orthonormal V (P, columns) of the block Krylov space of E from a fresh block, E V, and
-    ‖EΩ‖_F².
-    """
+    """Orthonormal V (P, columns) of E's block Krylov space from a fresh block, E V, and ‖EΩ‖_F²."""
     n = features.n_params
     s, steps = block_shape(n, features.memory_limit)
     root = features.inverse_root

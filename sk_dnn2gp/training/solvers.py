@@ -65,16 +65,7 @@ class NewtonCG(FullBatch):
     """Preconditioned L-BFGS on the way down, Newton steps by conjugate gradients at the end.
 
     The preconditioner is a factor of the posterior precision, kept for many steps
-    (:ref:`math-newton`).
-
-    Parameters
-    ----------
-    max_iter : int, default=500
-        Steps at most; in a fit that chooses δ or σ, to each minimum that is made exact.
-    tol : float, default=1e-8
-        A minimum is where ‖∇loss‖ ≤ tol (1 + abs loss).
-    memory_limit : float, default=None
-        MiB for matrices and temporary work; None is scikit-learn's ``working_memory``.
+    (:ref:`math-newton`). Settings are those of :class:`FullBatch`.
 
     Examples
     --------
@@ -84,23 +75,11 @@ class NewtonCG(FullBatch):
     1e-10
     """
 
-    def __init__(
-        self, max_iter: int = 500, tol: float = 1e-8, memory_limit: float | None = None
-    ) -> None:
-        super().__init__(max_iter, tol, memory_limit)
-
 
 class GaussNewtonLM(FullBatch):
     """Damped Gauss-Newton steps (Levenberg-Marquardt), a factor in each.
 
-    Parameters
-    ----------
-    max_iter : int, default=500
-        Steps at most; in a fit that chooses δ or σ, to each minimum that is made exact.
-    tol : float, default=1e-8
-        A minimum is where ‖∇loss‖ ≤ tol (1 + abs loss).
-    memory_limit : float, default=None
-        MiB for matrices and temporary work; None is scikit-learn's ``working_memory``.
+    Settings are those of :class:`FullBatch`.
 
     Examples
     --------
@@ -108,11 +87,6 @@ class GaussNewtonLM(FullBatch):
     >>> GaussNewtonLM(max_iter=50)
     GaussNewtonLM(max_iter=50)
     """
-
-    def __init__(
-        self, max_iter: int = 500, tol: float = 1e-8, memory_limit: float | None = None
-    ) -> None:
-        super().__init__(max_iter, tol, memory_limit)
 
 
 class LBFGS(FullBatch):
