@@ -92,28 +92,9 @@ class LinearModel:
     ) -> LinearModel:
         """Theorem 1: the linear model whose posterior is the Laplace posterior at these weights.
 
-        Parameters
-        ----------
-        linearization : Linearization
-        X : Tensor of shape (n_samples, ...)
-        y : Tensor
-            Targets as ``likelihood`` wants them.
-        likelihood : Likelihood
-        prior_precision : float or Tensor of shape (n_params,)
-            δ > 0, for all weights or one each.
-        sample_weight : Tensor of shape (n_samples,), optional
-            s ≥ 0: how many times each example counts.
-        outputs : Tensor of shape (n_samples, n_outputs), optional
-            f(X) where the caller has it already.
-
-        Returns
-        -------
-        LinearModel
-
-        Raises
-        ------
-        ValueError
-            If ``prior_precision`` is not positive and finite.
+        ``y`` as ``likelihood`` wants it; δ > 0 for all weights or one each (P,); ``sample_weight``
+        (n,) says how many times each example counts; ``outputs`` (n, K) is f(X) where the caller
+        has it already. ValueError if ``prior_precision`` is not positive and finite.
         """
         f = (linearization.outputs(X) if outputs is None else outputs).double()
         y = y.double() if y.is_floating_point() else y
@@ -156,30 +137,10 @@ class LinearModel:
         data, for every example and draw, ỹ_is = J_s μ_t - Λ_s⁻¹ r_s with noise precision βΛ_s/M
         (:ref:`math-variational`).
 
-        Parameters
-        ----------
-        linearizations : sequence of Linearization
-            The network at each of the M draws w_s.
-        X : Tensor of shape (n_samples, ...)
-            The batch.
-        noise_factor : Tensor of shape (n_draws, n_samples, n_outputs, n_outputs), float64
-            L_s with L_s L_sᵀ = Λ_s.
-        residual : Tensor of shape (n_draws, n_samples, n_outputs), float64
-            r_s = ∂ℓ/∂f.
-        mean : Tensor of shape (n_params,), float64
-            μ_t.
-        precision : Tensor of shape (n_params, n_params) or (n_params,), float64
-            Σ_t⁻¹, a matrix or its diagonal.
-        prior_precision : float or Tensor of shape (n_params,)
-            δ.
-        rate : float
-            β, of both the mean and the precision.
-        scale : float, default=1.0
-            N/n_samples of a minibatch: every example stands for so many.
-
-        Returns
-        -------
-        IterationModel
+        The network at each of the M draws w_s; of the batch X, L_s with L_s L_sᵀ = Λ_s (M, n, K, K)
+        and r_s = ∂ℓ/∂f (M, n, K); ``mean`` μ_t (P,), ``precision`` Σ_t⁻¹ (P, P) or its diagonal
+        (P,), all float64; ``rate`` β of both the mean and the precision; ``scale`` is N/n of a
+        minibatch, whose examples stand for so many each.
         """
         delta = torch.as_tensor(prior_precision, dtype=torch.float64).expand(len(mean))
         kept = (1.0 - rate) * precision
@@ -256,16 +217,8 @@ class LinearModel:
     ) -> Tensor:
         """Cᵀ J D⁻¹ J₂ᵀ C₂ with D = diag(δ): prior covariances of f (:ref:`math-groups`).
 
-        Parameters
-        ----------
-        X, X2 : Tensor of shape (n, ...), (n2, ...)
-            ``X2=None`` is X itself.
-        cotangents, cotangents2 : Tensor of shape (n, n_outputs, n_rows), callable or None
-            C of either side; None is the identity on both. Of X alone, C₂ is C.
-
-        Returns
-        -------
-        Tensor of shape (n n_rows, n2 n_rows2), float64
+        X2 of None is X itself; C (n, K, n_rows) of either side, or a callable; None is the identity
+        on both. Of X alone, C₂ is C. Result (n n_rows, n2 n_rows2), float64.
         """
         if X2 is None:
             cotangents2 = None
@@ -392,17 +345,7 @@ class IterationModel:
         return J @ self.prior_mean, J @ torch.linalg.solve(self.prior_precision, J.mT)
 
     def predict(self, X: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and covariance of the process at X given its data, by kernels alone.
-
-        Parameters
-        ----------
-        X : Tensor of shape (n, ...)
-
-        Returns
-        -------
-        mean : Tensor of shape (n_draws n n_outputs,)
-        covariance : Tensor of shape (n_draws n n_outputs, n_draws n n_outputs)
-        """
+        """Mean (n_draws n K,) and covariance at X given the data, by kernels alone."""
         J = self.features(X)
         half = torch.linalg.solve(self.prior_precision, self.jacobian.mT)
         # Whitened data, Lᵀ(ỹ - Jm) with unit noise: Λ⁻¹ is never formed.

@@ -292,13 +292,7 @@ class _Writer:
         self.arrays: dict[str, NDArray] = {}
 
     def value(self, value: Any, where: str) -> Any:
-        """What stands for a value.
-
-        Raises
-        ------
-        ValueError
-            If it is of a class that is not known here.
-        """
+        """What stands for a value; ValueError if it is of a class that is not known here."""
         if value is None or type(value) in (bool, int, str):
             return value
         if isinstance(value, float | np.floating):

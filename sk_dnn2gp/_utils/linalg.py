@@ -21,36 +21,10 @@ class CholeskyJitterWarning(UserWarning):
 
 
 def cholesky(A: Tensor, what: str = "the matrix", advice: str = "") -> Tensor:
-    """Lower Cholesky factor of ``A``, with reported jitter where rounding asks for it.
+    """Lower Cholesky factor of A (n, n), with a reported jitter where rounding asks for it.
 
-    Parameters
-    ----------
-    A : Tensor of shape (n, n), float64
-        Symmetric positive definite; only its lower triangle is read. Not modified.
-    what, advice : str
-        Name of the matrix, and what to change when it fails, for the messages.
-
-    Returns
-    -------
-    Tensor of shape (n, n)
-        Lower triangular L with L Lᵀ = A (+ jitter).
-
-    Raises
-    ------
-    numpy.linalg.LinAlgError
-        If A holds NaN or infinity, or is not positive definite even with the largest jitter.
-
-    Warns
-    -----
-    CholeskyJitterWarning
-        With the size of the jitter, when some was needed.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from sk_dnn2gp._utils.linalg import cholesky
-    >>> cholesky(4.0 * torch.eye(2, dtype=torch.float64)).diagonal().tolist()
-    [2.0, 2.0]
+    Only A's lower triangle is read. ``what`` and ``advice`` name the matrix, and say what to
+    change, in the message of the LinAlgError where A is not finite or not positive definite.
     """
     L, info = torch.linalg.cholesky_ex(A)
     if not info.any() and bool(torch.isfinite(L.diagonal(dim1=-2, dim2=-1)).all()):
@@ -77,26 +51,10 @@ def cholesky(A: Tensor, what: str = "the matrix", advice: str = "") -> Tensor:
 
 
 def nonnegative_variance(variance: Tensor, scale: Tensor, what: str = "the variance") -> Tensor:
-    """Round tiny negative variances to zero; raise on real ones (:ref:`math-numerics`).
+    """Round tiny negative variances to zero (:ref:`math-numerics`).
 
-    Parameters
-    ----------
-    variance : Tensor
-        Differences of larger numbers, so rounding may leave them just below zero.
-    scale : Tensor, broadcastable to ``variance``
-        What they are small against (the prior variance).
-    what : str
-        Name for the message.
-
-    Returns
-    -------
-    Tensor
-        ``variance`` with rounding-sized negatives set to zero.
-
-    Raises
-    ------
-    numpy.linalg.LinAlgError
-        If an entry lies below -1e-8 times its scale.
+    They are differences of larger numbers; LinAlgError where one lies below -1e-8 times ``scale``,
+    the prior variance.
     """
     if bool((variance < -_VARIANCE_TOLERANCE * scale).any()):
         worst = float((variance / scale.clamp_min(torch.finfo(variance.dtype).tiny)).min())
@@ -109,14 +67,5 @@ def nonnegative_variance(variance: Tensor, scale: Tensor, what: str = "the varia
 
 
 def symmetric_eigenvalues(A: Tensor) -> Tensor:
-    """Eigenvalues of a positive semi-definite matrix, ascending, rounding below zero removed.
-
-    Parameters
-    ----------
-    A : Tensor of shape (n, n), float64
-
-    Returns
-    -------
-    Tensor of shape (n,)
-    """
+    """Eigenvalues of a positive semi-definite matrix, ascending, rounding below zero removed."""
     return torch.linalg.eigvalsh(A).clamp_min(0.0)

@@ -36,13 +36,7 @@ def batches(n: int, length: int) -> Iterator[slice]:
 
 
 def require_memory(needed: float, memory_limit: float | None, what: str, advice: str) -> None:
-    """Raise MemoryError if ``needed`` bytes exceed the limit, saying what would fit.
-
-    Raises
-    ------
-    MemoryError
-        Naming ``what``, its size, the limit, and ``advice``.
-    """
+    """Raise MemoryError if ``needed`` bytes exceed the limit, saying what would fit."""
     limit = limit_in_bytes(memory_limit)
     if needed > limit:
         raise MemoryError(

@@ -18,13 +18,7 @@ _SMALL = 5e8
 
 @contextmanager
 def few_threads(operations: float) -> Iterator[None]:
-    """Use one torch thread inside the block if a step counts fewer than 5e8 operations.
-
-    Parameters
-    ----------
-    operations : float
-        Floating-point operations of one step of the work in the block.
-    """
+    """Use one torch thread inside the block if a step of it counts fewer than 5e8 operations."""
     before = torch.get_num_threads()
     if operations >= _SMALL or before == 1:
         yield
@@ -39,14 +33,8 @@ def few_threads(operations: float) -> Iterator[None]:
 def over_threads(function: Callable[..., Any], tasks: Sequence[tuple]) -> None:
     """Call ``function(*task)`` for every task, as many at once as torch has threads.
 
-    Each call runs on one thread: many short operations then meet no barriers, which cost little
-    on idle processors and a multiple of the work on busy ones.
-
-    Parameters
-    ----------
-    function : callable
-        It must not change what another call reads.
-    tasks : sequence of tuple
+    Each call runs on one thread: many short operations then meet no barriers, which cost little on
+    idle processors and a multiple of the work on busy ones. No call may change what another reads.
     """
     n_threads = min(torch.get_num_threads(), len(tasks))
     if n_threads < 2:

@@ -35,40 +35,11 @@ __all__ = [
 def log_marginal_likelihood_bounds(
     posterior: Posterior, kind: str = "laplace"
 ) -> tuple[float, float]:
-    """Lower and upper end of the evidence of the model behind ``posterior``.
+    """Lower and upper end of the evidence of the model behind ``posterior``; ``kind`` as for its
+    value.
 
-    Parameters
-    ----------
-    posterior : Posterior
-        One with ``log_determinant_bounds`` (low rank) gives a bracket; of one without, both ends
-        are its own value.
-    kind : {"laplace", "dual"}, default="laplace"
-        As for :func:`~sk_dnn2gp.evidence.log_marginal_likelihood`.
-
-    Returns
-    -------
-    tuple of float
-
-    Raises
-    ------
-    ValueError
-        If ``kind`` is unknown.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from sk_dnn2gp.evidence.bounds import log_marginal_likelihood_bounds
-    >>> from sk_dnn2gp.linear_model import LinearModel
-    >>> from sk_dnn2gp.likelihoods import Gaussian
-    >>> from sk_dnn2gp.linearize import Linearization
-    >>> from sk_dnn2gp.posterior.low_rank import LowRankPosterior
-    >>> net = torch.nn.Linear(1, 1, bias=False, dtype=torch.float64)
-    >>> _ = torch.nn.init.constant_(net.weight, 0.5)  # the minimum for x = y = 1, δ = σ = 1
-    >>> one = torch.ones(1, 1, dtype=torch.float64)
-    >>> model = LinearModel.from_laplace(Linearization(net), one, one, Gaussian(1.0), 1.0)
-    >>> lower, upper = log_marginal_likelihood_bounds(LowRankPosterior(model, random_state=0))
-    >>> round(lower, 6), round(upper, 6)  # log N(1 | 0, 2)
-    (-1.515512, -1.515512)
+    A posterior with ``log_determinant_bounds`` (low rank) gives a bracket; of one without, both
+    ends are its own value. ValueError if ``kind`` is unknown.
     """
     fit = _fit(posterior, kind)
     if hasattr(posterior, "log_determinant_bounds"):
@@ -91,36 +62,10 @@ def _fit(posterior: Posterior, kind: str) -> float:
 
 
 def fischer_bound(model: LinearModel, block_size: int | Sequence[Tensor] = 100) -> float:
-    """An upper bound of log|B| from blocks of examples.
+    """An upper bound of log|B| from blocks of examples: Σ_b log|I + Φ_b D⁻¹ Φ_bᵀ|.
 
-    Parameters
-    ----------
-    model : LinearModel
-    block_size : int or sequence of Tensor, default=100
-        Examples of a block, in order; or the examples of every block, a partition.
-
-    Returns
-    -------
-    float
-        Σ_b log|I + Φ_b D⁻¹ Φ_bᵀ|; the fit less half of it is a lower bound of the evidence.
-
-    Raises
-    ------
-    ValueError
-        If the blocks are no partition of the examples.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from sk_dnn2gp.evidence.bounds import fischer_bound
-    >>> from sk_dnn2gp.linear_model import LinearModel
-    >>> from sk_dnn2gp.likelihoods import Gaussian
-    >>> from sk_dnn2gp.linearize import Linearization
-    >>> net = torch.nn.Linear(1, 1, bias=False, dtype=torch.float64)
-    >>> X = torch.ones(2, 1, dtype=torch.float64)
-    >>> model = LinearModel.from_laplace(Linearization(net), X, X, Gaussian(1.0), 1.0)
-    >>> round(fischer_bound(model, 2), 6), round(fischer_bound(model, 1), 6)  # log 3, 2 log 2
-    (1.098612, 1.386294)
+    ``block_size``: examples of a block, in order, or the examples of every block. The fit less half
+    of the bound is a lower bound of the evidence. ValueError if the blocks are no partition.
     """
     n = len(model.X)
     if isinstance(block_size, int):
@@ -155,15 +100,7 @@ def _block_gram(model: LinearModel, X: Tensor, C: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class BracketedChoice:
-    """A grid of δ with the bracket of the evidence at each.
-
-    Parameters
-    ----------
-    factors : ndarray of shape (n,)
-        Of the posterior's own δ.
-    lower, upper : ndarray of shape (n,)
-        Of the evidence at the fixed w*.
-    """
+    """Multiples (n,) of the posterior's δ, with the bracket of the evidence at each."""
 
     factors: NDArray
     lower: NDArray
@@ -188,22 +125,8 @@ def choose_prior_precision(
 ) -> BracketedChoice:
     """Bracket the evidence at multiples of δ, weights fixed, from one sketch.
 
-    Parameters
-    ----------
-    posterior : Posterior
-        With ``with_prior_precision`` (low rank; Kronecker, without a bracket).
-    factors : sequence of float
-        Multiples of its δ.
-    kind : {"laplace", "dual"}, default="laplace"
-
-    Returns
-    -------
-    BracketedChoice
-
-    Raises
-    ------
-    ValueError
-        If a factor is not positive.
+    The posterior has ``with_prior_precision`` (low rank; Kronecker, without a bracket). ValueError
+    if a factor is not positive.
     """
     grid = np.asarray(factors, dtype=float)
     if grid.ndim != 1 or not len(grid) or not (grid > 0).all():

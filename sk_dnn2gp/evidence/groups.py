@@ -34,30 +34,13 @@ _TRUST, _LEAST_TRUST, _GAIN, _MOVES = 1.0, 0.25, 0.05, 30
 def weight_groups(
     linearization: Linearization, groups: Any, feature_names: Sequence[str]
 ) -> tuple[list[str], Tensor]:
-    """Names of the groups, and for every weight the number of its group.
+    """Names of the groups (the last is that of the biases), and the group's number of every weight
+    (P,).
 
-    Parameters
-    ----------
-    linearization : Linearization
-        Of all weights.
-    groups : {"all", "layer", "feature"} or dict of str to sequence of str
-        "layer": the weights of every layer, and all biases and other vectors together; "feature":
-        those of every input of the first layer too; a dict names groups of named parameters, and
-        what it leaves out is the last group, "others".
-    feature_names : sequence of str
-        Of the inputs.
-
-    Returns
-    -------
-    names : list of str
-        The last is that of the biases (or "all", or "others").
-    index : Tensor of shape (n_params,), int64
-
-    Raises
-    ------
-    ValueError
-        If a dict names a parameter that the network does not have, or one twice, or ``groups`` is
-        "feature" and the network's first weights are not a matrix with a column for each input.
+    "layer": the weights of every layer, and all biases and other vectors together; "feature": those
+    of every input of the first layer too; a dict names groups of named parameters, and what it
+    leaves out is the last group, "others". ValueError if a dict names a parameter that the network
+    does not have, or one twice, or the first weights are not a matrix with a column for each input.
     """
     tensors = linearization.parameter_names
     shapes = dict(linearization.module.named_parameters())
@@ -118,23 +101,8 @@ def _numbered(
 def choose_groups(searcher: Searcher, start: Found, index: Tensor, n_groups: int) -> Found:
     """Go from one δ to one for each group, as long as the evidence at the minimum rises.
 
-    Parameters
-    ----------
-    searcher : Searcher
-    start : Found
-        With one δ.
-    index : Tensor of shape (n_params,)
-        The number of each weight's group.
-    n_groups : int
-
-    Returns
-    -------
-    Found
-
-    Raises
-    ------
-    MemoryError
-        If three P × P matrices do not fit the memory limit.
+    ``index`` (P,) holds the number of each weight's group. MemoryError if three P × P matrices do
+    not fit.
     """
     best, trust = searcher.trial(start), _TRUST
     evidence = _evidence(best, index)

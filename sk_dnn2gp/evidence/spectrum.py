@@ -136,20 +136,9 @@ class EvidenceSpectrum:
     ) -> EvidenceSpectrum:
         """Decompose what a posterior is made of: ΦᵀΦ or ΦΦᵀ, a diagonal, each output's ΦΦᵀ.
 
-        Parameters
-        ----------
-        posterior : Posterior
-        noise_std : float, optional
-            σ that the model was made with, for a Gaussian likelihood; None for others.
-        n_observations : float
-            K Σ s; needed for the Gaussian.
-        prior_precision : float, optional
-            The δ that stands for all where weights have several: their ratios to it stay. None is
-            the last weight's.
-
-        Returns
-        -------
-        EvidenceSpectrum
+        ``noise_std`` is the σ that the model was made with (None: no Gaussian), and then
+        ``n_observations`` is K Σ s. ``prior_precision`` stands for all δ where weights have
+        several, and their ratios to it stay; None is the last weight's.
         """
         model = posterior.model
         delta = float(model.prior_precision[-1]) if prior_precision is None else prior_precision
@@ -192,13 +181,8 @@ class EvidenceSpectrum:
         """∂/∂log δ and ∂/∂log σ of the evidence at fixed w* (the second is 0 without a σ).
 
         ``laplace``: ½(γ - δ‖w*‖²) and Σ s‖y-f‖²/σ² - NK + γ, twice the ∂/∂log σ² of
-        :ref:`math-evidence`.
-        ``dual``: the same with the ridge solution ŵ(δ, σ) of the linear model in place of w*.
-
-        Raises
-        ------
-        ValueError
-            If ``kind`` is unknown.
+        :ref:`math-evidence`. ``dual``: the same with the ridge solution ŵ(δ, σ) of the linear model
+        in place of w*. ValueError if ``kind`` is unknown.
         """
         _check_kind(kind)
         delta, variance = prior_precision, noise_std**2
@@ -221,17 +205,8 @@ class EvidenceSpectrum:
     ) -> tuple[float, float | None]:
         """Find the (δ, σ) of the best evidence at fixed w*, by L-BFGS-B in log space.
 
-        Parameters
-        ----------
-        prior_precision, noise_std : float
-            One start; a strong and a weak prior are two others.
-        prior_precision_bounds, noise_std_bounds : tuple of float, or None
-            None keeps that one fixed.
-        kind : {"laplace", "dual"}
-
-        Returns
-        -------
-        prior_precision, noise_std : float
+        The numbers given are one start; a strong and a weak prior are two others. Bounds of None
+        keep that one fixed.
         """
         sigma = 1.0 if noise_std is None else noise_std
         fixed = np.log([prior_precision, sigma])
@@ -333,26 +308,10 @@ class GroupedEvidence:
         noise_std: float | None = None,
         memory_limit: float | None = None,
     ) -> GroupedEvidence:
-        """Form the GGN of ``model``.
+        """Form the GGN of ``model``, made with this σ (None: no Gaussian); ``groups`` (P,) count
+        from 0.
 
-        Parameters
-        ----------
-        model : LinearModel
-        groups : ndarray of shape (n_params,)
-            The number of each weight's group, from 0.
-        noise_std : float, optional
-            σ that ``model`` was made with, for a Gaussian likelihood; None for others.
-        memory_limit : float, optional
-            MiB.
-
-        Returns
-        -------
-        GroupedEvidence
-
-        Raises
-        ------
-        MemoryError
-            If three P×P matrices do not fit the limit.
+        MemoryError if three P×P matrices do not fit the limit.
         """
         require_memory(
             3 * 8 * model.n_params**2,
@@ -380,20 +339,8 @@ class GroupedEvidence:
     ) -> tuple[float, np.ndarray]:
         """Evidence and its gradient at θ = (log δ of each group, and log σ for a Gaussian).
 
-        Parameters
-        ----------
-        theta : ndarray of shape (n_groups,) or (n_groups + 1,)
-        kind : {"laplace", "dual"}, default="laplace"
-
-        Returns
-        -------
-        value : float
-        gradient : ndarray of the shape of theta
-
-        Raises
-        ------
-        ValueError
-            If ``kind`` is unknown.
+        θ and the gradient are of shape (n_groups,) or (n_groups + 1,). ValueError if ``kind`` is
+        unknown.
         """
         _check_kind(kind)
         logs = torch.as_tensor(theta, dtype=torch.float64, device=self.weights.device)
@@ -472,20 +419,11 @@ def updated_noise_std(
 
 @singledispatch
 def decomposition(posterior: Posterior, root: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Eigenvalues of ΦᵀΦ, and data gradient and w* along its eigenvectors, by the smaller side.
+    """Eigenvalues of ΦᵀΦ, and data gradient and w* along its eigenvectors, by the smaller side:
+    (rank,).
 
-    In rescaled weights √r w, r the ratios of their prior precisions: Φ takes 1/√r.
-
-    Parameters
-    ----------
-    posterior : Posterior
-        A new kind of posterior registers its own.
-    root : Tensor of shape (n_params,)
-        √r.
-
-    Returns
-    -------
-    eigenvalues, gradient, weights : Tensor of shape (rank,)
+    In rescaled weights √r w, r (P,) the ratios of their prior precisions, ``root`` their root: Φ
+    takes 1/√r. A new kind of posterior registers its own.
     """
     model = posterior.model
     gradient, weights = model.data_gradient / root, model.weights * root

@@ -30,19 +30,9 @@ _MOVED = 0.01
 
 
 class EvidenceUpdates(Callback):
-    """MacKay's updates of δ and σ every few epochs.
+    """MacKay's updates of δ and σ every ``interval`` epochs; ``loss`` is changed in place.
 
-    Parameters
-    ----------
-    data : TrainingData
-    loss : BatchLoss
-        Changed in place.
-    freedom : Freedom
-    specification : PosteriorSpecification
-        Of the posterior whose γ counts.
-    rows : Tensor of int, optional
-    interval : int, default=20
-        Epochs between updates.
+    The posterior whose γ counts is ``specification``'s.
     """
 
     def __init__(
@@ -107,23 +97,7 @@ def maximise_at_fixed_weights(
     specification: PosteriorSpecification,
     rows: Tensor | None = None,
 ) -> tuple[float, Likelihood]:
-    """The best δ and σ at a module's weights: one eigendecomposition serves every value.
-
-    Parameters
-    ----------
-    module : torch.nn.Module
-    data : TrainingData
-    likelihood : Likelihood
-    prior_precision : float
-    freedom : Freedom
-    specification : PosteriorSpecification
-    rows : Tensor of int, optional
-
-    Returns
-    -------
-    prior_precision : float
-    likelihood : Likelihood
-    """
+    """The best δ and likelihood at a module's weights: one eigendecomposition serves all."""
     model = model_at(module, data.take(rows), likelihood, prior_precision, specification)
     sigma = likelihood.noise_std if isinstance(likelihood, Gaussian) else None
     spread = 1.0
@@ -153,20 +127,7 @@ def model_at(
     prior_precision: float,
     specification: PosteriorSpecification,
 ) -> LinearModel:
-    """Theorem 1 at a module's present weights, in float64 whatever the module's precision.
-
-    Parameters
-    ----------
-    module : torch.nn.Module
-    data : TrainingData
-    likelihood : Likelihood
-    prior_precision : float
-    specification : PosteriorSpecification
-
-    Returns
-    -------
-    LinearModel
-    """
+    """Theorem 1 at a module's present weights, in float64 whatever the module's precision."""
     linearization = Linearization(module, parameters=specification.parameters, dtype=torch.float64)
     linearization.outputs(data.X[:1])
     own = data.astype(torch.float64)
@@ -181,17 +142,7 @@ def model_at(
 
 
 def n_observations(model: LinearModel, likelihood: Likelihood) -> float:
-    """K Σ s for the Gaussian, of L Lᵀ = s I/σ²; the number of rows otherwise.
-
-    Parameters
-    ----------
-    model : LinearModel
-    likelihood : Likelihood
-
-    Returns
-    -------
-    float
-    """
+    """K Σ s for the Gaussian, of L Lᵀ = s I/σ²; the number of rows otherwise."""
     if isinstance(likelihood, Gaussian):
         return float(model.noise_factor.square().sum()) * likelihood.noise_std**2
     return float(model.n_rows)

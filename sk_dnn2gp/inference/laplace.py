@@ -120,22 +120,8 @@ class Task:
 def fit_laplace(task: Task) -> Result:
     """Train, choose δ and σ where they are free, and take the Laplace posterior.
 
-    Parameters
-    ----------
-    task : Task
-
-    Returns
-    -------
-    Result
-
-    Raises
-    ------
-    ConvergenceError
-        If training diverged.
-    MemoryError
-        If a matrix does not fit the memory limit.
-    ValueError
-        If the network does not fit the data, or the arguments each other.
+    ConvergenceError if training diverged, MemoryError if a matrix does not fit, ValueError if the
+    network does not fit the data, or the arguments each other.
     """
     if task.source.is_frozen:
         return _frozen(task)

@@ -53,16 +53,9 @@ _NATS, _PART = 0.01, 1e-5
 
 @dataclass(frozen=True)
 class LinearizedPosterior:
-    """The converged q(w) of the linear model.
+    """The converged q(w) of the linear model: Σ, as the posterior of the model with Λ̄ and ỹ.
 
-    Parameters
-    ----------
-    posterior : Posterior
-        Σ, as the posterior of the linear model with Λ̄ and ỹ (its ``model``).
-    shift : Tensor of shape (n_params,)
-        μ - w*.
-    elbo_curve : list of float
-        The lower bound of every step, in nats.
+    ``shift`` (P,) is μ - w*; ``elbo_curve`` the lower bound of every step, in nats.
     """
 
     posterior: Posterior
@@ -141,18 +134,7 @@ class _Problem:
 
 
 def fit_linearized(task: Task, result: Result, settings: LinearizedVariational) -> Result:
-    """Replace the Laplace posterior by the best Gaussian of the same linear model.
-
-    Parameters
-    ----------
-    task : Task
-    result : Result
-    settings : LinearizedVariational
-
-    Returns
-    -------
-    Result
-    """
+    """Replace the Laplace posterior by the best Gaussian of the same linear model."""
     data = task.data.to(result.model.X.device).take(task.rows)
     best = maximise_linearized_elbo(
         result.model,
@@ -175,39 +157,11 @@ def maximise_linearized_elbo(
 ) -> LinearizedPosterior:
     """Find the best Gaussian of theorem 1's linear model by the evidence lower bound.
 
-    Newton's steps on the natural parameters of q: the precision moves to a mean of the old and the
-    new Λ̄, the mean by the same part of Σ Jᵀ(...), halved until the bound does not fall.
-
-    Parameters
-    ----------
-    model : LinearModel
-        The Laplace posterior's, where the steps begin.
-    y : Tensor of shape (n_samples, ...)
-        Targets as ``likelihood`` wants them.
-    likelihood : Likelihood
-    sample_weight : Tensor of shape (n_samples,)
-    memory_limit : float, optional
-        MiB for temporary work.
-    max_iter : int, default=60
-        Steps at most.
-
-    Returns
-    -------
-    LinearizedPosterior
-
-    Raises
-    ------
-    MemoryError
-        If a factor does not fit the memory limit.
-
-    Warns
-    -----
-    ConvergenceWarning
-        If the bound still rises after 60 steps.
-
-    Notes
-    -----
-    A step costs as much as a Laplace posterior and its variances at the training inputs.
+    Newton's steps on the natural parameters of q, from the Laplace posterior's model on: the
+    precision moves to a mean of the old and the new Λ̄, the mean by the same part of Σ Jᵀ(...),
+    halved until the bound does not fall. A step costs as much as a Laplace posterior and its
+    variances at the training inputs. MemoryError if a factor does not fit; a ConvergenceWarning if
+    the bound still rises at the end.
     """
     outputs = model.linearization.outputs(model.X).double()
     weight = sample_weight.to(outputs)

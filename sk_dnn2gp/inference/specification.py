@@ -55,13 +55,7 @@ class Variational(BaseEstimator):
         self.batch_size = batch_size
 
     def validate(self) -> None:
-        """Refuse settings that cannot work.
-
-        Raises
-        ------
-        ValueError
-            With the name of the setting, what was found and what to give.
-        """
+        """Raise ValueError where a setting cannot work, with its name and what to give."""
         _positive(self, "max_iter")
         _positive(self, "n_samples")
         if self.batch_size != "auto":
@@ -89,13 +83,7 @@ class LinearizedVariational(BaseEstimator):
         self.max_iter = max_iter
 
     def validate(self) -> None:
-        """Refuse settings that cannot work.
-
-        Raises
-        ------
-        ValueError
-            With the name of the setting, what was found and what to give.
-        """
+        """Raise ValueError where a setting cannot work, with its name and what to give."""
         _positive(self, "max_iter")
 
 

@@ -57,28 +57,11 @@ _JUDGES, _TRIALS, _SHORTEST, _SLACK = 16, 3, 1 / 64, 1e-6
 
 
 def fit_variational(task: Task, result: Result, settings: Variational) -> Result:
-    """Move a Laplace posterior to the variational one.
+    """Move a Laplace posterior to the variational one; the result's module is trained on, in place.
 
-    Parameters
-    ----------
-    task : Task
-    result : Result
-        Its module is trained on, in place.
-    settings : Variational
-
-    Returns
-    -------
-    Result
-        The network at μ, with q as its posterior, and the lower bound of every epoch.
-
-    Raises
-    ------
-    MemoryError
-        If the matrices of the full covariance do not fit.
-    ConvergenceError
-        If the lower bound is not finite, or minibatches ended far below its start.
-    ValueError
-        If ``sample_weight`` meets minibatches.
+    MemoryError if the matrices of the full covariance do not fit, ConvergenceError if the lower
+    bound is not finite, or minibatches ended far below its start, ValueError if ``sample_weight``
+    meets minibatches.
     """
     module, diagonal = result.module, isinstance(task.specification, Diagonal)
     own = task.data.astype(module_dtype(module)).to(result.model.X.device)
@@ -201,9 +184,9 @@ class _Training:
         return losses, curve
 
     def _epoch(self, rate: float, shorter: float, epoch: int) -> tuple[float, float]:
-        """One pass over the data; a step on all of it is shortened while the bound falls.
+        """The part of the rate for the next epoch and E_q Σℓ after one pass over the data.
 
-        Returns the part of the rate for the next epoch, and E_q Σℓ after this one.
+        A step on all of the data is shortened while the bound falls.
         """
         if self.length < len(self.data):
             order = torch.randperm(len(self.data))
@@ -269,13 +252,7 @@ def _near(new: float, old: float, bounds: tuple[float, float]) -> float:
 
 
 def _check_bound(curve: list[float]) -> None:
-    """Refuse a bound that is lost.
-
-    Raises
-    ------
-    ConvergenceError
-        If it is not finite, or far below its start.
-    """
+    """Raise ConvergenceError where the bound is not finite, or far below its start."""
     if math.isfinite(curve[-1]) and curve[-1] >= curve[0] - max(100.0, 10.0 * abs(curve[0])):
         return
     raise ConvergenceError(

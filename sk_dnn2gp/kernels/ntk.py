@@ -25,13 +25,7 @@ __all__ = ["NTKKernel", "network_module"]
 
 
 def network_module(network: Any) -> nn.Module:
-    """The torch module of a module, a fitted skorch net or a fitted estimator.
-
-    Raises
-    ------
-    TypeError
-        If there is none.
-    """
+    """The module of a module, a fitted skorch net or a fitted estimator; else TypeError."""
     if isinstance(network, nn.Module):
         return network
     inner = getattr(network, "estimator", network)  # FrozenEstimator keeps its own there
@@ -168,26 +162,10 @@ class NTKKernel(Kernel):
     def __call__(
         self, X: ArrayLike, Y: ArrayLike | None = None, eval_gradient: bool = False
     ) -> Any:
-        """Kernel matrix, and its gradient in log δ on request.
+        """Kernel matrix (n_X, n_Y) (Y of None: X), and its gradient ∂K/∂log δ = -K on request.
 
-        Parameters
-        ----------
-        X : array-like of shape (n_samples_X, n_features)
-        Y : array-like of shape (n_samples_Y, n_features), optional
-            None is X.
-        eval_gradient : bool
-            Only with ``Y=None``.
-
-        Returns
-        -------
-        K : ndarray of shape (n_samples_X, n_samples_Y)
-        K_gradient : ndarray of shape (n_samples_X, n_samples_X, 0 or 1)
-            If ``eval_gradient``: ∂K/∂log δ = -K.
-
-        Raises
-        ------
-        ValueError
-            If ``eval_gradient`` is asked for with Y, or X is not finite or does not fit.
+        The gradient is of shape (n_X, n_X, 0 or 1). ValueError if it is asked for with Y, or X is
+        not finite or does not fit.
         """
         if eval_gradient and Y is not None:
             raise ValueError("Gradient can only be evaluated when Y is None.")

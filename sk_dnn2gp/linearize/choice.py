@@ -17,10 +17,7 @@ def chosen_names(
 ) -> tuple[str, ...] | None:
     """Names of the chosen parameters, or None where only data can tell.
 
-    Raises
-    ------
-    ValueError
-        If there are none, unknown ones, or several precisions or devices among the weights.
+    ValueError if there are none, unknown ones, or several precisions or devices among the weights.
     """
     named = dict(module.named_parameters())
     if isinstance(parameters, str) and parameters != "last_layer":
@@ -71,13 +68,7 @@ def _last_of_sequence(module: nn.Module) -> tuple[str, ...] | None:
 
 
 def last_layer(twin: Twin, X: Tensor) -> tuple[str, ...]:
-    """Names of the weights of the layer whose call starts last.
-
-    Raises
-    ------
-    ValueError
-        If no layer with weights is called.
-    """
+    """Names of the weights of the layer whose call starts last; ValueError if there is none."""
     called: list[nn.Module] = []
     owners = [
         m for m in twin.net.modules() if any(p.requires_grad for p in m.parameters(recurse=False))

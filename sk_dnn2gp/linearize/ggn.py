@@ -81,14 +81,7 @@ def _is_cheaper(same: bool, left: Size, right: Size, n_rows: int) -> bool:
 
 
 class Products:
-    """Sums the blocks of ΦᵀΦ over chunks of examples.
-
-    Parameters
-    ----------
-    sizes : sequence of Size
-        Of the factors, in their order.
-    by_factors : frozenset of pairs
-    """
+    """Sums the blocks of ΦᵀΦ over chunks of examples; ``sizes`` in the order of the factors."""
 
     def __init__(self, sizes: Sequence[Size], by_factors: frozenset[tuple[int, int]]) -> None:
         self.sizes, self.by_factors = sizes, by_factors

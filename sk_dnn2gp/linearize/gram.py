@@ -87,21 +87,11 @@ def gram_matrix(
     memory_limit: float | None,
     trace: bool = False,
 ) -> Tensor:
-    """Rows of ``left`` times those of ``right`` (None: of ``left``), float64.
+    """Rows of ``left`` times those of ``right`` (None: of ``left``), (n n_rows, n2 n_rows2),
+    float64.
 
-    Parameters
-    ----------
-    left, right : Side
-    scale : sequence of float or None
-        One factor per parameter.
-    memory_limit : float or None
-        MiB beside the result.
-    trace : bool
-        Sum over the rows of each pair of examples.
-
-    Returns
-    -------
-    Tensor of shape (n n_rows, n2 n_rows2), or (n, n2) for the trace
+    ``scale``: one factor per parameter. ``trace``: sums over the rows of each pair of examples, (n,
+    n2).
     """
     limit = limit_in_bytes(memory_limit)
     plan = _Layout(limit, trace, [None])

@@ -38,18 +38,8 @@ def factors_of(
 ) -> list[Factor]:
     """Factors of one call of a layer; a slot of None is a parameter that is not asked for.
 
-    Parameters
-    ----------
-    layer : torch.nn.Module
-    x : Tensor of shape (n, ...)
-        The layer's input.
-    g : Tensor of shape (n, R, ...)
-        Derivatives of R scalars of each example with respect to the layer's output.
-    weight, bias : Slot or None
-
-    Returns
-    -------
-    list of Factor
+    ``x`` (n, ...) is the layer's input, ``g`` (n, R, ...) the derivatives of R scalars of each
+    example with respect to its output.
     """
     if isinstance(layer, nn.Linear):
         return _linear(x, g, weight, bias)

@@ -146,35 +146,12 @@ class Linearization:
         self._name_weights()
 
     def at(self, w: Tensor) -> Linearization:
-        """The same network at given weights, for good.
+        """The same network at given weights (P,), in the order of ``parameter_names``, for good.
 
         Nothing is copied but w: all linearisations that come of one another by this method share
         one copy of the network and what is known of it. The weights that are not w, and buffers,
-        are those of the module now; later changes of the module are not seen.
-
-        Parameters
-        ----------
-        w : Tensor of shape (n_params,)
-            In the order of ``parameter_names``.
-
-        Returns
-        -------
-        Linearization
-            Immutable, and safe to use from several threads.
-
-        Raises
-        ------
-        ValueError
-            If w is not of that shape.
-
-        Examples
-        --------
-        >>> import torch
-        >>> from sk_dnn2gp.linearize import Linearization
-        >>> net = torch.nn.Linear(1, 1, dtype=torch.float64)
-        >>> lin = Linearization(net).at(torch.tensor([2.0, 3.0], dtype=torch.float64))
-        >>> lin.outputs(torch.ones(1, 1, dtype=torch.float64)).item()  # 2 x + 3
-        5.0
+        are those of the module now; later changes of the module are not seen. The result is
+        immutable, and safe to use from several threads. ValueError if w is not of that shape.
         """
         if w.shape != (self.n_params,):
             raise ValueError(f"w must have shape ({self.n_params},), got {tuple(w.shape)}.")
@@ -236,24 +213,13 @@ class Linearization:
 
     @property
     def n_outputs(self) -> int:
-        """K, once the module has seen data.
-
-        Raises
-        ------
-        AttributeError
-            Before that.
-        """
+        """K, once the module has seen data; AttributeError before that."""
         for plan in list(self._plans.values()):
             return plan.n_outputs
         raise AttributeError("n_outputs is known after the first call with data, e.g. outputs(X).")
 
     def weights(self) -> Tensor:
-        """w, of shape (n_params,), float64: in the order of ``parameter_names``.
-
-        Returns
-        -------
-        Tensor
-        """
+        """w, of shape (n_params,), float64: in the order of ``parameter_names``."""
         if self._flat is not None:
             return self._flat.to(torch.float64, copy=True)
         self._refresh()
@@ -261,16 +227,7 @@ class Linearization:
         return torch.cat([named[n].detach().flatten() for n in self.parameter_names]).double()
 
     def outputs(self, X: Tensor) -> Tensor:
-        """f(X), in eval mode and without a graph.
-
-        Parameters
-        ----------
-        X : Tensor of shape (n_samples, ...)
-
-        Returns
-        -------
-        Tensor of shape (n_samples, n_outputs)
-        """
+        """f(X), of shape (n_samples, n_outputs), in eval mode and without a graph."""
         X, plan = self._prepared(X)
         length = min(_ROWS, chunk_length(2 * plan.graph_bytes, self.memory_limit))
         parts = [X] if len(X) <= length else [X[part] for part in batches(len(X), length)]
@@ -279,17 +236,9 @@ class Linearization:
         return outputs[0] if len(parts) == 1 else torch.cat(outputs)
 
     def rows(self, X: Tensor, cotangents: Cotangents = None) -> Tensor:
-        """Cᵀ J for one chunk.
+        """Cᵀ J for one chunk, of shape (n_samples, n_rows, n_params).
 
-        Parameters
-        ----------
-        X : Tensor of shape (n_samples, ...)
-        cotangents : Tensor of shape (n_samples, n_outputs, n_rows), callable or None
-            C; a callable is given f (n_samples, n_outputs); None is the identity.
-
-        Returns
-        -------
-        Tensor of shape (n_samples, n_rows, n_params)
+        C is a Tensor (n_samples, n_outputs, n_rows), a callable of f, or None, the identity.
         """
         return self.outputs_and_rows(X, cotangents)[1]
 
@@ -299,17 +248,7 @@ class Linearization:
         return self._rows(X, plan, cotangents)
 
     def recording(self, X: Tensor) -> Recording | None:
-        """One forward pass, whose rows are made if they are asked for.
-
-        Parameters
-        ----------
-        X : Tensor of shape (n_samples, ...)
-
-        Returns
-        -------
-        Recording, or None
-            None where the rows of all of X do not fit the memory limit twice.
-        """
+        """One forward pass, whose rows are made if asked for; None where they do not fit twice."""
         X, plan = self._prepared(X)
         if chunk_length(2 * self._row_bytes(plan, plan.n_outputs), self.memory_limit) < len(X):
             return None
@@ -318,23 +257,11 @@ class Linearization:
     def forward(self, X: Tensor) -> Pass:
         """One pass over X, kept for products: f(X), Jᵀu, and exact Hessian products.
 
-        Parameters
-        ----------
-        X : Tensor of shape (n_samples, ...)
-
-        Returns
-        -------
-        Pass
-
-        Examples
-        --------
         >>> import torch
         >>> from sk_dnn2gp.linearize import Linearization
         >>> net = torch.nn.Linear(1, 1, bias=False, dtype=torch.float64)
-        >>> X = torch.tensor([[2.0]], dtype=torch.float64)
-        >>> product = Linearization(net).forward(X).hessian_products(
-        ...     lambda f, part: 0.5 * f.square().sum()
-        ... )
+        >>> of_X = Linearization(net).forward(torch.tensor([[2.0]], dtype=torch.float64))
+        >>> product = of_X.hessian_products(lambda f, part: 0.5 * f.square().sum())
         >>> product(torch.ones(1, dtype=torch.float64)).item()  # x²
         4.0
         """
@@ -374,19 +301,10 @@ class Linearization:
         cotangents2: Cotangents = None,
         parameter_scale: Sequence[float] | None = None,
     ) -> Tensor:
-        """C(X)ᵀ J(X) diag(s) J(X2)ᵀ C(X2), with rows ordered example by example.
+        """C(X)ᵀ J(X) diag(s) J(X2)ᵀ C(X2), (n n_rows, n2 n_rows2), float64, example by example.
 
-        Parameters
-        ----------
-        X, X2 : Tensor of shape (n, ...), (n2, ...)
-            ``X2=None`` is X itself: half the work, an exactly symmetric result.
-        cotangents, cotangents2 : Tensor of shape (n, n_outputs, n_rows), callable or None
-        parameter_scale : sequence of float, optional
-            s, one positive factor per named parameter.
-
-        Returns
-        -------
-        Tensor of shape (n n_rows, n2 n_rows2), float64
+        X2 of None is X itself: half the work, an exactly symmetric result. C as for :meth:`rows`; s
+        is one positive factor per named parameter.
         """
         scale = self._scale(parameter_scale)
         if cotangents is None and cotangents2 is None:
@@ -418,13 +336,7 @@ class Linearization:
         *,
         parameter_scale: Sequence[float] | None = None,
     ) -> Tensor:
-        """Gram matrix of output k alone, of shape (n, n2), float64.
-
-        Raises
-        ------
-        ValueError
-            If the network has no output k.
-        """
+        """Gram matrix (n, n2) of output k alone, float64; ValueError without an output k."""
 
         unit = self.unit_cotangents(k)
         return self.gram(X, X2, cotangents=unit, cotangents2=unit, parameter_scale=parameter_scale)
@@ -433,10 +345,7 @@ class Linearization:
     def unit_cotangents(k: int) -> Callable[[Tensor], Tensor]:
         """Cotangents that pick output k: a callable of f, with one row.
 
-        Raises
-        ------
-        ValueError
-            When called, if the network has no output k.
+        It raises ValueError, when called, if the network has no output k.
         """
 
         def unit(f: Tensor) -> Tensor:
@@ -509,12 +418,9 @@ class Linearization:
         return self.ggn_diagonal(X, cotangents=residual[..., None])
 
     def jvp(self, X: Tensor, v: Tensor) -> Tensor:
-        """J v, of shape (n_samples, n_outputs), or (…, n_vectors) for v (n_params, n_vectors).
+        """J v, (n_samples, n_outputs), or (…, n_vectors) for v (n_params, n_vectors).
 
-        Raises
-        ------
-        ValueError
-            If v has not one row for each weight.
+        ValueError if v has not one row for each weight.
         """
         V = v[:, None] if v.ndim == 1 else v
         parts = []

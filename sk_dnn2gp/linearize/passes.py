@@ -54,15 +54,8 @@ def _before(steps: Sequence[tuple[Any, Any]]) -> int:
 class ChainPass:
     """A pass over dense layers and activations in turn.
 
-    Parameters
-    ----------
-    chain : Chain
-    weights : list
-        (W, b) of every dense layer, None for an activation.
-    places : list of (Slot or None, Slot or None)
-        Where each dense layer's W and b stand in w.
-    n_params : int
-    X : Tensor of shape (n, n_features)
+    ``weights``: (W, b) of every dense layer, None for an activation; ``places``: where W and b
+    stand in w, a Slot or None each.
     """
 
     def __init__(self, chain: Any, weights: list, places: list, n_params: int, X: Tensor) -> None:
@@ -183,15 +176,7 @@ def pulled(total: Tensor, leaves: Sequence[Tensor], create_graph: bool = False) 
 
 
 class GraphPass:
-    """A pass over any network, with autograd's graph.
-
-    Parameters
-    ----------
-    run : callable
-        Named weights -> f(X), with a graph.
-    leaves : dict of str to Tensor
-        The weights by name, each requiring a gradient.
-    """
+    """A pass over any network with autograd's graph: ``run`` takes the named ``leaves`` to f(X)."""
 
     def __init__(self, run: Callable[[dict[str, Tensor]], Tensor], leaves: dict[str, Tensor]):
         self._leaves = list(leaves.values())
@@ -237,22 +222,10 @@ def _of_part(loss: Callable[[Tensor, slice], Tensor], part: slice, f: Tensor) ->
 
 
 class Pass:
-    """One pass over all rows, in chunks where they do not fit at once.
+    """One pass over all rows, in chunks where they do not fit at once; ``outputs`` (n, K) is f(X).
 
-    One chunk keeps what its products need; several are run anew for each product.
-
-    Parameters
-    ----------
-    make : callable
-        Rows of a slice -> the pass over them.
-    parts : list of slice
-    plan : Plan
-        It remembers whether the network's second derivatives have been found right.
-
-    Attributes
-    ----------
-    outputs : Tensor of shape (n, K)
-        f(X), without a graph.
+    One chunk keeps what its products need; several are run anew for each product. ``plan``
+    remembers whether the network's second derivatives have been found right.
     """
 
     def __init__(
@@ -274,22 +247,10 @@ class Pass:
     def hessian_products(
         self, loss: Callable[[Tensor, slice], Tensor]
     ) -> Callable[[Tensor], Tensor]:
-        """v -> H v, exact, of a loss Σ ℓ(f).
+        """v -> H v, exact, (P,) float64, of a loss Σ ℓ(f): f (n_part, K) and the slice of its rows
+        -> Σ ℓ.
 
-        Parameters
-        ----------
-        loss : callable
-            f (n_part, K) and the slice of its rows -> Σ ℓ over them, twice differentiable in f.
-
-        Returns
-        -------
-        callable
-            v (n_params,) -> H v (n_params,), float64.
-
-        Raises
-        ------
-        ValueError
-            If torch's second derivatives of the module are not symmetric, and so are wrong.
+        ValueError if torch's second derivatives of the module are not symmetric, and so are wrong.
         """
         self._check_symmetric(loss)
         if self._only is not None:

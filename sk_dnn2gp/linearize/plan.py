@@ -79,10 +79,7 @@ def slots_of(names: Sequence[str], sizes: Sequence[int]) -> dict[str, Slot]:
 def make_plan(twin: Twin, slots: dict[str, Slot], X: Tensor) -> Plan:
     """Look at the network on up to four examples of X and choose the rules.
 
-    Raises
-    ------
-    ValueError
-        If the module does not return one row of outputs per example, mixes examples or is random.
+    ValueError if it does not return a row of outputs per example, mixes examples or is random.
     """
     # One example alone would hide what mixes several, and so would one twice.
     sample = X[:4]
@@ -178,13 +175,7 @@ class _Meter:
 
 
 def check_independent(net: nn.Module, sample: Tensor) -> None:
-    """Refuse a network whose outputs for an example depend on the others, or on chance.
-
-    Raises
-    ------
-    ValueError
-        Naming what was found.
-    """
+    """Raise ValueError where outputs for an example depend on the others, or on chance."""
     together = sample
     if len(sample) == 1 and sample.is_floating_point():
         together = torch.cat([sample, 0.5 * sample + 0.25])
@@ -205,13 +196,7 @@ def check_independent(net: nn.Module, sample: Tensor) -> None:
 
 
 def checked_outputs(net: nn.Module, X: Tensor) -> Tensor:
-    """f(X), with errors that name the argument.
-
-    Raises
-    ------
-    ValueError
-        If the module does not take X, or does not return a (n_samples, n_outputs) tensor.
-    """
+    """f(X); ValueError if the module does not take X, or does not return (n_samples, n_outputs)."""
     try:
         f = net(X)
     except (RuntimeError, TypeError, IndexError, ValueError) as error:

@@ -51,25 +51,10 @@ def spread(core: Tensor, n: int) -> Tensor:
 def reverse(
     f: Tensor, edges: Sequence[GradientEdge], C: Tensor, same: bool = False
 ) -> list[Tensor | None]:
-    """Derivatives of the R scalars c_rᵀf of each example at each edge, (n, R, ...).
+    """Derivatives of the R scalars c_rᵀf of each example at each edge, (n, R, ...), C of (n, K, R).
 
-    Parameters
-    ----------
-    f : Tensor of shape (n, K), with a graph
-    edges : sequence of GradientEdge
-    C : Tensor of shape (n, K, R)
-    same : bool
-        Whether C is the same for all examples.
-
-    Returns
-    -------
-    list of Tensor or None
-        None where f does not depend on the edge.
-
-    Raises
-    ------
-    NotByExample
-        If the graph cannot be walked so; autograd can.
+    None where f does not depend on the edge. ``same``: C is the same for all examples. NotByExample
+    if the graph cannot be walked so; autograd can.
     """
     root: Any = f.grad_fn
     wanted = {edge.node for edge in edges}

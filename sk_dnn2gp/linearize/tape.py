@@ -41,14 +41,7 @@ class Call:
 class Twin:
     """A copy of a module that shares its weights and buffers, in eval mode, with its own hooks.
 
-    Parameters
-    ----------
-    module : torch.nn.Module
-
-    Raises
-    ------
-    TypeError
-        If the module cannot be copied.
+    TypeError if the module cannot be copied.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -122,13 +115,7 @@ def run_chain(chain: Chain, X: Tensor, weights: Sequence) -> tuple[Tensor, list,
 
 
 def whole_copy(module: nn.Module) -> nn.Module:
-    """A copy of a module that shares nothing with it, not even a graph.
-
-    Raises
-    ------
-    TypeError
-        If the module cannot be copied.
-    """
+    """A copy that shares nothing with the module, not even a graph; TypeError without one."""
     tensors = {id(t): t for t in _all_tensors(module)}
     return _copied(module, {key: _own(t) for key, t in tensors.items()})
 
@@ -176,13 +163,7 @@ def _tensors_with_owners(module: nn.Module) -> list[tuple[dict, str, Tensor]]:
 
 
 def evaluated(cotangents: Cotangents, f: Tensor) -> Tensor:
-    """C for the outputs f, checked.
-
-    Raises
-    ------
-    ValueError
-        If C is not of shape (n_samples, n_outputs, n_rows).
-    """
+    """C for the outputs f; ValueError if it is not of shape (n_samples, n_outputs, n_rows)."""
     if cotangents is None:
         return torch.eye(f.shape[1], dtype=f.dtype, device=f.device).expand(len(f), -1, -1)
     C = cotangents if isinstance(cotangents, Tensor) else cotangents(f)

@@ -72,29 +72,11 @@ class MarginalLikelihoodScorer(BaseEstimator):
     def __call__(
         self, estimator: Any, X: Any, y: Any, sample_weight: ArrayLike | None = None
     ) -> float:
-        """Return the log marginal likelihood of (X, y) under a fitted estimator.
+        """The log marginal likelihood of (X, y) under a fitted estimator, in the units of y.
 
-        Parameters
-        ----------
-        estimator : estimator
-            Fitted; see the class.
-        X : array-like
-            What the estimator's ``predict`` would take.
-        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
-        sample_weight : array-like of shape (n_samples,), default=None
-            How many times each row counts.
-
-        Returns
-        -------
-        float
-            In the units of y.
-
-        Raises
-        ------
-        TypeError
-            If the estimator has no log marginal likelihood of given data.
-        ValueError
-            If y went through a transformation whose density cannot be followed.
+        X is what the estimator's ``predict`` would take; ``sample_weight`` says how many times each
+        row counts. TypeError if the estimator has no such thing, ValueError if y went through a
+        transformation whose density cannot be followed.
         """
         final, X, y, offset = unwrapped(estimator, X, y, sample_weight)
         weights = {} if sample_weight is None else {"sample_weight": sample_weight}

@@ -44,12 +44,8 @@ def log_jacobian(transform: Any, y: NDArray) -> NDArray:
     """log|det ∂g/∂y| of each row, by fourth-order differences.
 
     Each row takes the first step at which the quotients of h and h/2 agree: long steps lose no
-    digits, short ones keep log y and √y inside their domain.
-
-    Raises
-    ------
-    ValueError
-        If at some row no step does: g is not smooth there.
+    digits, short ones keep log y and √y inside their domain. ValueError if none does: g is not
+    smooth there.
     """
     result = np.full(len(y), np.nan)
     spread = np.where(y.std(axis=0) > 0, y.std(axis=0), 1.0)

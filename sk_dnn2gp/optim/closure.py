@@ -72,17 +72,10 @@ class _Pass:
 class Watcher:
     """Calls closures and keeps what the network did meanwhile.
 
-    Parameters
-    ----------
-    params : sequence of Tensor
-        The optimiser's weights, whose order is that of every flat vector.
-    module : torch.nn.Module, optional
-        The network; None takes the outermost module, called by the closure, that owns them all.
-    factor : callable, optional
-        Outputs f -> L (n, K, K): sums of squares are then those of the rows LᵀJ. None: those of
-        the per-example gradients.
-    diagonal : bool
-        Whether sums of squares are wanted.
+    The order of ``params`` is that of every flat vector. ``module``: the network; None takes the
+    outermost module, called by the closure, that owns them all. ``factor``: outputs f -> L (n, K,
+    K), and sums of squares are those of the rows LᵀJ; None: those of the per-example gradients.
+    ``diagonal``: whether sums of squares are wanted.
     """
 
     def __init__(
@@ -101,10 +94,7 @@ class Watcher:
     def observe(self, closure: Callable[[], Tensor]) -> Observation:
         """Call the closure at the present weights.
 
-        Raises
-        ------
-        ValueError
-            If the closure does not call the module once, or does not call ``backward``.
+        ValueError if it does not call the module once, or does not call ``backward``.
         """
         seen, handles = _Pass(), []  # type: ignore[var-annotated]
         if self.module is None or (self.diagonal and self._plan is None):
@@ -261,15 +251,10 @@ class Watcher:
 def check_reduction(
     seen: Observation, likelihood: Likelihood | None, sample_weight: Tensor | None
 ) -> None:
-    """Refuse a loss that is no mean negative log-likelihood, as far as its derivatives tell.
+    """Raise ValueError where a loss is no mean negative log-likelihood, as far as derivatives tell.
 
-    A residual p - e_y lies between -1 and 1: more comes of a sum over the batch. A Gaussian's,
-    (f - y)/σ², tells what the mean is, without its constant.
-
-    Raises
-    ------
-    ValueError
-        Saying what the loss should be.
+    A residual p - e_y lies between -1 and 1: more comes of a sum over the batch. A Gaussian's, (f -
+    y)/σ², tells what the mean is, without its constant.
     """
     wrong = "The closure's loss is not the batch's mean negative log-likelihood: "
     if isinstance(likelihood, Bernoulli | Categorical) and sample_weight is None:

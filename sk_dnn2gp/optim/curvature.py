@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .._utils.memory import limit_in_bytes, require_memory
-from ..linearize import Linearization, symmetric_product
+from ..linearize import Linearization
 
 __all__ = [
     "FEW",
@@ -25,7 +25,6 @@ __all__ = [
     "WeightSpaceCurvature",
     "check_size",
     "curvature_at",
-    "curvature_of",
 ]
 
 # With at most this many weights a row, products with explicit rows beat passes over the network.
@@ -92,25 +91,9 @@ Curvature = WeightSpaceCurvature | FunctionSpaceCurvature
 def curvature_at(
     linearization: Linearization, X: Tensor, L: Tensor, memory_limit: float | None = None
 ) -> Curvature:
-    """Curvature of the loss at the module's present weights.
+    """Curvature of the loss at the module's present weights; L (n, K, K) at the present outputs.
 
-    Parameters
-    ----------
-    linearization : Linearization
-    X : Tensor of shape (n_samples, ...)
-    L : Tensor of shape (n_samples, n_outputs, n_outputs)
-        Factor of the noise precision at the present outputs.
-    memory_limit : float, optional
-        MiB for the matrix and its factor.
-
-    Returns
-    -------
-    WeightSpaceCurvature or FunctionSpaceCurvature
-
-    Raises
-    ------
-    MemoryError
-        If the smaller of the two matrices does not fit twice.
+    MemoryError if the smaller of the two matrices does not fit twice.
     """
     n_rows, P = L.shape[0] * L.shape[2], linearization.n_params
     check_size(n_rows, P, memory_limit)
@@ -127,21 +110,8 @@ def curvature_at(
     )
 
 
-def curvature_of(rows: Tensor) -> Curvature:
-    """The same from the rows Φ, of shape (n_rows, n_params), in the smaller space."""
-    if rows.shape[0] >= rows.shape[1]:
-        return WeightSpaceCurvature(symmetric_product(rows))
-    return FunctionSpaceCurvature(symmetric_product(rows.mT), rows.mv, rows.mT.mv, True)
-
-
 def check_size(n_rows: int, n_params: int, memory_limit: float | None) -> None:
-    """Refuse a step whose matrix and factor do not fit.
-
-    Raises
-    ------
-    MemoryError
-        Saying what would fit.
-    """
+    """Raise MemoryError where a step's matrix and factor do not fit, saying what would."""
     size = min(n_rows, n_params)
     largest = int((limit_in_bytes(memory_limit) / 16) ** 0.5)
     require_memory(

@@ -11,22 +11,36 @@ growing fast while steps fail.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from ..likelihoods import Likelihood
 from ..linearize import Linearization
-from .surface import ClosureSurface, Point, RecordedSurface
+from .curvature import Curvature, curvature_at
 
-__all__ = ["GaussNewton"]
+__all__ = ["GaussNewton", "SecantMemory"]
 
 # Below this part of the loss a decrease drowns in the rounding of the sum over examples,
 _ROUNDING = 1e-9
 # and below this one there is nothing left to gain (in single precision: the loss's own rounding).
 _NOTHING = 1e-18
+
+
+@dataclass(frozen=True)
+class _Point:
+    """One call of the closure: its own loss ``raw``; the whole loss and gradient, float64."""
+
+    raw: Tensor
+    loss: float
+    gradient: Tensor
+    weights: Tensor
+    X: Tensor
+    outputs: Tensor
 
 
 class GaussNewton(torch.optim.Optimizer):
@@ -64,10 +78,6 @@ class GaussNewton(torch.optim.Optimizer):
         Secant pairs that correct the Gauss-Newton matrix near the minimum; 0 for none.
     memory_limit : float, optional
         MiB for the matrices of a step; None is scikit-learn's ``working_memory``.
-    targets : Tensor, optional
-        y of the whole data, in the order in which the closure hands X to the module. With them the
-        closure is called once in a call of ``step``, and the optimiser evaluates the same loss
-        itself: loss, gradient and curvature of a point then share one forward pass, in eval mode.
 
     Attributes
     ----------
@@ -119,14 +129,12 @@ class GaussNewton(torch.optim.Optimizer):
         damping: float = 1e-2,
         history_size: int = 8,
         memory_limit: float | None = None,
-        targets: Tensor | None = None,
     ) -> None:
         for name, value in (("lr", lr), ("prior_precision", prior_precision)):
             if not value > 0:
                 raise ValueError(f"{name} must be positive, got {value!r}.")
         super().__init__(params, {"lr": lr, "prior_precision": prior_precision})
-        self.likelihood = likelihood
-        self.sample_weight, self.targets = sample_weight, targets
+        self.likelihood, self.sample_weight = likelihood, sample_weight
         self.loss_scale = loss_scale
         self.max_iter, self.tol, self.memory_limit = max_iter, tol, memory_limit
         self.linearization = Linearization(module, memory_limit=memory_limit)
@@ -143,54 +151,24 @@ class GaussNewton(torch.optim.Optimizer):
         self.gradient_norm, self.n_iter, self.converged = float("inf"), 0, False
         self.losses: list[float] = []
 
-    def set_objective(self, likelihood: Likelihood, prior_precision: float) -> None:
-        """Go on under another likelihood and δ; what was learnt of the old loss is dropped.
-
-        Parameters
-        ----------
-        likelihood : Likelihood
-        prior_precision : float
-        """
-        old = (self.likelihood, self.param_groups[0]["prior_precision"])
-        if old != (likelihood, prior_precision):
-            self.likelihood = likelihood
-            self.param_groups[0]["prior_precision"] = prior_precision
-            self._memory.forget()
-
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor]) -> Tensor:  # type: ignore[override]
         """Make up to ``max_iter`` accepted steps; return the loss before them.
 
-        Raises
-        ------
-        ValueError
-            If no closure is given, or it does not call the module.
-        FloatingPointError
-            If the loss at the starting point is not finite.
+        ValueError if no closure is given, or it does not call the module; FloatingPointError if the
+        loss at the starting point is not finite.
         """
         if closure is None:
             raise ValueError("GaussNewton.step needs a closure that returns the loss.")
-        by_closure = ClosureSurface(
-            closure,
-            self.linearization,
-            self._module,
-            self._params,
-            self.loss_scale,
-            self._factor,
-            self.memory_limit,
-        )
-        first = by_closure()
+        first = self._evaluate(closure)
         if not math.isfinite(first.loss):
             raise FloatingPointError(f"The loss is {first.loss} before the first step.")
-        recorded = self._recorded(by_closure.X)
-        evaluate: Callable[[], Point] = by_closure if recorded is None else recorded
-        point: Point = first if recorded is None else recorded()
-        self.losses = [point.loss]
+        point, self.losses = first, [first.loss]
         self.converged = self._is_converged(point)
         for _ in range(self.max_iter):
             if self.converged:
                 break
-            following = self._descend(evaluate, point)
+            following = self._descend(closure, point)
             if following is None:
                 self.converged = True
                 break
@@ -200,29 +178,38 @@ class GaussNewton(torch.optim.Optimizer):
             self.converged = self._is_converged(point)
         return first.raw
 
-    def _recorded(self, X: Tensor) -> RecordedSurface | None:
-        """The faster way, where the targets are known and the rows fit."""
-        if self.targets is None:
-            return None
-        surface = RecordedSurface(
-            self.linearization,
-            X,
-            self.targets,
-            self.likelihood,
-            self.param_groups[0]["prior_precision"],
-            self.sample_weight,
-            self._params,
+    def _evaluate(self, closure: Callable[[], Tensor]) -> _Point:
+        """Call the closure at the module's present weights; it shows X and f(X) to a hook."""
+        seen: list[Tensor] = []
+        handle = self._module.register_forward_hook(
+            lambda _, args, f: seen.extend((args[0], f.detach()))
         )
-        return surface if surface.fits else None
+        try:
+            with torch.enable_grad():
+                raw = closure()
+        finally:
+            handle.remove()
+        if not seen:
+            raise ValueError("The closure must call the module given to GaussNewton.")
+        gradient = _flat([cast(Tensor, p.grad) for p in self._params]) * self.loss_scale
+        loss = float(raw.detach().double()) * self.loss_scale
+        return _Point(raw, loss, gradient, _flat(self._params), *seen[-2:])
 
-    def _is_converged(self, point: Point) -> bool:
+    def _curvature(self, point: _Point) -> Curvature:
+        """Curvature at the module's present weights, by further passes."""
+        L = self.likelihood.noise_precision_factor(point.outputs)
+        if self.sample_weight is not None:
+            L = L * self.sample_weight.sqrt().to(L)[:, None, None]
+        return curvature_at(self.linearization, point.X, L, self.memory_limit)
+
+    def _is_converged(self, point: _Point) -> bool:
         self.gradient_norm = float(point.gradient.norm())
         return self.gradient_norm <= self.tol * (1.0 + abs(point.loss))
 
-    def _descend(self, evaluate: Callable[[], Point], point: Point) -> Point | None:
+    def _descend(self, closure: Callable[[], Tensor], point: _Point) -> _Point | None:
         """Try steps of growing damping until one lowers the loss; None when none does."""
         group = self.param_groups[0]
-        curvature = point.curvature()
+        curvature = self._curvature(point)
         if math.isnan(self._damping):
             self._damping = self._relative_damping * curvature.scale
         ceiling = 1e12 * (curvature.scale + group["prior_precision"])
@@ -235,7 +222,7 @@ class GaussNewton(torch.optim.Optimizer):
                 if predicted <= self._nothing * abs(point.loss):
                     break
                 self._set_weights(start - group["lr"] * x)
-                trial = evaluate()
+                trial = self._evaluate(closure)
                 gain = _decrease(point, trial, group["lr"] * x, predicted) / predicted
                 if gain > 0 and bool(torch.isfinite(trial.gradient).all()):
                     self._memory.remember(-group["lr"] * x, trial.gradient - point.gradient)
@@ -251,7 +238,7 @@ class GaussNewton(torch.optim.Optimizer):
         self._damping, self._growth = math.nan, 2.0
         return None
 
-    def _predicted_decrease(self, point: Point, x: Tensor) -> float:
+    def _predicted_decrease(self, point: _Point, x: Tensor) -> float:
         """What the quadratic model promises for the step -x."""
         predicted = 0.5 * float(point.gradient @ x)
         if len(self._memory) == 0:
@@ -259,19 +246,18 @@ class GaussNewton(torch.optim.Optimizer):
             predicted += 0.5 * self._damping * float(x @ x)
         return predicted
 
-    def _factor(self, f: Tensor) -> Tensor:
-        L = self.likelihood.noise_precision_factor(f)
-        if self.sample_weight is None:
-            return L
-        return L * self.sample_weight.sqrt().to(L)[:, None, None]
-
     def _set_weights(self, w: Tensor) -> None:
         parts = w.split(self._sizes)
         shaped = [t.view_as(p) for t, p in zip(parts, self._params, strict=True)]
         torch._foreach_copy_(self._params, shaped)
 
 
-def _decrease(point: Point, trial: Point, x: Tensor, predicted: float) -> float:
+def _flat(tensors: Sequence[Tensor]) -> Tensor:
+    """One float64 vector of all entries."""
+    return torch.cat([t.detach().reshape(-1) for t in tensors]).double()
+
+
+def _decrease(point: _Point, trial: _Point, x: Tensor, predicted: float) -> float:
     """How far the loss fell along the step -x."""
     if predicted >= _ROUNDING * abs(point.loss):
         return point.loss - trial.loss
@@ -281,7 +267,7 @@ def _decrease(point: Point, trial: Point, x: Tensor, predicted: float) -> float:
 
 
 class SecantMemory:
-    """The last steps and the changes of the gradient along them.
+    """The last ``size`` steps and the changes of the gradient along them.
 
     The recursion of L-BFGS (Nocedal & Wright 2006, algorithm 7.4) started from the damped
     Gauss-Newton inverse H in place of a multiple of the identity: the secant pairs hold what the
@@ -290,11 +276,6 @@ class SecantMemory:
     y_i as the rows of S and Y, and R the upper triangle of S Yᵀ, its two loops are the systems
 
         R a = S g      x = H(g - Yᵀ a)      Rᵀ c = diag(R) a - Y x      result x + Sᵀ c
-
-    Parameters
-    ----------
-    size : int
-        How many pairs are kept.
     """
 
     def __init__(self, size: int) -> None:

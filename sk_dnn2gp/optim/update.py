@@ -200,27 +200,14 @@ class Variational(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor:  # type: ignore[override]
-        """Take one step of the mean and the precision.
+        """Take one step of the mean and the precision; the mean of the closure's losses.
 
-        Parameters
-        ----------
-        closure : callable
-            Zeroes the gradients, calls the module once on a batch, and returns the batch's mean
-            negative log-likelihood, prior excluded, after ``backward``. Called ``mc_samples``
-            times, each time with the weights set to a draw from q.
-
-        Returns
-        -------
-        Tensor
-            Mean of the closure's losses.
-
-        Raises
-        ------
-        ValueError
-            If there is no closure, or it breaks the protocol, or the batch is larger than n_data.
-        FloatingPointError
-            If the loss, its gradient or the curvature is not finite; weights and state are then
-            those before the step.
+        The closure zeroes the gradients, calls the module once on a batch, and returns the batch's
+        mean negative log-likelihood, prior excluded, after ``backward``. It is called
+        ``mc_samples`` times, each time with the weights set to a draw from q. ValueError if there
+        is none, or it breaks the protocol, or the batch is larger than n_data; FloatingPointError
+        if the loss, its gradient or the curvature is not finite: weights and state are then those
+        before the step.
         """
         if closure is None:
             raise ValueError(
@@ -336,39 +323,18 @@ class Variational(torch.optim.Optimizer):
     # -------------------------------------------------------------- what an iteration is
 
     def posterior(self) -> GaussianWeights:
-        """q_t = N(μ_t, (S_t + δ)⁻¹) at this iteration.
-
-        Returns
-        -------
-        GaussianWeights
-        """
+        """q_t = N(μ_t, (S_t + δ)⁻¹) at this iteration."""
         A = with_prior(self.corrected_curvature(), self._per_weight("prior_precision"))
         return GaussianWeights(self._mean().double(), A.double())
 
     def corrected_curvature(self) -> Tensor:
-        """S_t, of shape (n_params, n_params) or (n_params,), free of S₀ where asked for.
-
-        Returns
-        -------
-        Tensor
-        """
+        """S_t, of shape (n_params, n_params) or (n_params,), free of S₀ where asked for."""
         S = self._state["curvature"]
         corrected = self._corrected(S, self._state["remaining"])
         return S.clone() if corrected is S else corrected
 
     def set_curvature(self, curvature: Tensor) -> None:
-        """Go on from another S, as that of a Laplace posterior.
-
-        Parameters
-        ----------
-        curvature : Tensor of shape (n_params, n_params) or (n_params,)
-            S, of the structure of this optimiser's own.
-
-        Raises
-        ------
-        ValueError
-            If the shape is another.
-        """
+        """Go on from another S, as that of a Laplace posterior; ValueError if of another shape."""
         own = self._state["curvature"]
         if curvature.shape != own.shape:
             raise ValueError(
@@ -380,19 +346,8 @@ class Variational(torch.optim.Optimizer):
     def elbo(self, expected_loss: float | None = None) -> float:
         """Evidence lower bound E_q[Σ log p(y|f)] - KL(q ‖ prior).
 
-        Parameters
-        ----------
-        expected_loss : float, optional
-            E_q[Σℓ]; None takes the last step's estimate, from its batch and its samples.
-
-        Returns
-        -------
-        float
-
-        Raises
-        ------
-        RuntimeError
-            If there has been no step yet.
+        ``expected_loss``, E_q[Σℓ], of None is the last step's estimate, from its batch and its
+        samples; RuntimeError if there has been no step yet.
         """
         if expected_loss is None:
             expected_loss = getattr(self, "expected_loss", None)
@@ -404,24 +359,13 @@ class Variational(torch.optim.Optimizer):
     def estimate_loss(
         self, closure: Callable[[], Tensor], n_draws: int | None = None, random_state: int = 0
     ) -> float:
-        """E_q[Σℓ] of the present q, from draws of its own: no step is taken.
+        """E_q[Σℓ] of the present q, from ``n_draws`` of its own (None: ``mc_samples``): no step is
+        taken.
 
         With one ``random_state``, the difference of two estimates is that of two q's and not of
         their draws, so that ``elbo(estimate_loss(closure))`` tells whether a step has raised the
-        bound. Of a step's own estimate, q is the one before it.
-
-        Parameters
-        ----------
-        closure : callable
-            Returns the mean negative log-likelihood at the module's weights; it need not call
-            ``backward``.
-        n_draws : int, optional
-            None is ``mc_samples``.
-        random_state : int, default=0
-
-        Returns
-        -------
-        float
+        bound. Of a step's own estimate, q is the one before it. The closure need not call
+        ``backward``.
         """
         mean = self._mean()
         generator = torch.Generator(mean.device).manual_seed(random_state)
@@ -437,22 +381,13 @@ class Variational(torch.optim.Optimizer):
         return self.n_data * math.fsum(losses) / len(losses)
 
     def snapshot(self) -> dict[str, Any]:
-        """The mean and all state, to go back to with :meth:`restore`; of this optimiser alone.
-
-        Returns
-        -------
-        dict
-        """
+        """The mean and all state, to go back to with :meth:`restore`; of this optimiser alone."""
         return {"mean": self._mean(), "state": copy.deepcopy(self._state)}
 
     def restore(self, snapshot: dict[str, Any]) -> None:
         """Go back to what :meth:`snapshot` returned, so that a step can be taken again, shorter.
 
         Rates are those of the param_groups and are left alone. The draws will be the same.
-
-        Parameters
-        ----------
-        snapshot : dict
         """
         self._set(snapshot["mean"])
         self._state.update(copy.deepcopy(snapshot["state"]))
@@ -461,15 +396,8 @@ class Variational(torch.optim.Optimizer):
     def dual_gp(self) -> IterationModel:
         """The linear model and the Gaussian process that the last step was (theorem 2).
 
-        Returns
-        -------
-        IterationModel
-
-        Raises
-        ------
-        RuntimeError
-            If the optimiser was not made with ``keep_iteration=True`` and a likelihood, or no step
-            was taken.
+        RuntimeError if the optimiser was not made with ``keep_iteration=True`` and a likelihood, or
+        no step was taken.
         """
         kept = self._iteration
         if kept is None or self.likelihood is None:
@@ -601,13 +529,7 @@ class Variational(torch.optim.Optimizer):
                 )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take a saved state, to go on bit for bit.
-
-        Parameters
-        ----------
-        state_dict : dict
-            From ``state_dict()``.
-        """
+        """Take a saved state, to go on bit for bit."""
         super().load_state_dict(state_dict)
         # torch casts floating state to the weights' precision; ours keeps its own.
         saved = copy.deepcopy(next(iter(state_dict["state"].values())))

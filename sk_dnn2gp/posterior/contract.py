@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Protocol
 
 from torch import Generator, Tensor
@@ -15,11 +16,7 @@ class Posterior(Protocol):
     """What every posterior offers (see the package docstring for the meaning of each)."""
 
     model: LinearModel
-
-    @property
-    def is_exact(self) -> bool:
-        """Whether it is the linear model's own posterior, and no approximation of it."""
-        ...
+    is_exact: bool
 
     @property
     def log_determinant(self) -> float:
@@ -28,17 +25,18 @@ class Posterior(Protocol):
 
     @property
     def effective_dimension(self) -> float:
-        """γ."""
+        """γ: how many weights the data determine."""
         ...
 
-    @property
+    @cached_property
     def newton_decrement(self) -> float:
-        """gᵀ A⁻¹ g."""
-        ...
+        """gᵀ A⁻¹ g: zero at a true minimum."""
+        g = self.model.gradient
+        return max(0.0, float(g @ self.solve(g)))
 
     @property
     def inverse_diagonal(self) -> Tensor:
-        """diag A⁻¹, of shape (n_params,)."""
+        """diag A⁻¹, of shape (n_params,): the marginal variances of the weights."""
         ...
 
     def solve(self, v: Tensor) -> Tensor:
@@ -58,9 +56,10 @@ class Posterior(Protocol):
         ...
 
     def sample(self, X: Tensor, n_samples: int, generator: Generator | None = None) -> Tensor:
-        """Draw zero-mean fluctuations of f(X), of shape (n_samples, len(X), n_outputs)."""
-        ...
+        """Draw J_* (w - w*) with w from the posterior, of shape (n_samples, len(X), n_outputs)."""
+        fluctuations = self.sample_weights(n_samples, generator).mT
+        return self.model.linearization.jvp(X, fluctuations).permute(2, 0, 1)
 
     def sample_weights(self, n_samples: int, generator: Generator | None = None) -> Tensor:
-        """Draw zero-mean fluctuations of w, of shape (n_samples, n_params)."""
+        """Draw w - w* from N(0, A⁻¹), of shape (n_samples, n_params)."""
         ...

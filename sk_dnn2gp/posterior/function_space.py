@@ -16,6 +16,7 @@ from torch import Generator, Tensor
 from .._utils.linalg import nonnegative_variance
 from .._utils.memory import chunk_length, limit_in_bytes
 from ..linear_model import LinearModel
+from .contract import Posterior
 from .precision import DensePrecision
 
 # With at most this many weights a row, products with explicit rows beat passes over the network.
@@ -24,7 +25,7 @@ _FEW = 16
 __all__ = ["FunctionSpacePosterior", "draws_of"]
 
 
-class FunctionSpacePosterior:
+class FunctionSpacePosterior(Posterior):
     """The Gaussian process view of the posterior, by a factor of B = I + Φ D⁻¹ Φᵀ.
 
     See :ref:`math-laplace`.
@@ -66,19 +67,12 @@ class FunctionSpacePosterior:
 
     @property
     def log_determinant(self) -> float:
-        """log|B|."""
         return self.B.log_determinant
 
     @cached_property
     def effective_dimension(self) -> float:
         """γ = NK - tr B⁻¹: how many weights the data determine."""
         return float((1.0 - self.B.inverse_diagonal).sum())
-
-    @cached_property
-    def newton_decrement(self) -> float:
-        """gᵀ A⁻¹ g: zero at a true minimum."""
-        g = self.model.gradient
-        return max(0.0, float(g @ self.solve(g)))
 
     @cached_property
     def inverse_diagonal(self) -> Tensor:
@@ -111,7 +105,6 @@ class FunctionSpacePosterior:
         return torch.cat(parts)
 
     def covariance(self, X: Tensor) -> Tensor:
-        """Marginal V_* per example, of shape (n_samples, n_outputs, n_outputs)."""
         blocks = []
         for prior, half in self._halves(X):
             rows = half.reshape(len(half), *prior.shape[:2]).permute(1, 2, 0)
@@ -119,7 +112,6 @@ class FunctionSpacePosterior:
         return torch.cat(blocks)
 
     def joint_covariance(self, X: Tensor) -> Tensor:
-        """V_* over all examples and outputs, of shape (n K, n K)."""
         half = self._half(X)
         return _difference(self.model.prior_gram(X), half.mT @ half)
 
@@ -184,27 +176,9 @@ class FunctionSpacePosterior:
 
 
 def draws_of(covariance: Tensor, n_samples: int, generator: Generator | None) -> Tensor:
-    """Draw from N(0, covariance), which may be singular.
+    """Draws (n_samples, n) from N(0, covariance), which may be singular.
 
-    A covariance of more rows than weights is singular: a symmetric root, no Cholesky factor.
-
-    Parameters
-    ----------
-    covariance : Tensor of shape (n, n)
-    n_samples : int
-    generator : torch.Generator, optional
-
-    Returns
-    -------
-    Tensor of shape (n_samples, n)
-
-    Examples
-    --------
-    >>> import torch
-    >>> from sk_dnn2gp.posterior.function_space import draws_of
-    >>> draws = draws_of(torch.ones(2, 2, dtype=torch.float64), 3, None)
-    >>> bool((draws[:, 0] - draws[:, 1]).abs().max() < 1e-7)
-    True
+    A covariance of more rows than weights is: a symmetric root, no Cholesky factor.
     """
     values, vectors = torch.linalg.eigh(covariance)
     z = torch.randn(len(values), n_samples, dtype=torch.float64, generator=generator)

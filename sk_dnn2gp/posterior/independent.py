@@ -17,13 +17,14 @@ from torch import Generator, Tensor
 from .._utils.linalg import nonnegative_variance
 from .._utils.memory import chunk_length, require_memory
 from ..linear_model import LinearModel
+from .contract import Posterior
 from .function_space import draws_of
 from .precision import DensePrecision
 
 __all__ = ["IndependentPosterior", "output_gram"]
 
 
-class IndependentPosterior:
+class IndependentPosterior(Posterior):
     """Independent outputs: one factor of B_k per output (an approximation).
 
     Of :ref:`math-laplace`.
@@ -84,19 +85,8 @@ class IndependentPosterior:
         """Not defined: see :meth:`solve`."""
         return self.solve(self.model.weights)
 
-    @property
-    def newton_decrement(self) -> float:
-        """Not defined: see :meth:`solve`."""
-        return float(self.model.gradient @ self.solve(self.model.gradient))
-
     def solve(self, v: Tensor) -> Tensor:
-        """Not defined: independent outputs have no common precision A of the weights.
-
-        Raises
-        ------
-        ValueError
-            Always.
-        """
+        """Raise ValueError: independent outputs have no common precision A of the weights."""
         raise ValueError(
             "Independent outputs have no common posterior precision of the weights, so that the "
             "dual evidence, the Newton decrement, and variances and draws of the weights are not "
@@ -108,7 +98,6 @@ class IndependentPosterior:
         return self.solve(self.model.weights)
 
     def variance(self, X: Tensor) -> Tensor:
-        """Marginal variances of f, of shape (n_samples, n_outputs)."""
         return torch.stack([self._variance(k, X) for k in range(len(self.B))], -1)
 
     def covariance(self, X: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ from torch import Generator, Tensor
 from .._utils.memory import require_memory
 from ..linear_model import LinearModel
 from ..linearize.factors import Dense, Patches, Rows, add_squares, explicit
+from .contract import Posterior
 from .products import iter_factors
 
 __all__ = ["KroneckerPosterior"]
@@ -55,16 +56,8 @@ class _View:
 class KroneckerBlock:
     """The posterior of one layer in the eigenbases of its two factors, in the prior's scale.
 
-    Parameters
-    ----------
-    index : Tensor of shape (O, I)
-        Places of the layer's weights in w.
-    outer, inner : Tensor of shape (O,), (I,)
-        δ_oi = outer_o inner_i.
-    Q_B, Q_A : Tensor of shape (O, O), (I, I)
-        Eigenvectors.
-    products : Tensor of shape (O, I)
-        β_o α_i, of the factors over the root of the prior precision.
+    ``index`` (O, I): places of the layer's weights in w; δ_oi = ``outer``_o ``inner``_i;
+    ``products`` (O, I): β_o α_i, of the factors over the root of the prior precision.
     """
 
     index: Tensor
@@ -132,7 +125,7 @@ class KroneckerBlock:
         return replace(self, inner=self.inner * rho, products=self.products / rho)
 
 
-class KroneckerPosterior:
+class KroneckerPosterior(Posterior):
     """N(w*, A⁻¹), A Kronecker-factored layer by layer: an approximation (:ref:`math-groups`).
 
     Parameters
@@ -212,20 +205,9 @@ class KroneckerPosterior:
         )
 
     def with_prior_precision(self, prior_precision: float | Tensor) -> KroneckerPosterior:
-        """Return the posterior under another δ, one factor a layer; nothing is decomposed again.
+        """The posterior under another δ, one factor a layer; nothing is decomposed again.
 
-        Parameters
-        ----------
-        prior_precision : float or Tensor of shape (n_params,)
-
-        Returns
-        -------
-        KroneckerPosterior
-
-        Raises
-        ------
-        ValueError
-            If δ changes by several factors within a layer.
+        ValueError if δ changes by several factors within a layer.
         """
         changed = object.__new__(KroneckerPosterior)
         changed.__dict__.update(
@@ -253,12 +235,6 @@ class KroneckerPosterior:
         """γ = Σ β α/(β α + δ)."""
         terms = [self._diagonal_ratio, *(block.products for block in self.blocks)]
         return sum(float((term / (1.0 + term)).sum()) for term in terms)
-
-    @cached_property
-    def newton_decrement(self) -> float:
-        """gᵀ A⁻¹ g, with this A."""
-        g = self.model.gradient
-        return float(g @ self.solve(g))
 
     @property
     def inverse_diagonal(self) -> Tensor:
@@ -310,11 +286,6 @@ class KroneckerPosterior:
             halves.append(half)
         columns = [torch.cat(pieces) for pieces in zip(*halves, strict=True)]
         return sum((half @ half.mT for half in columns[1:]), columns[0] @ columns[0].mT)
-
-    def sample(self, X: Tensor, n_samples: int, generator: Generator | None = None) -> Tensor:
-        """Draw J_* (w - w*) with w from the posterior, of shape (n_samples, len(X), n_outputs)."""
-        fluctuations = self.sample_weights(n_samples, generator).mT
-        return self.model.linearization.jvp(X, fluctuations).permute(2, 0, 1)
 
     def sample_weights(self, n_samples: int, generator: Generator | None = None) -> Tensor:
         """Draw w - w* from N(0, A⁻¹), of shape (n_samples, n_params)."""
@@ -416,12 +387,7 @@ def _add_products(A: Tensor, B: Tensor, view: _View) -> None:
 def _decomposed(index: Tensor, A: Tensor, B: Tensor, delta: Tensor) -> KroneckerBlock:
     """Eigenbases of the two factors over the root of δ_oi = d_o e_i.
 
-    Raises
-    ------
-    ValueError
-        If δ has no such form.
-    numpy.linalg.LinAlgError
-        If a factor is not finite.
+    ValueError if δ has no such form, LinAlgError if a factor is not finite.
     """
     outer, inner = delta[:, 0] / delta[0, 0], delta[0]
     if not torch.allclose(outer[:, None] * inner, delta, rtol=1e-10, atol=0.0):

@@ -29,6 +29,7 @@ from .._utils.memory import batches, chunk_length, limit_in_bytes
 from .._utils.random import torch_generator
 from ..exceptions import ApproximationWarning
 from ..linear_model import LinearModel
+from .contract import Posterior
 from .products import ScaledFeatures
 from .refine import Preconditioner, solve
 from .sketch import grow_sketch
@@ -41,13 +42,9 @@ _SOLVE_TOL, _MAX_STEPS = 1e-14, 1000
 
 @dataclass(frozen=True)
 class CovarianceBracket:
-    """Two matrices a test point with lower ⪯ V_* ⪯ upper.
+    """Two matrices (n, K, K) with lower ⪯ V_* ⪯ upper at each test point.
 
-    Parameters
-    ----------
-    lower, upper : Tensor of shape (n_samples, n_outputs, n_outputs)
-    n_iter : int
-        Most steps of conjugate gradients that a point took; 0 for the sketch alone.
+    ``n_iter``: most steps of conjugate gradients that a point took; 0 for the sketch alone.
     """
 
     lower: Tensor
@@ -55,7 +52,7 @@ class CovarianceBracket:
     n_iter: int = 0
 
 
-class LowRankPosterior:
+class LowRankPosterior(Posterior):
     """N(w*, A⁻¹) by a Nyström sketch with a certificate (:ref:`math-low-rank`).
 
     Parameters
@@ -163,21 +160,7 @@ class LowRankPosterior:
         )
 
     def with_prior_precision(self, prior_precision: float | Tensor) -> LowRankPosterior:
-        """Return the posterior under a multiple of δ, from the same sketch.
-
-        Parameters
-        ----------
-        prior_precision : float or Tensor of shape (n_params,)
-
-        Returns
-        -------
-        LowRankPosterior
-
-        Raises
-        ------
-        ValueError
-            If it is no multiple of the present δ.
-        """
+        """The posterior under a multiple of δ, from the same sketch; ValueError if it is none."""
         model = self.model.with_prior_precision(prior_precision)
         ratios = model.prior_precision / self._features.model.prior_precision
         ratio = float(ratios.flatten()[0])
@@ -235,18 +218,13 @@ class LowRankPosterior:
         return self.log_determinant_bounds()[1]
 
     def log_determinant_bounds(self) -> tuple[float, float]:
-        """Bracket of log|B| = log|I + G/c|.
+        """Lower and upper end of log|B| = log|I + G/c|.
 
-        With X = M^(-1/2) E M^(-1/2) ⪯ η/c, log|B| = log|I + Ĝ/c| + log|I + X|. Of X the trace
-        m = tr(M⁻¹E) is known (one more pass over the data, the first time), and W ≥ ‖X‖_F²; as
-        log(1+μ) is concave, and h(μ) = log(1+μ)/μ convex and falling (Jensen, weights μ/m),
+        With X = M^(-1/2) E M^(-1/2) ⪯ η/c, log|B| = log|I + Ĝ/c| + log|I + X|. Of X the trace m =
+        tr(M⁻¹E) is known (one more pass over the data, the first time), and W ≥ ‖X‖_F²; as log(1+μ)
+        is concave, and h(μ) = log(1+μ)/μ convex and falling (Jensen, weights μ/m),
 
             m h(min(η/c, W/m))  ≤  log|I + X|  ≤  r log(1 + m/r),      r = min(P, NK) - rank.
-
-        Returns
-        -------
-        tuple of float
-            Lower and upper.
         """
         c, m = self.ratio, self._trace_of_remainder(1)
         base = float(torch.log1p(self._sketch.eigenvalues / c).sum())
@@ -259,14 +237,10 @@ class LowRankPosterior:
         return base + m * chord, base + r * math.log1p(m / r)
 
     def effective_dimension_bounds(self) -> tuple[float, float]:
-        """Bracket of γ = P - δ tr A⁻¹.
+        """Lower and upper end of γ = P - δ tr A⁻¹.
 
-        γ - γ̂ = c tr(M⁻¹ - A⁻¹) lies between c tr(M⁻²E)/(1 + η/c) and m/(1 + m/r), with m and r
-        as in :meth:`log_determinant_bounds`.
-
-        Returns
-        -------
-        tuple of float
+        γ - γ̂ = c tr(M⁻¹ - A⁻¹) lies between c tr(M⁻²E)/(1 + η/c) and m/(1 + m/r), with m and r as
+        in :meth:`log_determinant_bounds`.
         """
         base, m, r = self.effective_dimension, self._trace_of_remainder(1), self._free_dimensions()
         lower = self.ratio * self._trace_of_remainder(2) / (1.0 + self.error_bound)
@@ -290,12 +264,6 @@ class LowRankPosterior:
             found = [self._features.squared_columns(F[:, part]) for part in batches(len(s), 256)]
             self._known["along"] = (torch.cat([s[:0], *found]) - s**2).clamp_min(0.0)
         return self._known["along"]
-
-    @cached_property
-    def newton_decrement(self) -> float:
-        """gᵀ A⁻¹ g, by conjugate gradients."""
-        g = self.model.gradient
-        return float(g @ self.solve(g))
 
     @property
     def inverse_diagonal(self) -> Tensor:
@@ -340,16 +308,7 @@ class LowRankPosterior:
         return self.covariance_bounds(X).upper
 
     def covariance_bounds(self, X: Tensor) -> CovarianceBracket:
-        """Lower ⪯ V_* ⪯ upper at every test point, from the sketch.
-
-        Parameters
-        ----------
-        X : Tensor of shape (n_samples, ...)
-
-        Returns
-        -------
-        CovarianceBracket
-        """
+        """Lower ⪯ V_* ⪯ upper at every test point, from the sketch."""
         return CovarianceBracket(*self._contracted(X, _blocks))
 
     def _contracted(self, X: Tensor, contract: Any) -> tuple[Tensor, Tensor]:
@@ -374,18 +333,8 @@ class LowRankPosterior:
         """Bracket of V_* by conjugate gradients, for as many steps as ``tol`` asks.
 
         Rigorous wherever it stops (:ref:`math-refinement`), whatever the certificate's kind.
-
-        Parameters
-        ----------
-        X : Tensor of shape (n_samples, ...)
-        tol : float, default=0.01
-            Width of every variance's bracket, in relation to its lower end.
-        max_iter : int, default=100
-            Steps at most; the bracket of the last is returned.
-
-        Returns
-        -------
-        CovarianceBracket
+        ``tol`` is the width of every variance's bracket, in relation to its lower end; after
+        ``max_iter`` steps the bracket of the last is returned.
         """
         P, K = self.model.n_params, self.model.noise_factor.shape[1]
         lower, upper, most = [], [], 0
@@ -402,11 +351,6 @@ class LowRankPosterior:
             upper.append(lower[-1] + R @ Y.mT)
             most = max(most, n_iter)
         return CovarianceBracket(torch.cat(lower), torch.cat(upper), most)
-
-    def sample(self, X: Tensor, n_samples: int, generator: Generator | None = None) -> Tensor:
-        """Draw J_* (w - w*) with w from A's posterior itself, (n_samples, len(X), n_outputs)."""
-        fluctuations = self.sample_weights(n_samples, generator).mT
-        return self.model.linearization.jvp(X, fluctuations).permute(2, 0, 1)
 
     def sample_weights(self, n_samples: int, generator: Generator | None = None) -> Tensor:
         """Draw w - w* from N(0, A⁻¹), of shape (n_samples, n_params).
@@ -430,19 +374,7 @@ class LowRankPosterior:
     def sampled_variance(
         self, X: Tensor, n_samples: int = 200, generator: Generator | None = None
     ) -> tuple[Tensor, float]:
-        """Variances of exact samples, and their relative standard error √(2/S).
-
-        Parameters
-        ----------
-        X : Tensor of shape (n_samples, ...)
-        n_samples : int, default=200
-            S.
-        generator : torch.Generator, optional
-
-        Returns
-        -------
-        tuple of Tensor (len(X), n_outputs) and float
-        """
+        """Variances (n, K) of S exact samples, and their relative standard error √(2/S)."""
         draws = self.sample(X, n_samples, generator)
         return draws.square().mean(0), math.sqrt(2.0 / n_samples)
 

@@ -31,27 +31,9 @@ __all__ = [
 
 
 class DensePrecision:
-    """A dense positive definite matrix A, held as its lower Cholesky factor.
+    """A dense positive definite matrix A (n, n), held as its lower Cholesky factor.
 
-    Parameters
-    ----------
-    A : Tensor of shape (n, n), float64
-        Not modified, and not kept.
-    what, advice : str
-        Name of the matrix, and what to change where it has no factor, for the message.
-
-    Raises
-    ------
-    numpy.linalg.LinAlgError
-        If A is not positive definite in floating point.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from sk_dnn2gp.posterior.precision import DensePrecision
-    >>> A = DensePrecision(4.0 * torch.eye(2, dtype=torch.float64))
-    >>> A.inverse_diagonal.tolist()
-    [0.25, 0.25]
+    ``what`` and ``advice`` are for the message of the LinAlgError where it has none.
     """
 
     def __init__(
@@ -90,20 +72,7 @@ class DensePrecision:
 
 
 class DiagonalPrecision:
-    """A positive diagonal, held as A^(-1/2): draws need it, and a solution takes it twice.
-
-    Parameters
-    ----------
-    A : Tensor of shape (n,)
-        The diagonal. Not modified, and not kept.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from sk_dnn2gp.posterior.precision import DiagonalPrecision
-    >>> DiagonalPrecision(torch.tensor([4.0, 16.0])).inverse_diagonal.tolist()
-    [0.25, 0.0625]
-    """
+    """A positive diagonal (n,), held as A^(-1/2): draws need it, and a solution twice."""
 
     def __init__(self, A: Tensor) -> None:
         self.factor = A.rsqrt()
@@ -139,50 +108,12 @@ Precision = DensePrecision | DiagonalPrecision
 
 
 def precision_of(A: Tensor) -> Precision:
-    """A's factor, by its shape.
-
-    Parameters
-    ----------
-    A : Tensor of shape (n, n) or (n,)
-        A precision, or its diagonal.
-
-    Returns
-    -------
-    Precision
-
-    Examples
-    --------
-    >>> import torch
-    >>> from sk_dnn2gp.posterior.precision import precision_of
-    >>> precision_of(torch.tensor([4.0])).solve(torch.tensor([1.0])).item()
-    0.25
-    """
+    """The factor of a precision (n, n), or of its diagonal (n,)."""
     return DensePrecision(A) if A.ndim == 2 else DiagonalPrecision(A)
 
 
 def with_prior(S: Tensor, delta: Tensor | float, out: Tensor | None = None) -> Tensor:
-    """A = S + δ, of the shape of the curvature S.
-
-    Parameters
-    ----------
-    S : Tensor of shape (n, n) or (n,)
-        A curvature, or its diagonal.
-    delta : Tensor of shape (n,) or float
-        δ.
-    out : Tensor of the shape of S, optional
-        Where the result goes; it may be S.
-
-    Returns
-    -------
-    Tensor of the shape of S
-
-    Examples
-    --------
-    >>> import torch
-    >>> from sk_dnn2gp.posterior.precision import with_prior
-    >>> with_prior(torch.ones(2, 2), 0.5).tolist()
-    [[1.5, 1.0], [1.0, 1.5]]
-    """
+    """A = S + δ, of the shape of the curvature S, (n, n) or (n,); in ``out``, which may be S."""
     if S.ndim == 1:
         return S + delta if out is None else torch.add(S, delta, out=out)
     A = S.clone() if out is None else out.copy_(S)
@@ -228,17 +159,7 @@ class GaussianWeights:
         return self.mean + self.factored.scale(z.to(self.mean.device))
 
     def kl_divergence(self, prior_precision: float | Tensor) -> float:
-        """KL(q ‖ N(0, I/δ)) = ½ [δ tr A⁻¹ + δ‖μ‖² - P + log|A| - P log δ].
-
-        Parameters
-        ----------
-        prior_precision : float or Tensor of shape (n_params,)
-            δ.
-
-        Returns
-        -------
-        float
-        """
+        """KL(q ‖ N(0, I/δ)) = ½ [δ tr A⁻¹ + δ‖μ‖² - P + log|A| - P log δ]."""
         delta = torch.as_tensor(prior_precision, dtype=torch.float64).expand(len(self.mean))
         delta = delta.to(self.mean.device)
         squares = float((delta * (self.variances() + self.mean**2)).sum())

@@ -47,24 +47,9 @@ _CHUNK = 256
 def iter_factors(
     linearization: Linearization, X: Tensor, cotangents: Tensor | None, length: int = _CHUNK
 ) -> Iterator[tuple[slice, list[Factor]]]:
-    """Yield (slice, the layers' factors of the rows of that slice).
+    """Yield (slice, the layers' factors of the rows of that slice), ``length`` examples at a time.
 
-    Parameters
-    ----------
-    linearization : Linearization
-    X : Tensor of shape (n_samples, ...)
-    cotangents : Tensor of shape (n_samples, n_outputs, n_rows) or None
-    length : int
-        Examples of a slice.
-
-    Yields
-    ------
-    tuple of slice and list of Factor
-
-    Raises
-    ------
-    MemoryError
-        If not even one example fits the linearisation's memory limit.
+    MemoryError if not even one example fits the linearisation's memory limit.
     """
     for part in batches(len(X), length):
         C = None if cotangents is None else cotangents[part]
@@ -91,29 +76,7 @@ def _factors(linearization: Linearization, X: Tensor, C: Tensor | None) -> list[
 class ScaledFeatures:
     """Ψ = Φ D^(-1/2) as a linear map: products with it, with its transpose, and with ΨᵀΨ.
 
-    Parameters
-    ----------
-    model : LinearModel
-    memory_limit : float, optional
-        MiB; the layers' factors of all examples are kept where they fit a quarter of it.
-
-    Attributes
-    ----------
-    n_params, n_rows : int
-        P and NK.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from sk_dnn2gp.linear_model import LinearModel
-    >>> from sk_dnn2gp.likelihoods import Gaussian
-    >>> from sk_dnn2gp.linearize import Linearization
-    >>> from sk_dnn2gp.posterior.products import ScaledFeatures
-    >>> net = torch.nn.Linear(1, 1, bias=False, dtype=torch.float64)
-    >>> X = torch.ones(3, 1, dtype=torch.float64)
-    >>> model = LinearModel.from_laplace(Linearization(net), X, X, Gaussian(1.0), 4.0)
-    >>> ScaledFeatures(model).gram_times(torch.ones(1, 1, dtype=torch.float64)).item()  # 3 / 4
-    0.75
+    The layers' factors of all examples are kept where they fit a quarter of ``memory_limit`` (MiB).
     """
 
     def __init__(self, model: LinearModel, memory_limit: float | None = None) -> None:

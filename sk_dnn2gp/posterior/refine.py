@@ -26,14 +26,7 @@ __all__ = ["Preconditioner", "Step", "conjugate_gradients", "solve"]
 class Preconditioner:
     """M = cI + F Fᵀ of a sketch with orthogonal columns, its inverse and its inverse root.
 
-    Parameters
-    ----------
-    factor : Tensor of shape (n_params, rank)
-        F.
-    eigenvalues : Tensor of shape (rank,)
-        λ̂, the diagonal of FᵀF.
-    ratio : float, default=1.0
-        c.
+    F (P, rank); ``eigenvalues`` (rank,) are λ̂, the diagonal of FᵀF; ``ratio`` is c.
     """
 
     factor: Tensor
@@ -54,14 +47,9 @@ class Preconditioner:
 
 @dataclass(frozen=True)
 class Step:
-    """One iterate of conjugate gradients for A Z = J.
+    """One iterate of conjugate gradients for A Z = J: Z, R = J - A Z and M⁻¹ R, all (P, q).
 
-    Parameters
-    ----------
-    solution, residual, preconditioned : Tensor of shape (n_params, q)
-        Z, R = J - A Z and M⁻¹ R.
-    lower, upper : Tensor of shape (q,)
-        Bracket of jᵀA⁻¹j for every column j of J.
+    ``lower`` and ``upper`` (q,) bracket jᵀA⁻¹j for every column j of J.
     """
 
     solution: Tensor
@@ -76,17 +64,7 @@ def conjugate_gradients(
 ) -> Iterator[Step]:
     """Yield the iterates from Z = 0 on, for as long as the caller asks.
 
-    Parameters
-    ----------
-    product : callable
-        V ↦ A V.
-    M : Preconditioner
-        M ⪯ A.
-    J : Tensor of shape (n_params, q)
-
-    Yields
-    ------
-    Step
+    ``product``: V ↦ A V; M ⪯ A; J (P, q).
     """
     Z, R = torch.zeros_like(J), J.clone()
     Y = M.solve(R)
@@ -114,18 +92,8 @@ def solve(
 ) -> tuple[Step, int]:
     """The first iterate whose bracket is narrower than ``tol`` of its lower end, in every column.
 
-    Parameters
-    ----------
-    product, M, J
-        As for :func:`conjugate_gradients`.
-    tol : float
-        Then the error of Z in A's norm is below √tol of the solution's.
-    max_iter : int
-
-    Returns
-    -------
-    tuple of Step and int
-        The iterate, whatever the bracket at ``max_iter``, and the number of steps.
+    The error of Z in A's norm is then below √tol of the solution's. Whatever the bracket, the
+    iterate at ``max_iter``; and the number of steps.
     """
     step, n_iter = None, 0
     for n_iter, step in enumerate(conjugate_gradients(product, M, J)):

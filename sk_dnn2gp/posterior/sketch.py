@@ -40,21 +40,11 @@ _CUT, _ROUNDING = 1e-10, 1e-13
 
 @dataclass(frozen=True)
 class Certificate:
-    """What is known of E = G - Ĝ after a round.
+    """What is known of E = G - Ĝ after a round, ``seconds`` after the sketch was begun.
 
-    Parameters
-    ----------
-    rank : int
-    trace : float
-        tr E ≥ ‖E‖: rigorous.
-    spectral : float
-        η ≥ ‖E‖ up to ``failure_probability``; infinite where nothing was probed.
-    frobenius : float
-        W ≥ ‖E‖_F² with the same probability.
-    failure_probability : float
-        That any of the probed bounds so far is false; 0 where only the trace is used.
-    seconds : float
-        Since the sketch was begun.
+    tr E ≥ ‖E‖ is rigorous. ``spectral`` η ≥ ‖E‖ (infinite where nothing was probed) and
+    ``frobenius`` W ≥ ‖E‖_F² hold up to ``failure_probability``: that any of the probed bounds so
+    far is false; 0 where only the trace is used.
     """
 
     rank: int
@@ -77,16 +67,9 @@ class Certificate:
 
 @dataclass(frozen=True)
 class Sketch:
-    """Ĝ = F Fᵀ with orthogonal columns.
+    """Ĝ = F Fᵀ, F (P, rank) with orthogonal columns of squared lengths ``eigenvalues``, ascending.
 
-    Parameters
-    ----------
-    factor : Tensor of shape (n_params, rank), float64
-        F.
-    eigenvalues : Tensor of shape (rank,)
-        λ̂ = the squared lengths of F's columns, ascending.
-    history : tuple of Certificate
-        One a round; the last holds for F.
+    One certificate a round in ``history``; the last holds for F.
     """
 
     factor: Tensor
@@ -100,38 +83,17 @@ class Sketch:
 
 
 def allowance(n: int, n_starts: int, n_steps: int, failure_probability: float) -> float:
-    """ε such that ‖E‖ ≤ ξ/(1-ε) for the largest Ritz value ξ of a block Krylov space.
+    """ε in [0, 1) such that ‖E‖ ≤ ξ/(1-ε) for the largest Ritz value ξ of a block Krylov space.
 
     For any symmetric E ⪰ 0 of n rows and a Gaussian Ω (n, s), independent of it. The space of k
-    steps holds q(E) Ω c for every polynomial q of degree k - 1 and every c. Take c along row 1 of
-    Ω in E's eigenbasis: the first component is then χ_s, the others standard normal and
-    independent of it. With q the Chebyshev polynomial of [0, 1-ε] times ‖E‖, ξ < (1-ε) ‖E‖ needs
+    steps holds q(E) Ω c for every polynomial q of degree k - 1 and every c. Take c along row 1 of Ω
+    in E's eigenbasis: the first component is then χ_s, the others standard normal and independent
+    of it. With q the Chebyshev polynomial of [0, 1-ε] times ‖E‖, ξ < (1-ε) ‖E‖ needs
 
         χ²_s / χ²_{n-1} < τ,      τ = (1-ε) / (ε T_{k-1}((1+ε)/(1-ε))²),
 
-    whose probability is that of a beta variable. For s = 1 the same order as Kuczyński and
+    whose probability p is that of a beta variable. For s = 1 the same order as Kuczyński and
     Woźniakowski (1992, theorem 4.1), ε ≈ (log(1.65 √n / p) / (2k - 1))².
-
-    Parameters
-    ----------
-    n : int
-    n_starts, n_steps : int
-        s and k.
-    failure_probability : float
-        p.
-
-    Returns
-    -------
-    float
-        ε in [0, 1).
-
-    Examples
-    --------
-    >>> from sk_dnn2gp.posterior.sketch import allowance
-    >>> round(allowance(44_426, 64, 6, 1e-6), 2), round(allowance(44_426, 64, 12, 1e-6), 2)
-    (0.22, 0.07)
-    >>> allowance(10, 5, 2, 1e-6)  # the space is the whole
-    0.0
     """
     if n_starts * n_steps >= n:
         return 0.0
@@ -176,29 +138,10 @@ def grow_sketch(
 ) -> Sketch:
     """Add rounds until ‖E‖ ≤ tol is certified, or the rank or the time is spent.
 
-    Parameters
-    ----------
-    features : ScaledFeatures
-        Ψ.
-    tol : float
-        Of ‖E‖; δ is one in these units.
-    max_rank : int
-    generator : torch.Generator
-    max_seconds : float, optional
-        No round is begun that would end later, judged by the longest so far.
-    failure_probability : float, default=1e-6
-        Of all probed bounds together; round i takes its share p/(i(i+1)).
-
-    Returns
-    -------
-    Sketch
-
-    Raises
-    ------
-    MemoryError
-        If not even one column fits.
-    numpy.linalg.LinAlgError
-        If Ψ is not finite.
+    δ is one in the units of ``tol``. No round is begun that would end after ``max_seconds``, judged
+    by the longest so far. ``failure_probability`` is that of all probed bounds together; round i
+    takes its share p/(i(i+1)). MemoryError if not even one column fits, LinAlgError if Ψ is not
+    finite.
     """
     start, total = time.perf_counter(), features.squared_norm
     if not math.isfinite(total):
@@ -249,10 +192,7 @@ def _next(
 def block_shape(n: int, memory_limit: float | None = None) -> tuple[int, int]:
     """Columns of a fresh block and steps from it, for n weights: V, E V within a quarter.
 
-    Raises
-    ------
-    MemoryError
-        If not even one column fits.
+    MemoryError if not even one column fits.
     """
     steps = min(_STEPS, n)
     needed = 4 * 3 * 8 * n * steps
@@ -269,12 +209,7 @@ def block_shape(n: int, memory_limit: float | None = None) -> tuple[int, int]:
 def krylov(
     features: ScaledFeatures, blocks: Sequence[Tensor], generator: Generator
 ) -> tuple[Tensor, Tensor, float]:
-    """Orthonormal V of the block Krylov space of E from a fresh block, E V, and ‖EΩ‖_F².
-
-    Returns
-    -------
-    tuple of Tensor (n_params, columns), Tensor (n_params, columns) and float
-    """
+    """Orthonormal V (P, columns) of E's block Krylov space from a fresh block, E V, and ‖EΩ‖_F²."""
     n = features.n_params
     s, steps = block_shape(n, features.memory_limit)
     root = features.inverse_root

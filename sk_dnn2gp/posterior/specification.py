@@ -48,6 +48,12 @@ __all__ = [
 class PosteriorSpecification(BaseEstimator):
     """What every specification offers; what is here holds unless a class says otherwise.
 
+    Parameters
+    ----------
+    memory_limit : float, optional
+        MiB for factors and temporary work; None is scikit-learn's ``working_memory``. It is the
+        one setting of each specification here that names no others.
+
     Attributes
     ----------
     parameters : None, "last_layer" or tuple of str
@@ -62,6 +68,10 @@ class PosteriorSpecification(BaseEstimator):
 
     is_network_process: bool = False
     has_common_precision: bool = True
+    _posterior: Any = None  # what ``build`` makes
+
+    def __init__(self, memory_limit: float | None = None) -> None:
+        self.memory_limit = memory_limit
 
     @property
     def parameters(self) -> Any:
@@ -69,28 +79,14 @@ class PosteriorSpecification(BaseEstimator):
         return None
 
     def rows(self, n_samples: int, random_state: Any = None) -> NDArray | None:
-        """Which examples the posterior is of: indices in order, or None for all.
+        """Which examples the posterior is of: indices in order, (n_chosen,), or None for all.
 
-        Parameters
-        ----------
-        n_samples : int
-        random_state : int, RandomState instance or None
-            Where the specification has none of its own.
-
-        Returns
-        -------
-        ndarray of shape (n_chosen,), or None
+        ``random_state`` counts where the specification has none of its own.
         """
         return None
 
     def validate(self) -> None:
-        """Refuse settings that cannot work.
-
-        Raises
-        ------
-        ValueError
-            With the name of the setting, what was found and what to give.
-        """
+        """Raise ValueError where a setting cannot work, with its name and what to give."""
         limit = getattr(self, "memory_limit", None)
         if limit is not None and not (_is_number(limit) and limit > 0):
             raise ValueError(
@@ -99,36 +95,18 @@ class PosteriorSpecification(BaseEstimator):
             )
 
     def build(self, model: LinearModel) -> Posterior:
-        """Make the posterior.
+        """Make the posterior, of a model of the weights ``parameters`` and the examples ``rows``.
 
-        Parameters
-        ----------
-        model : LinearModel
-            Of the weights ``parameters`` and the examples ``rows``.
-
-        Returns
-        -------
-        Posterior
-
-        Raises
-        ------
-        MemoryError
-            If a factor does not fit, saying what would.
-        numpy.linalg.LinAlgError
-            If a matrix has no factor in floating point.
+        MemoryError if a factor does not fit, saying what would; LinAlgError if a matrix has none in
+        floating point.
         """
-        raise NotImplementedError
+        return self._posterior(model, self.memory_limit)
 
 
 class Full(PosteriorSpecification):
     """The exact posterior of all weights, in the space where it is cheaper.
 
     P×P where P ≤ NK, NK×NK otherwise (:ref:`math-laplace`).
-
-    Parameters
-    ----------
-    memory_limit : float, optional
-        MiB for the factor and temporary work; None is scikit-learn's ``working_memory``.
 
     Examples
     --------
@@ -138,9 +116,6 @@ class Full(PosteriorSpecification):
     """
 
     is_network_process = True
-
-    def __init__(self, memory_limit: float | None = None) -> None:
-        self.memory_limit = memory_limit
 
     def build(self, model: LinearModel) -> Posterior:
         """Make the posterior, in weight space or in function space."""
@@ -161,11 +136,6 @@ class Full(PosteriorSpecification):
 class LastLayer(Full):
     """The exact posterior of the last layer's weights, the others held as they are.
 
-    Parameters
-    ----------
-    memory_limit : float, optional
-        MiB for the factor and temporary work; None is scikit-learn's ``working_memory``.
-
     Examples
     --------
     >>> from sk_dnn2gp.posterior import LastLayer
@@ -174,9 +144,6 @@ class LastLayer(Full):
     """
 
     is_network_process = False
-
-    def __init__(self, memory_limit: float | None = None) -> None:
-        super().__init__(memory_limit)
 
     @property
     def parameters(self) -> str:
@@ -209,13 +176,7 @@ class SubsetOfWeights(Full):
         self.parameters = parameters
 
     def validate(self) -> None:
-        """Refuse settings that cannot work.
-
-        Raises
-        ------
-        ValueError
-            With the name of the setting, what was found and what to give.
-        """
+        """Raise ValueError where a setting cannot work, with its name and what to give."""
         super().validate()
         names = self.parameters
         sequence = isinstance(names, Sequence) and not isinstance(names, str)
@@ -233,11 +194,6 @@ class Diagonal(PosteriorSpecification):
 
     Correlations between weights are dropped (:ref:`math-laplace`).
 
-    Parameters
-    ----------
-    memory_limit : float, optional
-        MiB for temporary work; None is scikit-learn's ``working_memory``.
-
     Examples
     --------
     >>> from sk_dnn2gp.posterior import Diagonal
@@ -245,21 +201,11 @@ class Diagonal(PosteriorSpecification):
     False
     """
 
-    def __init__(self, memory_limit: float | None = None) -> None:
-        self.memory_limit = memory_limit
-
-    def build(self, model: LinearModel) -> Posterior:
-        """Make the posterior."""
-        return DiagonalPosterior(model, self.memory_limit)
+    _posterior = DiagonalPosterior
 
 
 class IndependentOutputs(PosteriorSpecification):
     """One process per output, their correlations dropped: K factors of N×N.
-
-    Parameters
-    ----------
-    memory_limit : float, optional
-        MiB for the factors and temporary work; None is scikit-learn's ``working_memory``.
 
     Examples
     --------
@@ -270,12 +216,7 @@ class IndependentOutputs(PosteriorSpecification):
 
     has_common_precision = False
 
-    def __init__(self, memory_limit: float | None = None) -> None:
-        self.memory_limit = memory_limit
-
-    def build(self, model: LinearModel) -> Posterior:
-        """Make the posterior."""
-        return IndependentPosterior(model, self.memory_limit)
+    _posterior = IndependentPosterior
 
 
 class SubsetOfData(PosteriorSpecification):
@@ -329,13 +270,7 @@ class SubsetOfData(PosteriorSpecification):
         return np.sort(chosen)
 
     def validate(self) -> None:
-        """Refuse settings that cannot work.
-
-        Raises
-        ------
-        ValueError
-            With the name of the setting, what was found and what to give.
-        """
+        """Raise ValueError where a setting cannot work, with its name and what to give."""
         n = self.n_samples
         if isinstance(n, bool) or not isinstance(n, Integral) or n < 1:
             raise ValueError(
@@ -395,13 +330,7 @@ class LowRank(PosteriorSpecification):
         self.random_state = random_state
 
     def validate(self) -> None:
-        """Refuse settings that cannot work.
-
-        Raises
-        ------
-        ValueError
-            With the name of the setting, what was found and what to give.
-        """
+        """Raise ValueError where a setting cannot work, with its name and what to give."""
         super().validate()
         if not (_is_number(self.tol) and self.tol > 0):
             raise ValueError(f"LowRank: tol must be a positive number, got {self.tol!r}.")
@@ -417,11 +346,6 @@ class LowRank(PosteriorSpecification):
 class Kronecker(PosteriorSpecification):
     """One Kronecker product for each layer's part of ΦᵀΦ (K-FAC): no bound of its error.
 
-    Parameters
-    ----------
-    memory_limit : float, optional
-        MiB for temporary work; None is scikit-learn's ``working_memory``.
-
     Examples
     --------
     >>> from sk_dnn2gp.posterior import Kronecker
@@ -429,21 +353,11 @@ class Kronecker(PosteriorSpecification):
     False
     """
 
-    def __init__(self, memory_limit: float | None = None) -> None:
-        self.memory_limit = memory_limit
-
-    def build(self, model: LinearModel) -> Posterior:
-        """Make the posterior."""
-        return KroneckerPosterior(model, self.memory_limit)
+    _posterior = KroneckerPosterior
 
 
 class Automatic(Full):
     """The exact posterior where it fits the memory, else a low-rank one with its certificate.
-
-    Parameters
-    ----------
-    memory_limit : float, optional
-        MiB for the factor and temporary work; None is scikit-learn's ``working_memory``.
 
     Warns
     -----
@@ -456,9 +370,6 @@ class Automatic(Full):
     >>> resolve_posterior("auto")
     Automatic()
     """
-
-    def __init__(self, memory_limit: float | None = None) -> None:
-        super().__init__(memory_limit)
 
     def build(self, model: LinearModel) -> Posterior:
         """Make the posterior, exact where it fits."""

@@ -13,12 +13,13 @@ import torch
 from torch import Generator, Tensor
 
 from ..linear_model import LinearModel
+from .contract import Posterior
 from .precision import DensePrecision, Precision, with_prior
 
 __all__ = ["PrecisionPosterior", "WeightSpacePosterior"]
 
 
-class PrecisionPosterior:
+class PrecisionPosterior(Posterior):
     """N(w*, A⁻¹) for any precision A of the weights that has a factor.
 
     Parameters
@@ -55,7 +56,6 @@ class PrecisionPosterior:
 
     @property
     def inverse_diagonal(self) -> Tensor:
-        """diag(A⁻¹), of shape (n_params,): the marginal variances of the weights."""
         return self.precision.inverse_diagonal
 
     @cached_property
@@ -63,14 +63,7 @@ class PrecisionPosterior:
         """γ = P - Σ_p δ_p (A⁻¹)_pp: how many weights the data determine."""
         return float((1.0 - self.model.prior_precision * self.inverse_diagonal).sum())
 
-    @cached_property
-    def newton_decrement(self) -> float:
-        """gᵀ A⁻¹ g: zero at a true minimum."""
-        g = self.model.gradient
-        return float(g @ self.solve(g))
-
     def solve(self, v: Tensor) -> Tensor:
-        """A⁻¹ v, of shape (n_params,)."""
         return self.precision.solve(v)
 
     def variance(self, X: Tensor) -> Tensor:
@@ -86,17 +79,10 @@ class PrecisionPosterior:
         return torch.cat(blocks)
 
     def joint_covariance(self, X: Tensor) -> Tensor:
-        """V_* over all examples and outputs, of shape (n K, n K)."""
         half = torch.cat([half for _, half in self._halves(X)], dim=1)
         return half.mT @ half
 
-    def sample(self, X: Tensor, n_samples: int, generator: Generator | None = None) -> Tensor:
-        """Draw J_* (w - w*) with w from the posterior, of shape (n_samples, len(X), n_outputs)."""
-        fluctuations = self.sample_weights(n_samples, generator).mT
-        return self.model.linearization.jvp(X, fluctuations).permute(2, 0, 1)
-
     def sample_weights(self, n_samples: int, generator: Generator | None = None) -> Tensor:
-        """Draw w - w* from N(0, A⁻¹), of shape (n_samples, n_params)."""
         z = torch.randn(n_samples, self.model.n_params, dtype=torch.float64, generator=generator)
         return self.precision.scale(z.to(self.precision.factor.device))
 

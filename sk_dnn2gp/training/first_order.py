@@ -38,12 +38,7 @@ def as_is(batch: Any) -> Any:
 
 
 class NegativeLogLikelihood(nn.Module):
-    """The mean of ℓ over a batch, as a criterion of torch.
-
-    Parameters
-    ----------
-    likelihood : Likelihood
-    """
+    """The mean of ℓ over a batch, as a criterion of torch."""
 
     def __init__(self, likelihood: Likelihood) -> None:
         super().__init__()
@@ -60,16 +55,8 @@ class NegativeLogLikelihood(nn.Module):
 class BatchLoss:
     """loss(w)/N of a batch; δ and the likelihood's σ may change between epochs.
 
-    Parameters
-    ----------
-    likelihood : Likelihood
-    prior_precision : float or Tensor of shape (n_params,)
-    n_samples : int
-        N.
-    has_prior : bool, default=True
-        False where the optimiser itself adds the prior.
-    parameters : list of Tensor
-        The trainable weights, set by :func:`train`.
+    ``has_prior`` is False where the optimiser itself adds it; ``parameters``, the trainable
+    weights, are set by :func:`train`.
     """
 
     likelihood: Likelihood
@@ -97,28 +84,11 @@ def train(
     objective: BatchLoss,
     callbacks: Sequence[Callback] = (),
 ) -> list[float]:
-    """Train an initialised skorch net on the MAP objective.
+    """loss(w) of every epoch of training an initialised skorch net on the MAP objective, in place.
 
-    Parameters
-    ----------
-    net : NeuralNet
-        Initialised; trained in place. Its ``get_loss`` is replaced while this runs.
-    data : TrainingData
-    objective : BatchLoss
-    callbacks : sequence of Callback
-        Added to the net's own for this training only.
-
-    Returns
-    -------
-    list of float
-        loss(w) of every epoch.
-
-    Raises
-    ------
-    ConvergenceError
-        If the loss becomes NaN or infinite.
-    KeyboardInterrupt
-        If the user asks for it: skorch would keep it to itself.
+    Its ``get_loss`` is replaced, and ``callbacks`` are added to its own, while this runs.
+    ConvergenceError if the loss becomes NaN or infinite; KeyboardInterrupt if the user asks for it:
+    skorch would keep it to itself.
     """
     objective.parameters = [p for p in net.module_.parameters() if p.requires_grad]
     record = LossRecord(len(data))
@@ -189,13 +159,7 @@ def _map_loss(
 
 
 class LossRecord(Callback):
-    """Keeps loss(w) of every epoch, and stops training when it is no longer finite.
-
-    Parameters
-    ----------
-    n_samples : int
-        N, by which the objective was divided.
-    """
+    """Keeps loss(w) of every epoch, and stops training when it is no longer finite."""
 
     def __init__(self, n_samples: int) -> None:
         self.n_samples = n_samples
@@ -206,13 +170,7 @@ class LossRecord(Callback):
         return self
 
     def on_epoch_end(self, net: NeuralNet, **_: Any) -> None:
-        """Append the epoch's mean loss times N.
-
-        Raises
-        ------
-        ConvergenceError
-            If it is NaN or infinite.
-        """
+        """Append the epoch's mean loss times N; ConvergenceError if it is NaN or infinite."""
         loss = epoch_loss(net) * self.n_samples
         if not math.isfinite(loss):
             raise ConvergenceError(
@@ -231,22 +189,7 @@ def default_net(
     device: Any = "cpu",
     verbose: int = 0,
 ) -> NeuralNet:
-    """Return an initialised skorch net that trains ``module`` with the chosen optimiser.
-
-    Parameters
-    ----------
-    module : torch.nn.Module
-        Trained in place.
-    n_samples : int
-    solver : FirstOrder
-    likelihood : Likelihood
-    device : str or torch.device, default="cpu"
-    verbose : int, default=0
-
-    Returns
-    -------
-    NeuralNet
-    """
+    """An initialised skorch net that trains ``module``, in place, with the chosen optimiser."""
     optimizer, options = _optimizer(solver.optimizer)
     automatic = min(200, n_samples)
     batch_size = automatic if solver.batch_size == "auto" else int(solver.batch_size)
@@ -276,19 +219,8 @@ def shown_as_net(
 ) -> NeuralNet:
     """A fitted skorch net of a module that was trained without skorch.
 
-    Its history holds the loss of every step; ``partial_fit`` goes on with Adam, without the prior.
-
-    Parameters
-    ----------
-    module : torch.nn.Module
-    likelihood : Likelihood
-        Its mean negative logarithm is the criterion.
-    losses : sequence of float
-    device : str or torch.device, default="cpu"
-
-    Returns
-    -------
-    NeuralNet
+    Its history holds the loss of every step, its criterion is the likelihood's mean negative
+    logarithm; ``partial_fit`` goes on with Adam, without the prior.
     """
     net = NeuralNet(
         module,
@@ -352,15 +284,6 @@ class _EpochLoss(Callback):
 
 
 def epoch_loss(net: NeuralNet) -> float:
-    """Mean of the epoch's batch losses, by their sizes.
-
-    Parameters
-    ----------
-    net : NeuralNet
-
-    Returns
-    -------
-    float
-    """
+    """Mean of the epoch's batch losses, by their sizes."""
     batches = net.history[-1, "batches", :, ("train_loss", "train_batch_size")]
     return sum(loss * size for loss, size in batches) / sum(size for _, size in batches)

@@ -26,10 +26,7 @@ __all__ = ["Objective", "Point", "TrainingData", "part_of"]
 
 @dataclass(frozen=True)
 class TrainingData(torch.utils.data.Dataset):
-    """Inputs, targets and weights of the examples, each on axis 0, as a data set of torch.
-
-    An item is ``(x, (y, s))``.
-    """
+    """Inputs, targets and weights of the examples, on axis 0: items ``(x, (y, s))`` for torch."""
 
     X: Tensor
     y: Tensor
@@ -74,15 +71,7 @@ class TrainingData(torch.utils.data.Dataset):
 class Objective:
     """loss(w) of one network on one data set, under one likelihood and prior.
 
-    Parameters
-    ----------
-    linearization : Linearization
-        Of the network, in float64, all trainable weights.
-    data : TrainingData
-        On the network's device.
-    likelihood : Likelihood
-    prior_precision : Tensor of shape (n_params,), float64
-        δ of each weight.
+    The linearisation is in float64, of all trainable weights; δ (P,) of each.
     """
 
     linearization: Linearization
@@ -120,31 +109,14 @@ class Objective:
 
 
 def part_of(whole: Linearization, part: Linearization, values: Tensor) -> Tensor:
-    """The entries of a vector over all weights that belong to some of them.
-
-    Parameters
-    ----------
-    whole, part : Linearization
-        Of the same network, with all weights and with some.
-    values : Tensor of shape (whole.n_params,)
-
-    Returns
-    -------
-    Tensor of shape (part.n_params,)
-    """
+    """The entries of a vector over all weights of ``whole`` that belong to those of ``part``."""
     sizes = list(whole.parameter_sizes)
     pieces = dict(zip(whole.parameter_names, values.split(sizes), strict=True))
     return torch.cat([pieces[name] for name in part.parameter_names])
 
 
 class Point:
-    """loss(w) at one w; its gradient and its Hessian are made when they are asked for.
-
-    Parameters
-    ----------
-    objective : Objective
-    w : Tensor of shape (n_params,), float64
-    """
+    """loss(w) at one w (P,); its gradient and its Hessian are made when they are asked for."""
 
     def __init__(self, objective: Objective, w: Tensor) -> None:
         self.objective, self.w = objective, w

@@ -56,13 +56,7 @@ class FullBatch(BaseEstimator):
         self.memory_limit = memory_limit
 
     def validate(self) -> None:
-        """Refuse settings that cannot work.
-
-        Raises
-        ------
-        ValueError
-            With the name of the setting, what was found and what to give.
-        """
+        """Raise ValueError where a setting cannot work, with its name and what to give."""
         _require(self, "max_iter", Integral, 1, "a positive number of steps")
         _require(self, "tol", Real, 0, "a number of at least 0")
 
@@ -71,16 +65,7 @@ class NewtonCG(FullBatch):
     """Preconditioned L-BFGS on the way down, Newton steps by conjugate gradients at the end.
 
     The preconditioner is a factor of the posterior precision, kept for many steps
-    (:ref:`math-newton`).
-
-    Parameters
-    ----------
-    max_iter : int, default=1000
-        Steps at most; in a fit that chooses δ or σ, to each minimum that is made exact.
-    tol : float, default=1e-8
-        A minimum is where ‖∇loss‖ ≤ tol (1 + abs loss).
-    memory_limit : float, default=None
-        MiB for matrices and temporary work; None is scikit-learn's ``working_memory``.
+    (:ref:`math-newton`). Settings are those of :class:`FullBatch`.
 
     Examples
     --------
@@ -90,23 +75,11 @@ class NewtonCG(FullBatch):
     1e-10
     """
 
-    def __init__(
-        self, max_iter: int = 1000, tol: float = 1e-8, memory_limit: float | None = None
-    ) -> None:
-        super().__init__(max_iter, tol, memory_limit)
-
 
 class GaussNewtonLM(FullBatch):
     """Damped Gauss-Newton steps (Levenberg-Marquardt), a factor in each.
 
-    Parameters
-    ----------
-    max_iter : int, default=1000
-        Steps at most; in a fit that chooses δ or σ, to each minimum that is made exact.
-    tol : float, default=1e-8
-        A minimum is where ‖∇loss‖ ≤ tol (1 + abs loss).
-    memory_limit : float, default=None
-        MiB for matrices and temporary work; None is scikit-learn's ``working_memory``.
+    Settings are those of :class:`FullBatch`.
 
     Examples
     --------
@@ -114,11 +87,6 @@ class GaussNewtonLM(FullBatch):
     >>> GaussNewtonLM(max_iter=50)
     GaussNewtonLM(max_iter=50)
     """
-
-    def __init__(
-        self, max_iter: int = 1000, tol: float = 1e-8, memory_limit: float | None = None
-    ) -> None:
-        super().__init__(max_iter, tol, memory_limit)
 
 
 class LBFGS(FullBatch):
@@ -195,13 +163,7 @@ class FirstOrder(BaseEstimator):
         self.evidence_interval = evidence_interval
 
     def validate(self) -> None:
-        """Refuse settings that cannot work.
-
-        Raises
-        ------
-        ValueError
-            With the name of the setting, what was found and what to give.
-        """
+        """Raise ValueError where a setting cannot work, with its name and what to give."""
         for name in ("max_iter", "n_iter_no_change", "evidence_interval"):
             _require(self, name, Integral, 1, "a positive whole number")
         if self.batch_size != "auto":
@@ -271,20 +233,8 @@ def resolve_solver(solver: Any) -> Any:
 def automatic_solver(n_rows: float, n_params: int, pass_operations: float, fits: bool) -> Any:
     """The solver that "auto" means, by counted operations.
 
-    Parameters
-    ----------
-    n_rows : float
-        NK.
-    n_params : int
-        P.
-    pass_operations : float
-        Multiplications of one pass over all rows.
-    fits : bool
-        Whether a factor of the smaller of P×P and NK×NK fits the memory limit.
-
-    Returns
-    -------
-    NewtonCG, LBFGS or FirstOrder
+    ``n_rows`` is NK, ``pass_operations`` the multiplications of one pass over all rows; ``fits``
+    says whether a factor of the smaller of P×P and NK×NK fits the memory limit.
     """
     size = min(n_rows, n_params)
     factor = size**3 / 3.0 + n_rows * n_params * size

@@ -27,24 +27,9 @@ _REARRANGING = ("View", "UnsafeView", "Reshape", "Squeeze", "Unsqueeze", "Slice"
 class NetworkSource:
     """Where each restart's network comes from: the ``net`` argument, understood once.
 
-    Parameters
-    ----------
-    net : None, torch.nn.Module, type, NeuralNet or FrozenEstimator
-        The estimator's argument.
-    hidden_layer_sizes : sequence of int
-    activation : str
-        Both for ``net=None``.
-    n_outputs : int
-        K that the likelihood needs.
-    standardize : pair of Tensor of shape (n_features,), optional
-        Mean and scale of the inputs, which the default network takes out.
-
-    Raises
-    ------
-    TypeError
-        If ``net`` is none of these.
-    ValueError
-        If ``net`` is a fitted skorch net that is not frozen, or a frozen one that is not fitted.
+    ``standardize``: mean and scale of the inputs, which the default network takes out. TypeError if
+    ``net`` is no network; ValueError if it is a fitted skorch net that is not frozen, or a frozen
+    one that is not fitted.
     """
 
     def __init__(
@@ -77,10 +62,11 @@ class NetworkSource:
         return copy.deepcopy(self.net.estimator.module_)
 
     def start(self, X: Tensor, restart: int) -> tuple[nn.Module, NeuralNet | None]:
-        """Return a network to train, and its skorch net if the user brought one.
+        """A network to train, and its skorch net if the user brought one; with the generators
+        seeded.
 
-        Called with the generators seeded. ``restart`` > 0 draws fresh weights for a module
-        instance too, whose own weights are the first start.
+        ``restart`` > 0 draws fresh weights for a module instance too, whose own weights are the
+        first start.
         """
         if self.brings_own_net:
             net = _prepared(clone(self.net, safe=False))
@@ -187,15 +173,8 @@ def _reset_parameters(module: nn.Module) -> None:
 def check_trainable(module: nn.Module) -> None:
     """Refuse what mixes examples in training, warn of what training sees and the GP does not.
 
-    Raises
-    ------
-    ValueError
-        If ``module`` holds a BatchNorm layer in training mode, or no weights to train.
-
-    Warns
-    -----
-    ApproximationWarning
-        If ``module`` holds a dropout layer.
+    ValueError if ``module`` holds a BatchNorm layer in training mode, or no weights to train; an
+    ApproximationWarning if it holds a dropout layer.
     """
     if not any(p.requires_grad for p in module.parameters()):
         raise ValueError("net has no weights to train (no parameter with requires_grad=True).")
@@ -218,13 +197,7 @@ def check_trainable(module: nn.Module) -> None:
 
 
 def check_outputs(module: nn.Module, X: Tensor, n_outputs: int) -> None:
-    """Check that the module takes X and gives one row of ``n_outputs`` numbers per example.
-
-    Raises
-    ------
-    ValueError
-        Naming the shapes found and wanted.
-    """
+    """Raise ValueError if the module does not take X and give ``n_outputs`` numbers per example."""
     training = module.training
     module.eval()
     try:
@@ -248,10 +221,7 @@ def check_outputs(module: nn.Module, X: Tensor, n_outputs: int) -> None:
 def check_logits(source: NetworkSource, X: Tensor) -> int:
     """Number of outputs of a classifier's network, which must be logits.
 
-    Raises
-    ------
-    ValueError
-        If they are probabilities: rows that sum to one, or the values of a last Sigmoid.
+    ValueError if they are probabilities: rows that sum to one, or the values of a last Sigmoid.
     """
     with torch.random.fork_rng(devices=[]):
         module = source.frozen_module() if source.is_frozen else source.start(X, 0)[0]

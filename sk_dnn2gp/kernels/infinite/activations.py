@@ -381,32 +381,9 @@ _SERIES = {"tanh": np.tanh, "sigmoid": expit, "swish": lambda x: x * expit(x)}
 def dual_activation(activation: Any, *, slope: float = 0.01, terms: int = 300) -> Dual:
     """The dual of an activation given by name or as an elementwise callable on arrays.
 
-    Parameters
-    ----------
-    activation : str or callable
-        "relu", "leaky_relu", "linear", "erf", "sin", "cos", "gelu" in closed form; "tanh",
-        "sigmoid", "swish" and callables by Hermite series.
-    slope : float
-        Of the leaky ReLU.
-    terms : int
-        Highest degree of the series.
-
-    Returns
-    -------
-    Dual
-
-    Raises
-    ------
-    ValueError
-        If the name is unknown, ``terms`` is no whole number above 1, or a callable is not
-        elementwise.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from sk_dnn2gp.kernels.infinite.activations import dual_activation
-    >>> dual_activation("relu").diagonal(torch.tensor([2.0]))[0].item()
-    1.0
+    "relu", "leaky_relu" (of ``slope``), "linear", "erf", "sin", "cos", "gelu" in closed form;
+    "tanh", "sigmoid", "swish" and callables by Hermite series of up to ``terms``. ValueError if the
+    name is unknown, ``terms`` is no whole number above 1, or a callable is not elementwise.
     """
     closed = {
         "relu": lambda: LeakyReLU(0.0),

@@ -76,25 +76,10 @@ class InfiniteKernel(Kernel):
     def __call__(
         self, X: ArrayLike, Y: ArrayLike | None = None, eval_gradient: bool = False
     ) -> Any:
-        """Kernel matrix, and its exact gradient in the logs of the free variances on request.
+        """Kernel matrix (n_X, n_Y) (Y of None: X), and on request its exact gradient.
 
-        Parameters
-        ----------
-        X : array-like of shape (n_samples_X, n_features)
-        Y : array-like of shape (n_samples_Y, n_features), optional
-            None is X.
-        eval_gradient : bool
-            Only with ``Y=None``.
-
-        Returns
-        -------
-        K : ndarray of shape (n_samples_X, n_samples_Y)
-        K_gradient : ndarray of shape (n_samples_X, n_samples_X, n_free)
-
-        Raises
-        ------
-        ValueError
-            If ``eval_gradient`` is asked for with Y, or a value is out of its range.
+        The gradient (n_X, n_X, n_free) is in the logs of the free variances; ValueError if it is
+        asked for with Y, or a value is out of its range.
         """
         if eval_gradient and Y is not None:
             raise ValueError("Gradient can only be evaluated when Y is None.")
@@ -300,26 +285,7 @@ def _shape(x: Tensor) -> str:
 
 
 def checked(X: ArrayLike, name: str, dtype: Any, device: Any) -> Tensor:
-    """X as a finite tensor of the working dtype on the device.
-
-    Parameters
-    ----------
-    X : array-like
-    name : str
-        For messages.
-    dtype : torch.dtype
-        float32 or float64.
-    device : str or torch.device
-
-    Returns
-    -------
-    Tensor
-
-    Raises
-    ------
-    ValueError
-        If X is empty or not finite, or the dtype is no other.
-    """
+    """X as a tensor of the working dtype on the device; ValueError if it is empty or not finite."""
     if dtype not in _CHOICES:
         raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype!r}.")
     X = np.asarray(X, dtype=np.float64)

@@ -89,29 +89,10 @@ class _Place:
 
 
 def read(module: nn.Module) -> Reading:
-    """The steps of a module.
+    """The steps of a module: only its architecture matters, and it is left as it is.
 
-    Parameters
-    ----------
-    module : torch.nn.Module
-        Only its architecture matters, not its weights; it is left as it is. Dropout is noise in
-        training mode and nothing in evaluation mode.
-
-    Returns
-    -------
-    Reading
-
-    Raises
-    ------
-    ValueError
-        If it cannot be traced, or holds what has no limit here; the message names it.
-
-    Examples
-    --------
-    >>> from torch import nn
-    >>> from sk_dnn2gp.kernels.infinite.reading import read
-    >>> len(read(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))).nodes)
-    5
+    Dropout is noise in training mode and nothing in evaluation mode. ValueError, by name, where the
+    module cannot be traced, or holds what has no limit here.
     """
     return _Reader(module).reading()
 

@@ -79,21 +79,11 @@ class Variances:
 
 
 class Plan:
-    """Nodes laid out for inputs of given positions: shapes, where positions must be told apart.
+    """Nodes laid out for inputs of positions ``shape``, () or (h, w): where these must be told
+    apart.
 
-    Parameters
-    ----------
-    nodes : sequence of Node
-        The first is the input, the last the outcome.
-    variances : sequence of Variances
-        Of every `Weights`, in order.
-    shape : tuple of int
-        Positions of the inputs: () or (h, w).
-
-    Raises
-    ------
-    ValueError
-        If the steps do not fit the shape.
+    The first node is the input, the last the outcome; ``variances`` are those of every `Weights`,
+    in order. ValueError if the steps do not fit the shape.
     """
 
     def __init__(self, nodes: Sequence[Node], variances: Sequence[Variances], shape: Shape) -> None:
