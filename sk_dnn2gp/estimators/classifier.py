@@ -13,10 +13,10 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import ClassifierMixin, _fit_context
 from sklearn.gaussian_process import GaussianProcessRegressor
-from sklearn.utils import Bunch, compute_sample_weight
+from sklearn.utils import Bunch, column_or_1d, compute_sample_weight
 from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils.validation import check_consistent_length, check_is_fitted
 from torch import Tensor
 
 from .._utils.random import draw_seed, torch_generator
@@ -336,6 +336,33 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         """
         return self._log_proba(X, link).numpy()
 
+    def log_predictive_density(
+        self, X: ArrayLike, y: ArrayLike, link: str | None = None
+    ) -> NDArray:
+        """log p of each row's own label: the opposite of its part of the log loss.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features) or (n_samples, ...)
+        y : array-like of shape (n_samples,)
+            Labels that ``fit`` has seen.
+        link : {"auto", "probit", "contrast", "mc", "map"}, default=None
+            None takes the estimator's own.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,)
+
+        Raises
+        ------
+        ValueError
+            If ``link`` is unknown, or y does not fit X or the labels of ``fit``.
+        """
+        log_p, labels = self.predict_log_proba(X, link), np.asarray(column_or_1d(y))
+        check_consistent_length(log_p, labels)
+        self._refuse_unseen(labels)
+        return log_p[np.arange(len(labels)), np.searchsorted(self.classes_, labels)]
+
     def decision_function(self, X: ArrayLike) -> NDArray:
         """Scores whose softmax (sigmoid, for two classes) is :meth:`predict_proba`.
 
@@ -524,13 +551,16 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
 
     def _encoded(self, y: NDArray) -> Tensor:
         """Class numbers as the likelihood wants them."""
+        self._refuse_unseen(y)
+        return self._codes(y, 1 if isinstance(self._result.likelihood, Bernoulli) else 2)
+
+    def _refuse_unseen(self, y: NDArray) -> None:
         unseen = np.setdiff1d(y, self.classes_)
         if len(unseen):
             raise ValueError(
                 f"y holds labels that fit has not seen: {unseen[:5].tolist()}; the classes are "
                 f"{self.classes_.tolist()[:10]}."
             )
-        return self._codes(y, 1 if isinstance(self._result.likelihood, Bernoulli) else 2)
 
     def _codes(self, y: NDArray, n_outputs: int) -> Tensor:
         index = torch.tensor(np.searchsorted(self.classes_, y))

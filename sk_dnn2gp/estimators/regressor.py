@@ -22,13 +22,15 @@ from torch import Tensor
 
 from .._utils.random import torch_generator
 from ..likelihoods import Gaussian
+from ..predictive import Affine, Normal, Predictive
 from .base import BaseDNN2GP
+from .distributional import DistributionMixin
 from .options import check_target, options_of
 
 __all__ = ["DNN2GPRegressor"]
 
 
-class DNN2GPRegressor(MultiOutputMixin, RegressorMixin, BaseDNN2GP):
+class DNN2GPRegressor(DistributionMixin, MultiOutputMixin, RegressorMixin, BaseDNN2GP):
     """Regression by a neural network that is a Gaussian process at its trained weights.
 
     The network is trained to the maximum of the posterior (loss Σ(y-f)²/2σ² + δ/2‖w‖²). There, the
@@ -308,12 +310,42 @@ class DNN2GPRegressor(MultiOutputMixin, RegressorMixin, BaseDNN2GP):
             ``aleatoric``, ``epistemic`` and ``total``, each an ndarray of variances of shape
             (n_samples,) or (n_samples, n_outputs), in the units of y squared.
         """
+        distribution = self.predict_distribution(X)
+        aleatoric = self._shaped(distribution.aleatoric)
+        epistemic = self._shaped(distribution.epistemic)
+        return Bunch(aleatoric=aleatoric, epistemic=epistemic, total=aleatoric + epistemic)
+
+    def predict_distribution(self, X: ArrayLike) -> Predictive:
+        """Predict the whole distribution of y (:ref:`math-predicting`).
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features) or (n_samples, ...)
+
+        Returns
+        -------
+        Predictive
+            ``mean``, ``variance``, ``log_density(y)``, ``cdf(y)`` and ``quantile(q)`` of each
+            target by itself, each of shape (n_samples, n_outputs), in the units of y.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from sk_dnn2gp import DNN2GPRegressor
+        >>> X = np.linspace(-3, 3, 40)[:, None]
+        >>> model = DNN2GPRegressor(
+        ...     hidden_layer_sizes=(5,), prior_precision=0.1, noise_std=0.1, random_state=0
+        ... ).fit(X, np.sin(X[:, 0]))
+        >>> low, high = model.predict_interval([[0.5]], coverage=0.9)[0]
+        >>> distribution = model.predict_distribution([[0.5]])
+        >>> round(distribution.cdf([[low]]).item(), 12)
+        0.05
+        """
         inputs = self._checked_inputs(X)
         V = self._result.variance(inputs).numpy()
-        epistemic = self._shaped(V * self.y_scale_**2)
-        noise = np.broadcast_to((self.noise_std_ * self.y_scale_) ** 2, V.shape)
-        aleatoric = self._shaped(noise.copy())
-        return Bunch(aleatoric=aleatoric, epistemic=epistemic, total=aleatoric + epistemic)
+        noise = np.full_like(V, self.noise_std_**2)
+        normal = Normal(self._result.mean(inputs).numpy(), noise, V)
+        return Affine(normal, self.y_mean_, self.y_scale_)
 
     def sample_y(
         self, X: ArrayLike, n_samples: int = 1, random_state: Any = 0, target: str = "y"
