@@ -363,6 +363,48 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         self._refuse_unseen(labels)
         return log_p[np.arange(len(labels)), np.searchsorted(self.classes_, labels)]
 
+    def leave_one_out(
+        self,
+        X: ArrayLike,
+        y: ArrayLike,
+        sample_weight: ArrayLike | None = None,
+        link: str | None = None,
+    ) -> Bunch:
+        """Predict each training row from all the others, without fitting again.
+
+        The linear model of theorem 1 without the row's transformed target
+        (:ref:`math-leave-one-out`): its features and its curvature were learned with every row. A
+        diagnostic, for one factorisation.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features) or (n_samples, ...)
+            Those that were trained on.
+        y : array-like of shape (n_samples,)
+        sample_weight : array-like of shape (n_samples,), default=None
+            As in ``fit``. A row is left out with all its weight.
+        link : {"auto", "probit", "contrast", "mc", "map"}, default=None
+            None takes the estimator's own.
+
+        Returns
+        -------
+        Bunch
+            ``probability`` of the classes predicted without the row, of shape (n_samples,
+            n_classes), and ``log_density``, its logarithm for the row's own label (n_samples,).
+
+        Raises
+        ------
+        ValueError
+            If the posterior is an approximation, a label unseen, or ``link`` unknown.
+        numpy.linalg.LinAlgError
+            If the other rows leave some direction of f undetermined in floating point.
+        """
+        link = self._link(link)
+        y, f, V = self._left_out(X, y, sample_weight)
+        log_p = log_softmax(f) if link == "map" else log_proba(link, f, V, self._draw_seed)
+        own = log_p.numpy()[np.arange(len(y)), np.searchsorted(self.classes_, y)]
+        return Bunch(probability=log_p.exp().numpy(), log_density=own)
+
     def decision_function(self, X: ArrayLike) -> NDArray:
         """Scores whose softmax (sigmoid, for two classes) is :meth:`predict_proba`.
 

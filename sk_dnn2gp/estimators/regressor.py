@@ -342,10 +342,67 @@ class DNN2GPRegressor(DistributionMixin, MultiOutputMixin, RegressorMixin, BaseD
         0.05
         """
         inputs = self._checked_inputs(X)
-        V = self._result.variance(inputs).numpy()
-        noise = np.full_like(V, self.noise_std_**2)
-        normal = Normal(self._result.mean(inputs).numpy(), noise, V)
-        return Affine(normal, self.y_mean_, self.y_scale_)
+        return self._distribution(self._result.mean(inputs), self._result.variance(inputs))
+
+    def leave_one_out(
+        self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None
+    ) -> Bunch:
+        """Predict each training row from all the others, without fitting again.
+
+        Exact for the linear model at the trained weights (:ref:`math-leave-one-out`), whose
+        features were learned with every row: a diagnostic of rows and of networks at one prior, and
+        no substitute for held-out data. Costs one factorisation.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features) or (n_samples, ...)
+            Those that were trained on.
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+        sample_weight : array-like of shape (n_samples,), default=None
+            As in ``fit``. A row is left out with all its weight.
+
+        Returns
+        -------
+        Bunch
+            ``mean`` and ``std`` of y predicted without its row, ``residual`` (y less that mean) and
+            ``log_density`` of y, each of shape (n_samples,) or (n_samples, n_outputs), in the units
+            of y.
+
+        Raises
+        ------
+        ValueError
+            If the posterior is an approximation.
+        numpy.linalg.LinAlgError
+            If the other rows leave some direction of f undetermined in floating point.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from sk_dnn2gp import DNN2GPRegressor
+        >>> X = np.linspace(-3, 3, 40)[:, None]
+        >>> y = np.sin(X[:, 0])
+        >>> y[7] += 2.0  # a wrong row
+        >>> model = DNN2GPRegressor(
+        ...     hidden_layer_sizes=(5,), prior_precision=0.1, noise_std=0.3, random_state=0
+        ... ).fit(X, y)
+        >>> int(model.leave_one_out(X, y).log_density.argmin())
+        7
+        """
+        y, mean, covariance = self._left_out(X, y, sample_weight)
+        distribution = self._distribution(mean, covariance.diagonal(dim1=1, dim2=2))
+        columns = np.asarray(y, dtype=np.float64).reshape(len(y), -1)
+        parts = {
+            "mean": distribution.mean,
+            "std": np.sqrt(distribution.variance),
+            "residual": columns - distribution.mean,
+            "log_density": distribution.log_density(columns),
+        }
+        return Bunch(**{name: self._shaped(value) for name, value in parts.items()})
+
+    def _distribution(self, f: Tensor, V: Tensor) -> Predictive:
+        """Of y in its units, where f has this mean and these variances (n_samples, n_outputs)."""
+        noise = np.full(V.shape, self.noise_std_**2)
+        return Affine(Normal(f.numpy(), noise, V.numpy()), self.y_mean_, self.y_scale_)
 
     def sample_y(
         self, X: ArrayLike, n_samples: int = 1, random_state: Any = 0, target: str = "y"

@@ -1,7 +1,8 @@
 """Log densities of y as scorers of scikit-learn: the evidence, and of held-out rows.
 
-Mathematics: :ref:`math-evidence`, :ref:`math-predicting`. Nothing here looks inside an estimator:
-``log_marginal_likelihood`` and ``log_predictive_density`` are all that is used.
+Mathematics: :ref:`math-evidence`, :ref:`math-predicting`, :ref:`math-leave-one-out`. Nothing here
+looks inside an estimator: ``log_marginal_likelihood``, ``log_predictive_density`` and
+``leave_one_out`` are all that is used.
 
 The recipe for a grid, random or halving search is three lines:
 
@@ -26,11 +27,16 @@ from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator
 from sklearn.utils.metadata_routing import MetadataRequest
 
+from .conditional import conditional_evidence
 from .inside import unwrapped
 
 __all__ = [
+    "ConditionalEvidenceScorer",
+    "LeaveOneOutScorer",
     "LogPredictiveDensityScorer",
     "MarginalLikelihoodScorer",
+    "conditional_evidence_scorer",
+    "leave_one_out_scorer",
     "log_predictive_density_scorer",
     "marginal_likelihood_scorer",
 ]
@@ -197,6 +203,132 @@ class LogPredictiveDensityScorer(DensityScorer):
         return float((weight @ rows + offset) / weight.sum())
 
 
+class LeaveOneOutScorer(DensityScorer):
+    """A scorer that is the mean log density of each row given the others (math-leave-one-out).
+
+    In closed form at the trained weights, for :class:`~sk_dnn2gp.TrainingSetSplit`: no data is held
+    back and nothing is trained again. The features were learned with every row, so that across
+    priors it favours weak ones; at one prior it compares networks.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn.model_selection import GridSearchCV
+    >>> from sk_dnn2gp import DNN2GPRegressor
+    >>> from sk_dnn2gp.model_selection import TrainingSetSplit, leave_one_out_scorer
+    >>> X = np.linspace(-3, 3, 40)[:, None]
+    >>> y = np.sin(X[:, 0])
+    >>> model = DNN2GPRegressor(prior_precision=0.1, noise_std=0.1, random_state=0)
+    >>> search = GridSearchCV(
+    ...     model, {"hidden_layer_sizes": [(1,), (6,)]}, scoring=leave_one_out_scorer,
+    ...     cv=TrainingSetSplit(),
+    ... ).fit(X, y)
+    >>> search.best_params_
+    {'hidden_layer_sizes': (6,)}
+    """
+
+    def __call__(
+        self, estimator: Any, X: Any, y: Any, sample_weight: ArrayLike | None = None
+    ) -> float:
+        """Return the mean leave-one-out log density of the training rows (X, y).
+
+        Parameters
+        ----------
+        estimator : estimator
+            Fitted; as :class:`~sk_dnn2gp.model_selection.MarginalLikelihoodScorer` takes it.
+        X : array-like
+            What the estimator was trained on.
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+        sample_weight : array-like of shape (n_samples,), default=None
+            How many times each row counts.
+
+        Returns
+        -------
+        float
+            Nats per row, in the units of y.
+
+        Raises
+        ------
+        TypeError
+            If the estimator has no density of given data.
+        ValueError
+            If the posterior is an approximation, or y went through a transformation whose density
+            cannot be followed.
+        """
+        weight = np.ones(len(y)) if sample_weight is None else np.asarray(sample_weight)
+        final, X, y, offset = unwrapped(estimator, X, y, weight)
+        try:
+            rows = final.leave_one_out(X, y, weight).log_density
+        except LinAlgError as error:
+            return _unusable(str(error))
+        return float((weight @ rows.reshape(len(y), -1).sum(axis=1) + offset) / weight.sum())
+
+
+class ConditionalEvidenceScorer(DensityScorer):
+    """A scorer that is the evidence of some rows given the others (math-leave-one-out).
+
+    See :func:`~sk_dnn2gp.model_selection.conditional_evidence`; for
+    :class:`~sk_dnn2gp.TrainingSetSplit`, as the marginal likelihood's.
+
+    Parameters
+    ----------
+    part : float, default=0.5
+        Of the rows that the others are predicted from, from 0 to below 1.
+    n_parts : int, default=4
+        Random parts, over which the mean is taken.
+    random_state : int, RandomState or None, default=0
+        Draws them; with an int all candidates are scored on the same.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sk_dnn2gp import DNN2GPRegressor
+    >>> from sk_dnn2gp.model_selection import ConditionalEvidenceScorer
+    >>> X = np.linspace(-3, 3, 40)[:, None]
+    >>> y = np.sin(X[:, 0])
+    >>> model = DNN2GPRegressor(
+    ...     hidden_layer_sizes=(5,), prior_precision=0.1, noise_std=0.1, random_state=0
+    ... ).fit(X, y)
+    >>> evidence = ConditionalEvidenceScorer(part=0.0)(model, X, y)
+    >>> bool(np.isclose(40 * evidence, model.log_marginal_likelihood(kind="dual")))
+    True
+    """
+
+    def __init__(self, part: float = 0.5, n_parts: int = 4, random_state: Any = 0) -> None:
+        self.part = part
+        self.n_parts = n_parts
+        self.random_state = random_state
+
+    def __call__(
+        self, estimator: Any, X: Any, y: Any, sample_weight: ArrayLike | None = None
+    ) -> float:
+        """Return the conditional evidence of the training rows (X, y), per row left.
+
+        Parameters
+        ----------
+        estimator : estimator
+            Fitted; as :class:`~sk_dnn2gp.model_selection.MarginalLikelihoodScorer` takes it.
+        X : array-like
+            What the estimator was trained on.
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+        sample_weight : array-like of shape (n_samples,), default=None
+            How many times each row counts.
+
+        Returns
+        -------
+        float
+            Nats per row left, in the units of y.
+        """
+        settings = {**self.get_params(), "sample_weight": sample_weight}
+        try:
+            value = float(conditional_evidence(estimator, X, y, **settings))
+        except LinAlgError as error:
+            return _unusable(str(error))
+        return value if math.isfinite(value) else _unusable(f"it is {value}")
+
+
+conditional_evidence_scorer = ConditionalEvidenceScorer()
+leave_one_out_scorer = LeaveOneOutScorer()
 log_predictive_density_scorer = LogPredictiveDensityScorer()
 marginal_likelihood_scorer = MarginalLikelihoodScorer()
 
