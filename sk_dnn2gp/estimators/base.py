@@ -172,8 +172,9 @@ class BaseDNN2GP(BaseEstimator):
         options: Options,
     ) -> Result:
         """Train, choose δ and σ, find q."""
+        free_noise = getattr(self, "noise_std", None) == "auto"
         freedom = Freedom(
-            self.prior_precision == "auto", getattr(self, "noise_std", None) == "auto"
+            self.prior_precision == "auto", free_noise and isinstance(likelihood, Gaussian)
         )
         standardize = None
         if self.net is None:

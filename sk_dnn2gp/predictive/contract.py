@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["Affine", "Predictive", "inverted"]
+__all__ = ["Affine", "Predictive", "inverted", "with_noise"]
 
 # Newton steps, each a bisection where it would leave the bracket; ten are usual.
 _MOST = 200
@@ -53,6 +53,10 @@ class Predictive:
         """The least y with P(target ≤ y) ≥ q, for 0 < q < 1."""
         raise NotImplementedError
 
+    def joint_covariance(self, V: NDArray) -> NDArray:
+        """Cov(y) over the rows, (n_samples, n_samples, n_outputs), of such a V of f."""
+        raise NotImplementedError
+
 
 class Affine(Predictive):
     """The distribution of ``shift + scale * y``: from the network's units to the user's.
@@ -91,8 +95,19 @@ class Affine(Predictive):
         """The least y with P(target ≤ y) ≥ q."""
         return self.inner.quantile(q) * self.scale + self.shift
 
+    def joint_covariance(self, V: NDArray) -> NDArray:
+        """Cov(y) over the rows, of a covariance V of f in the inner units."""
+        return self.inner.joint_covariance(V) * self.scale**2
+
     def _standardised(self, y: ArrayLike) -> NDArray:
         return (np.asarray(y) - self.shift) / self.scale
+
+
+def with_noise(V: NDArray, noise: NDArray) -> NDArray:
+    """V (n_samples, n_samples, n_outputs) with noise (n_samples, n_outputs) on the diagonal."""
+    covariance, rows = V.copy(), np.arange(len(V))
+    covariance[rows, rows] += noise
+    return covariance
 
 
 def inverted(distribution: Predictive, q: float, low: NDArray, high: NDArray) -> NDArray:

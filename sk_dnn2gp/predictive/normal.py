@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtr, ndtri
 
-from .contract import Predictive
+from .contract import Predictive, with_noise
 
 __all__ = ["Normal"]
 
@@ -45,6 +45,10 @@ class Normal(Predictive):
     def quantile(self, q: float) -> NDArray:
         """m + √(σ² + V) Φ⁻¹(q)."""
         return self.mean + np.sqrt(self.variance) * ndtri(q)
+
+    def joint_covariance(self, V: NDArray) -> NDArray:
+        """V, and the noise of each row."""
+        return with_noise(V, self.aleatoric)
 
     def _standardised(self, y: ArrayLike) -> NDArray:
         return (np.asarray(y) - self.mean) / np.sqrt(self.variance)
