@@ -57,7 +57,9 @@ _SETTINGS: dict[str, Any] = {
     for name, cls in vars(room).items()
     if isinstance(cls, type) and issubclass(cls, BaseEstimator)
 }
-_LIKELIHOODS = {c.__name__: c for c in vars(_likelihoods).values() if isinstance(c, type)}
+_LIKELIHOODS: dict[str, Any] = {
+    name: getattr(_likelihoods, name) for name in _likelihoods.__all__ if name != "Likelihood"
+}
 _POSTERIORS: dict[str, Any] = {
     "WeightSpacePosterior": _posterior.WeightSpacePosterior,
     "FunctionSpacePosterior": _posterior.FunctionSpacePosterior,
@@ -325,6 +327,9 @@ class _Writer:
             if type(value) is cls:
                 params = value.get_params(deep=False).items()
                 return {"setting": name, "params": {k: self.value(v, where) for k, v in params}}
+        if _LIKELIHOODS.get(type(value).__name__) is type(value):
+            settings = {k: self.value(v, where) for k, v in vars(value).items()}
+            return {"likelihood": type(value).__name__, "params": settings}
         if isinstance(value, torch.device):
             return {"device": str(value)}
         name = getattr(value, "__name__", "")
@@ -341,6 +346,11 @@ class _Writer:
 # --------------------------------------------------------------------------------- what is read
 
 
+_KINDS = (
+    "float", "npy", "objects", "tuple", "list", "dict", "setting", "likelihood", "device",
+)  # fmt: skip
+
+
 class _Reader:
     """JSON to values."""
 
@@ -351,7 +361,7 @@ class _Reader:
         """The value that ``content`` stands for."""
         if not isinstance(content, dict):
             return content
-        for kind in ("float", "npy", "objects", "tuple", "list", "dict", "setting", "device"):
+        for kind in _KINDS:
             if kind in content:
                 return getattr(self, f"_{kind}")(content)
         if "optimizer" in content:
@@ -389,6 +399,10 @@ class _Reader:
     def _setting(self, content: dict) -> Any:
         params = {name: self.value(v) for name, v in content["params"].items()}
         return _SETTINGS[content["setting"]](**params)
+
+    def _likelihood(self, content: dict) -> Any:
+        params = {name: self.value(v) for name, v in content["params"].items()}
+        return _LIKELIHOODS[content["likelihood"]](**params)
 
     def _device(self, content: dict) -> torch.device:
         return torch.device(content["device"])
