@@ -24,12 +24,13 @@ from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator
 from sklearn.utils.metadata_routing import MetadataRequest
 
+from .._utils.documentation import Documented
 from .inside import unwrapped
 
 __all__ = ["MarginalLikelihoodScorer", "marginal_likelihood_scorer"]
 
 
-class MarginalLikelihoodScorer(BaseEstimator):
+class MarginalLikelihoodScorer(Documented, BaseEstimator):
     """A scorer that is the log marginal likelihood of the data it is given (:ref:`math-evidence`).
 
     For every search class of scikit-learn, ``cross_validate`` and multi-metric scoring; larger is
