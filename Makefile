@@ -29,7 +29,7 @@ $(VENV)/.docs: $(VENV)/.torch pyproject.toml
 	touch $@
 
 example: $(VENV)/.example
-	$(BIN)/python examples/plot_regression_uncertainty.py
+	$(BIN)/python examples/regression/plot_regression_uncertainty.py
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -m "not slow"

@@ -20,12 +20,26 @@ extensions = [
 sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "auto_examples",
+    # Sections in the order in which a reader meets them.
+    "subsection_order": [
+        f"../examples/{name}"
+        for name in (
+            "regression",
+            "classification",
+            "kernels",
+            "tuning",
+            "your_own_network",
+            "science",
+        )
+    ],
     "backreferences_dir": "generated/backreferences",
     "doc_module": ("sk_dnn2gp",),
     "abort_on_example_error": True,
     "download_all_examples": False,
     "remove_config_comments": True,
     "show_memory": False,
+    # Drawn 700 pixels wide, the width of the column; twice that for sharp screens.
+    "image_srcset": ["2x"],
 }
 suppress_warnings = ["config.cache"]
 html_theme = "pydata_sphinx_theme"
