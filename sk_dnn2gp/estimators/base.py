@@ -23,6 +23,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from skorch import NeuralNet
 from torch import Tensor
 
+from .._utils.documentation import Documented
 from .._utils.random import draw_seed, torch_generator
 from ..evidence import EvidenceSpectrum, leave_one_out
 from ..evidence.search import Freedom
@@ -43,7 +44,7 @@ from .options import SHORTHANDS, Options, options_of, warn_of_scales
 __all__: list[str] = []
 
 
-class BaseDNN2GP(BaseEstimator):
+class BaseDNN2GP(Documented, BaseEstimator):
     """The walk that both estimators share. Not for use on its own."""
 
     _parameter_constraints: dict = {

@@ -7,10 +7,12 @@ from typing import Any
 
 from sklearn.base import BaseEstimator
 
+from .._utils.documentation import Documented
+
 __all__ = ["NAMES", "Laplace", "LinearizedVariational", "Variational", "resolve_inference"]
 
 
-class Laplace(BaseEstimator):
+class Laplace(Documented, BaseEstimator):
     """At the minimum of the loss, by its Gauss-Newton curvature (:ref:`math-laplace`).
 
     Examples
@@ -24,7 +26,7 @@ class Laplace(BaseEstimator):
         """Nothing can be wrong."""
 
 
-class Variational(BaseEstimator):
+class Variational(Documented, BaseEstimator):
     """By variational training of the network from the Laplace posterior (:ref:`math-variational`).
 
     VOGGN for a full covariance, VOGN for a diagonal one; every step is a Gaussian process
@@ -62,7 +64,7 @@ class Variational(BaseEstimator):
             _positive(self, "batch_size")
 
 
-class LinearizedVariational(BaseEstimator):
+class LinearizedVariational(Documented, BaseEstimator):
     """The best Gaussian of theorem 1's linear model by the evidence lower bound: for classifiers.
 
     In about ten times the time of Laplace; its mean moves with it.

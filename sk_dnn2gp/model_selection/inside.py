@@ -20,7 +20,7 @@ def unwrapped(
     """The estimator inside, its X and y, and Σ s log|∂z/∂y| of what was done to y on the way.
 
     X is what the outermost estimator's ``predict`` would take; y of None leaves X and y aside.
-    ``wanted`` is the attribute of an estimator that is looked for. TypeError if the one inside has no
+    ``wanted`` is the attribute that is looked for. TypeError if the estimator inside has no
     marginal likelihood or density of given data, ValueError if y went through a transformation
     whose density cannot be followed.
     """

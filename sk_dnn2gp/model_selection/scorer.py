@@ -27,6 +27,7 @@ from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator
 from sklearn.utils.metadata_routing import MetadataRequest
 
+from .._utils.documentation import Documented
 from .conditional import conditional_evidence
 from .inside import unwrapped
 
@@ -42,7 +43,7 @@ __all__ = [
 ]
 
 
-class DensityScorer(BaseEstimator):
+class DensityScorer(Documented, BaseEstimator):
     """What the scorers share: how scikit-learn asks them for sample weights."""
 
     def set_score_request(self, *, sample_weight: bool | str | None = None) -> Any:

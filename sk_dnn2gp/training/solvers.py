@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from sklearn.base import BaseEstimator
 
+from .._utils.documentation import Documented
+
 __all__ = [
     "LBFGS",
     "NAMES",
@@ -35,7 +37,7 @@ __all__ = [
 _FACTOR, _PASS = 2e12, 5e11
 
 
-class FullBatch(BaseEstimator):
+class FullBatch(Documented, BaseEstimator):
     """A solver that sees all examples in every step, and reaches a true minimum.
 
     Parameters
@@ -114,7 +116,7 @@ class LBFGS(FullBatch):
         super().__init__(max_iter, tol, memory_limit)
 
 
-class FirstOrder(BaseEstimator):
+class FirstOrder(Documented, BaseEstimator):
     """A torch optimiser in minibatches, by skorch.
 
     Parameters
