@@ -86,8 +86,8 @@ _STATIONARY, _STEEP, _DIFFERENCE, _SECANTS = 7e-4, 0.1, 1e-3, 12
 _ACCURACY, _PRODUCTS = 1e-5, 200
 # Rows of the part of many on which starts are tried, and by how much parts grow to the whole.
 MANY, _GROWTH = 4096, 16
-# A step of θ too short for the slope to rise along it.
-_SHORT = 0.01
+# Where the evidence leaps over so little of θ, a minimum ends there.
+_LEAP = 0.02
 # Nats lost in a secant that tell of another minimum, and how often that is borne.
 _LOST, _LOST_MOST = 0.5, 2
 
@@ -130,7 +130,10 @@ class Freedom:
 
 @dataclass
 class Trial:
-    """A minimum at one θ, with its σ and its evidence, and ẇ where it has been asked for."""
+    """A minimum at one θ, with its σ and its evidence, and ẇ where it has been asked for.
+
+    ``guess`` is ẇ of the trial before.
+    """
 
     theta: float
     minimum: Minimum
@@ -138,6 +141,7 @@ class Trial:
     posterior: Posterior | None
     evidence: float
     derivative: Tensor | None = None
+    guess: Tensor | None = None
 
     @property
     def w(self) -> Tensor:
@@ -255,7 +259,9 @@ class Searcher:
             minimum = self._minimum(objective, before.w, before, exact)
         minimum.n_iter += before.minimum.n_iter
         minimum.losses = before.minimum.losses + minimum.losses
-        return self._judged(objective, before.theta + step, minimum)
+        trial = self._judged(objective, before.theta + step, minimum)
+        trial.guess = before.derivative
+        return trial
 
     def _predicted(self, before: Trial, step: float, exact: bool) -> Tensor:
         """w* + h ẇ, with the Gauss-Newton matrix in the place of H where rough will do."""
@@ -268,13 +274,15 @@ class Searcher:
         factor = before.minimum.factor
         if not exact:
             return descend(objective, w, self.factorise, factor, self.rough, _ROUGH_STEPS)
-        return self._exactly(objective, w, factor)
+        return self._exactly(objective, w, factor, is_near=before.derivative is not None)
 
-    def _exactly(self, objective: Objective, w: Tensor, factor: ExactPosterior | None) -> Minimum:
+    def _exactly(
+        self, objective: Objective, w: Tensor, factor: ExactPosterior | None, is_near: bool = False
+    ) -> Minimum:
         if self.damped:
             minimum = gauss_newton(objective, w, self.tol, self.left)
         else:
-            minimum = minimise(objective, w, self.factorise, factor, self.tol, self.left)
+            minimum = minimise(objective, w, self.factorise, factor, self.tol, self.left, is_near)
         if self.freedom.is_any:  # the steps of all minima on the way to the best θ count together
             self.left = max(1, self.left - minimum.n_iter)
         return minimum
@@ -341,7 +349,10 @@ class Searcher:
                 trial.minimum.point.objective.prior_precision * trial.w,
             )
             solve = inverse(trial.minimum.factor, point.objective)
-            found = conjugate_gradients(point.hessian_product, pull, solve, _ACCURACY, _PRODUCTS)
+            guess = None if trial.guess is None else -trial.guess
+            found = conjugate_gradients(
+                point.hessian_product, pull, solve, _ACCURACY, _PRODUCTS, start=guess
+            )
             trial.derivative = -found
         return trial.derivative
 
@@ -423,6 +434,7 @@ class Searcher:
     def climb(self, trial: Trial) -> Trial:
         """On from a trial in steps of θ, down first, to the best evidence on the way."""
         best = trial
+        self.way.append((trial.theta, trial.evidence))
         for direction in (-1.0, 1.0):
             here, lower = best, 0
             for _ in range(_STEPS):
@@ -430,6 +442,7 @@ class Searcher:
                 if self._cannot_win(here) or not low < direction * _STEP < high:
                     break
                 here = self.moved(here, direction * _STEP)
+                self.way.append((here.theta, here.evidence))
                 logger.debug("  theta %.2f, evidence %.2f", here.theta, here.evidence)
                 if here.evidence > best.evidence:
                     best = here
@@ -444,9 +457,17 @@ class Searcher:
                 break
         return best
 
+    def _at_vertex(self, trial: Trial) -> list[Trial]:
+        """The trial, and that at the vertex of the parabola through it and its neighbours."""
+        known = {round(theta, 6): evidence for theta, evidence in self.best_way}
+        sides = [known.get(round(trial.theta + step, 6), -math.inf) for step in (-_STEP, _STEP)]
+        bend = sides[0] - 2.0 * trial.evidence + sides[1]
+        if not math.isfinite(bend) or bend >= 0:
+            return [trial]
+        return [trial, self.moved(trial, 0.5 * _STEP * (sides[0] - sides[1]) / bend)]
+
     def _cannot_win(self, trial: Trial) -> bool:
         """Whether a start is far behind where the best one before it was at the same θ."""
-        self.way.append((trial.theta, trial.evidence))
         known = sorted(pair for pair in self.best_way if math.isfinite(pair[1]))
         if not known or not known[0][0] <= trial.theta <= known[-1][0]:
             return False
@@ -456,16 +477,21 @@ class Searcher:
 
     def polish(self, trial: Trial) -> tuple[Trial, float]:
         """To a true minimum where dE/dθ = 0, by secants within what is known to hold it."""
-        here = self.moved(trial, 0.0, exact=True)
+        here = self.moved(max(self._at_vertex(trial), key=lambda t: t.evidence), 0.0, exact=True)
         slope = self.slope(here, roughly=True)
         best, lost = (here, slope), 0
+        left: _End = None  # where the slope is positive, and
+        right: _End = None  # where it is negative: the best θ is between them
         step = math.copysign(min(0.3, max(0.02, 0.2 * abs(slope))), slope)
         for _ in range(_SECANTS):
             if not abs(slope) > _STATIONARY * self.scale or self.left <= 1:
                 break
-            low, high = self.freedom.room(here.objective)
-            step = min(max(step, low), high)
-            if abs(step) < 1e-9:
+            if slope > 0:
+                left, right = (here, slope), right if _are_ordered((here, slope), right) else None
+            else:
+                left, right = left if _are_ordered(left, (here, slope)) else None, (here, slope)
+            step = self._within(here, step, left, right)
+            if step == 0.0 or _leaps(left, right):
                 break
             there = self.moved(here, step, exact=True)
             new = self.slope(there, roughly=True)
@@ -479,13 +505,37 @@ class Searcher:
             if abs(new) < abs(best[1]) or there.evidence > best[0].evidence:
                 best = (there, new)
             change = (new - slope) / step
-            if change > 0 and abs(step) < _SHORT:  # a leap: of another minimum
-                break
             here, slope = there, new
             # Newton's step where the evidence bends down; uphill otherwise.
             step = -slope / change if change < 0 else math.copysign(2.0 * abs(step), slope)
             step = max(-1.0, min(1.0, step))
         return best
+
+    def _within(self, trial: Trial, step: float, left: _End, right: _End) -> float:
+        """A step that stays where the slope changes its sign, and within the bounds of δ and σ."""
+        end = left if step < 0 else right
+        if end is not None and end[0] is not trial:
+            away = end[0].theta - trial.theta
+            step = step if abs(step) < abs(away) else 0.5 * away
+        low, high = self.freedom.room(trial.objective)
+        return min(max(step, low), high)
+
+
+# A trial and its slope.
+_End = tuple[Trial, float] | None
+
+
+def _are_ordered(left: _End, right: _End) -> bool:
+    return left is not None and right is not None and left[0].theta < right[0].theta
+
+
+def _leaps(left: _End, right: _End) -> bool:
+    """Whether the evidence differs by more between two near trials than their slopes explain."""
+    if left is None or right is None:
+        return False
+    width = right[0].theta - left[0].theta
+    explained = 2.0 * width * max(abs(left[1]), abs(right[1]))
+    return width < _LEAP and abs(right[0].evidence - left[0].evidence) > explained
 
 
 def search(searcher: Searcher, starts: Iterable[Tensor]) -> Found:

@@ -318,6 +318,7 @@ def minimise(
     factor: ExactPosterior | None = None,
     tol: float = 1e-8,
     max_iter: int = 500,
+    is_near: bool = False,
 ) -> Minimum:
     """A true minimum: :func:`descend`, then :func:`newton`, and again where a saddle was left.
 
@@ -335,6 +336,8 @@ def minimise(
     tol : float, default=1e-8
     max_iter : int, default=500
         Steps in all.
+    is_near : bool, default=False
+        Whether a minimum is known to be next to w: no saddle is looked for.
 
     Returns
     -------
@@ -358,7 +361,7 @@ def minimise(
         if not exact.converged and exact.n_iter == 0:
             break
         if exact.converged:
-            lower = _beside_saddle(found.point, found.factor)
+            lower = None if is_near else _beside_saddle(found.point, found.factor)
             if lower is None:
                 break
             found = _then(found, Minimum(lower, found.factor, False, 1, [0.0, lower.loss]))
@@ -402,6 +405,7 @@ def conjugate_gradients(
     tol: float = 1e-3,
     max_iter: int = 100,
     bends_down: Callable[[Tensor], object] | None = None,
+    start: Tensor | None = None,
 ) -> Tensor:
     """H⁻¹ b by preconditioned conjugate gradients; up to the first direction of no curvature.
 
@@ -417,15 +421,23 @@ def conjugate_gradients(
     max_iter : int, default=100
     bends_down : callable, optional
         Told the first direction of no curvature.
+    start : Tensor of shape (n_params,), optional
+        A guess at the solution.
 
     Returns
     -------
     Tensor of shape (n_params,)
     """
-    z, r = torch.zeros_like(b), b.clone()
-    y = solve(r)
+    y = solve(b)
+    first = float(b @ y)
+    if start is None:
+        z, r = torch.zeros_like(b), b
+    else:
+        z, r = start, b - product(start)
+        y = solve(r)
     d, ry = y, float(r @ y)
-    first = ry
+    if ry <= tol**2 * first:
+        return z
     for _ in range(max_iter if first > 0 else 0):
         Hd = product(d)
         curvature = float(d @ Hd)
