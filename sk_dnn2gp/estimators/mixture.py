@@ -237,7 +237,7 @@ class MixtureRegressor(DistributionMixin, MultiOutputMixin, RegressorMixin, Base
             If every start would be the same, or as the members' own ``fit``.
         """
         self._fit_members(X, y, sample_weight)
-        self._one_dimensional = np.ndim(y) == 1
+        self._one_dimensional = np.asarray(y).ndim == 1
         return self
 
     def predict_distribution(self, X: ArrayLike) -> Predictive:
@@ -446,7 +446,8 @@ class MixtureClassifier(ClassifierMixin, BaseMixture):
         -------
         ndarray of shape (n_samples,)
         """
-        return self.classes_[self.predict_log_proba(X).argmax(axis=1)]
+        index = self.predict_log_proba(X).argmax(axis=1)
+        return self.classes_[index]
 
     def predict_proba(self, X: ArrayLike, link: str | None = None) -> NDArray:
         """Probabilities of the classes: the members' mean.
