@@ -2,6 +2,7 @@
 
 from ._version import __version__
 from .estimators.classifier import DNN2GPClassifier
+from .estimators.mixture import MixtureClassifier, MixtureRegressor
 from .estimators.nngp_classifier import NNGPClassifier
 from .estimators.regressor import DNN2GPRegressor
 from .kernels import (
@@ -29,6 +30,8 @@ __all__ = [
     "DNN2GPRegressor",
     "InfiniteNTKKernel",
     "InfiniteNetworkKernel",
+    "MixtureClassifier",
+    "MixtureRegressor",
     "NNGPClassifier",
     "NNGPFeatures",
     "NNGPKernel",

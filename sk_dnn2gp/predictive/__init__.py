@@ -8,18 +8,21 @@ normal     Gaussian noise under a Gaussian f
 scale_mixture  Student's noise
 counts     Poisson's
 quadrature any likelihood
+mixture    several distributions, each with a weight
 
 Shapes: mean, variances, y, densities, quantiles (n_samples, n_outputs).
 """
 
 from .contract import Affine, Predictive
 from .counts import PoissonLognormal
+from .mixture import Mixture
 from .normal import Normal
 from .quadrature import Quadrature
 from .scale_mixture import StudentNormal
 
 __all__ = [
     "Affine",
+    "Mixture",
     "Normal",
     "PoissonLognormal",
     "Predictive",
