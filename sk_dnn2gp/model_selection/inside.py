@@ -19,9 +19,26 @@ def unwrapped(
 ) -> tuple[Any, Any, Any, float]:
     """The estimator inside, its X and y, and Σ s log|∂z/∂y| of what was done to y on the way.
 
-    X is what the outermost estimator's ``predict`` would take; y of None leaves X and y aside.
-    TypeError if the estimator inside has no marginal likelihood of given data, ValueError if y went
-    through a transformation whose density cannot be followed.
+    Parameters
+    ----------
+    estimator : estimator
+        Fitted.
+    X : array-like, or None
+        What the outermost estimator's ``predict`` would take.
+    y : array-like, or None
+        None leaves X and y aside.
+    weight : array-like of shape (n_samples,), optional
+
+    Returns
+    -------
+    estimator, X, y, offset
+
+    Raises
+    ------
+    TypeError
+        If the estimator inside has no marginal likelihood of given data.
+    ValueError
+        If y went through a transformation whose density cannot be followed.
     """
     check_is_fitted(estimator)
     offset = 0.0
@@ -49,5 +66,19 @@ def unwrapped(
 
 
 def estimator_inside(estimator: Any) -> Any:
-    """The fitted DNN2GPRegressor or DNN2GPClassifier alone; TypeError if there is none inside."""
+    """The fitted DNN2GPRegressor or DNN2GPClassifier alone.
+
+    Parameters
+    ----------
+    estimator : estimator
+
+    Returns
+    -------
+    DNN2GPRegressor or DNN2GPClassifier
+
+    Raises
+    ------
+    TypeError
+        If there is none inside.
+    """
     return unwrapped(estimator, None, None)[0]
