@@ -1,12 +1,14 @@
 """All of the packaging is in pyproject.toml; here README becomes a page that stands by itself."""
 
+import os
 import re
 from pathlib import Path
 
 from setuptools import setup
 
-# Address of the files of a release, without a slash at its end; "" while there is none.
-FILES = ""
+# Address of the files of a release, without a slash at its end; "" while there is none. The
+# workflow that publishes sets it to those of its tag.
+FILES = os.environ.get("SK_DNN2GP_FILES", "").rstrip("/")
 
 
 def for_index(text: str, files: str = FILES) -> str:

@@ -1,5 +1,12 @@
-"""Sphinx: the API reference. Nothing is fetched; a warning is an error in ``make docs``."""
+"""Sphinx: guide, gallery and reference. Nothing is fetched; a warning is an error in ``make docs``.
 
+``SK_DNN2GP_DOCS``, the address at which the pages will stand (no slash at its end), turns the
+switch between versions on; it reads ``switcher.json`` there.
+"""
+
+import importlib.util
+import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -20,15 +27,43 @@ extensions = [
 sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "auto_examples",
+    # Sections in the order in which a reader meets them.
+    "subsection_order": [
+        f"../examples/{name}"
+        for name in (
+            "regression",
+            "classification",
+            "kernels",
+            "tuning",
+            "your_own_network",
+            "science",
+        )
+    ],
     "backreferences_dir": "generated/backreferences",
     "doc_module": ("sk_dnn2gp",),
     "abort_on_example_error": True,
     "download_all_examples": False,
     "remove_config_comments": True,
     "show_memory": False,
+    "write_computation_times": False,
+    # Drawn 700 pixels wide, the width of the column; twice that for sharp screens.
+    "image_srcset": ["2x"],
 }
 suppress_warnings = ["config.cache"]
 html_theme = "pydata_sphinx_theme"
+html_title = project
+html_context = {"default_mode": "auto"}
+html_show_sourcelink = False
+html_theme_options: dict = {"show_prev_next": False, "footer_end": []}
+address = os.environ.get("SK_DNN2GP_DOCS", "").rstrip("/")
+if address:
+    html_theme_options |= {
+        "switcher": {"json_url": f"{address}/switcher.json", "version_match": version},
+        "check_switcher": False,
+        "navbar_end": ["version-switcher", "theme-switcher", "navbar-icon-links"],
+    }
+# Formulas by the pages' own copy: no other host is asked.
+mathjax_path = "mathjax/tex-chtml.js"
 html_static_path = ["_static"]
 html_css_files = ["style.css"]
 autosummary_generate = True
@@ -73,3 +108,21 @@ inherited += [
     )
 ]
 autodoc_default_options["exclude-members"] = ",".join(inherited)
+
+
+def copy_mathjax(app, error):
+    """The script and its fonts, beside the pages' other files."""
+    if error is not None or app.builder.format != "html":
+        return
+    there = Path(importlib.util.find_spec("sphinx-mathjax-offline").origin).parent
+    source, target = there / "static" / "mathjax", Path(app.outdir) / "_static" / "mathjax"
+    fonts = Path("output") / "chtml" / "fonts" / "woff-v2"
+    (target / fonts).mkdir(parents=True, exist_ok=True)
+    shutil.copy(source / "tex-chtml.js", target)
+    for font in (source / fonts).glob("*.woff"):
+        shutil.copy(font, target / fonts)
+
+
+def setup(app):
+    """Formulas after the pages."""
+    app.connect("build-finished", copy_mathjax)

@@ -17,6 +17,7 @@ from .kernels import (
 from .model_selection import (
     TrainingSetSplit,
     evidence_path,
+    log_predictive_density_scorer,
     marginal_likelihood_scorer,
     optimize_hyperparameters,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "__version__",
     "evidence_path",
     "load",
+    "log_predictive_density_scorer",
     "marginal_likelihood_scorer",
     "optimize_hyperparameters",
     "save",

@@ -11,8 +11,11 @@ file alone. Each is a small frozen object; every method is a formula of the tabl
 Nothing here inverts Λ: the categorical Λ has rank K-1, and every classification Λ vanishes as the
 network becomes certain. Softmax and sigmoid are in their log forms, so logits of any size are safe.
 
-Shapes: f (n_samples, n_outputs); y (n_samples, n_outputs) for the Gaussian and the Bernoulli,
-(n_samples,) integer classes for the Categorical; ℓ (n_samples,); r, u (n_samples, n_outputs);
+A regressor takes any likelihood (``DNN2GPRegressor(likelihood=...)``), one of your own too: the
+contract below, whose identities ``tests/likelihood_contract.py`` checks for any object.
+
+Shapes: f (n_samples, n_outputs); y (n_samples, n_outputs), but (n_samples,) integer classes for the
+Categorical; ℓ (n_samples,); r, u (n_samples, n_outputs);
 Λ, L, V (n_samples, n_outputs, n_outputs).
 """
 
@@ -22,17 +25,26 @@ import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from numpy.typing import NDArray
+from scipy.special import stdtr, stdtrit
+from torch import Generator, Tensor
 
-__all__ = ["Bernoulli", "Categorical", "Gaussian", "Likelihood"]
+from .predictive import Normal, PoissonLognormal, Predictive, Quadrature, StudentNormal
+
+__all__ = ["Bernoulli", "Categorical", "Gaussian", "Likelihood", "Poisson", "StudentT"]
 
 _LOG_2PI = math.log(2.0 * math.pi)
 
 
 class Likelihood:
     """The contract of every likelihood: five pointwise functions and the predictive moments.
+
+    Where Λ depends on y it is its mean over y given f, the Fisher information, which is never
+    negative. For regression there is more: :meth:`predictive` needs nothing else, but :meth:`cdf`
+    for quantiles and :meth:`sample` for draws. Outputs are independent given f.
 
     Examples
     --------
@@ -45,6 +57,10 @@ class Likelihood:
 
     # Whether Λ is positive definite for every f in floating point too, so that u = L⁻¹ r.
     is_definite: ClassVar[bool] = False
+    # Whether y is f and noise of mean zero: then y may be standardised, and E[y] is f.
+    is_additive: ClassVar[bool] = False
+    # Whether y is a whole number.
+    is_discrete: ClassVar[bool] = False
 
     def negative_log_likelihood(self, f: Tensor, y: Tensor) -> Tensor:
         """ℓ = -log p(y | f), of shape (n_samples,), differentiable in f."""
@@ -85,6 +101,42 @@ class Likelihood:
         """Ignorance part of Var[y] when f has covariance V (n_samples, n_outputs, n_outputs)."""
         raise NotImplementedError
 
+    def check_targets(self, y: Tensor) -> None:
+        """Refuse targets that cannot be: ValueError. Here, none."""
+
+    def centred(self, y: Tensor, sample_weight: Tensor) -> Likelihood:
+        """The same likelihood with f = 0 in the middle of the targets, under ``normalize_y``."""
+        return self
+
+    def cdf(self, f: Tensor, y: Tensor) -> Tensor:
+        """P(target ≤ y | f) of each target, of shape (n_samples, n_outputs)."""
+        raise NotImplementedError(f"{type(self).__name__} has no cdf(f, y), which quantiles need.")
+
+    def sample(self, f: Tensor, generator: Generator | None = None) -> Tensor:
+        """Draw y given f, of the shape of f, whatever it is."""
+        raise NotImplementedError(f"{type(self).__name__} has no sample(f, generator).")
+
+    def predictive(self, f: Tensor, V: Tensor) -> Predictive:
+        """Distribution of each target where f has this mean and these variances.
+
+        Both (n_samples, n_outputs); by quadrature, where no closed form is known.
+        """
+
+        def moments(f: NDArray) -> tuple[NDArray, NDArray]:
+            at = torch.tensor(f)
+            variance = self.aleatoric(at).diagonal(dim1=-2, dim2=-1)
+            return self.mean(at).numpy(), variance.numpy()
+
+        def log_density(f: NDArray, y: NDArray) -> NDArray:
+            pairs = zip(torch.tensor(f).split(1, 1), torch.tensor(y).split(1, 1), strict=True)
+            columns = [self.negative_log_likelihood(one, its) for one, its in pairs]
+            return -torch.stack(columns, dim=1).numpy()
+
+        def cdf(f: NDArray, y: NDArray) -> NDArray:
+            return self.cdf(torch.tensor(f), torch.tensor(y)).numpy()
+
+        return Quadrature(f.numpy(), V.numpy(), moments, log_density, cdf, self.is_discrete)
+
 
 @dataclass(frozen=True)
 class Gaussian(Likelihood):
@@ -112,6 +164,7 @@ class Gaussian(Likelihood):
 
     noise_std: float = 1.0
     is_definite: ClassVar[bool] = True
+    is_additive: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not (self.noise_std > 0 and math.isfinite(self.noise_std)):
@@ -148,6 +201,15 @@ class Gaussian(Likelihood):
 
     def epistemic(self, f: Tensor, V: Tensor) -> Tensor:
         return V
+
+    def cdf(self, f: Tensor, y: Tensor) -> Tensor:
+        return torch.special.ndtr((y - f) / self.noise_std)
+
+    def sample(self, f: Tensor, generator: Generator | None = None) -> Tensor:
+        return f + self.noise_std * torch.randn(f.shape, dtype=f.dtype, generator=generator)
+
+    def predictive(self, f: Tensor, V: Tensor) -> Predictive:
+        return Normal(f.numpy(), np.full(V.shape, self.noise_std**2), V.numpy())
 
     def log_normaliser(self) -> float:
         """½ log 2πσ², of one output."""
@@ -259,6 +321,186 @@ class Categorical(Likelihood):
     def epistemic(self, f: Tensor, V: Tensor) -> Tensor:
         Lambda = self.noise_precision(f)
         return Lambda @ V @ Lambda
+
+
+@dataclass(frozen=True)
+class Poisson(Likelihood):
+    """Counts of rate e^f, whose noise grows with them (:ref:`math-likelihoods`).
+
+    Under f ~ N(m, V) the mean is exp(m + V/2).
+
+    Parameters
+    ----------
+    exposure : float, default=1.0
+        What multiplies every rate. Under ``normalize_y`` the mean count is taken in, so that a
+        network near zero begins at it.
+
+    Raises
+    ------
+    ValueError
+        If ``exposure`` is not a positive finite number.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sk_dnn2gp.likelihoods import Poisson
+    >>> f, y = torch.zeros(1, 1), torch.full((1, 1), 3.0)
+    >>> Poisson(2.0).residual(f, y).item()  # rate less count
+    -1.0
+    """
+
+    exposure: float = 1.0
+    is_discrete: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not (self.exposure > 0 and math.isfinite(self.exposure)):
+            raise ValueError(f"exposure must be a positive finite number, got {self.exposure!r}.")
+
+    def check_targets(self, y: Tensor) -> None:
+        """Refuse what is no count: ValueError."""
+        if bool(((y < 0) | (y != y.floor())).any()):
+            raise ValueError(
+                "likelihood=Poisson() is of counts: y must hold whole numbers, none negative."
+            )
+
+    def centred(self, y: Tensor, sample_weight: Tensor) -> Poisson:
+        """With the mean count in the exposure."""
+        mean = float((sample_weight[:, None] * y).mean() / sample_weight.mean())
+        return replace(self, exposure=self.exposure * mean) if mean > 0 else self
+
+    def negative_log_likelihood(self, f: Tensor, y: Tensor) -> Tensor:
+        log_rate = self._log_rate(f)
+        return (log_rate.exp() - y * log_rate + torch.lgamma(y + 1.0)).sum(-1)
+
+    def residual(self, f: Tensor, y: Tensor) -> Tensor:
+        return self.mean(f) - y
+
+    def noise_precision(self, f: Tensor) -> Tensor:
+        return torch.diag_embed(self.mean(f))
+
+    def noise_precision_factor(self, f: Tensor) -> Tensor:
+        return torch.diag_embed((0.5 * self._log_rate(f)).exp())
+
+    def whitened_residual(self, f: Tensor, y: Tensor) -> Tensor:
+        half = 0.5 * self._log_rate(f)
+        return half.exp() - y * (-half).exp()
+
+    def log_noise_determinant(self, f: Tensor) -> Tensor:
+        return (self._log_rate(f) - _LOG_2PI).sum(-1)
+
+    def mean(self, f: Tensor) -> Tensor:
+        return self._log_rate(f).exp()
+
+    def aleatoric(self, f: Tensor) -> Tensor:
+        return self.noise_precision(f)
+
+    def epistemic(self, f: Tensor, V: Tensor) -> Tensor:
+        rate = self.noise_precision(f)
+        return rate @ V @ rate
+
+    def cdf(self, f: Tensor, y: Tensor) -> Tensor:
+        count = y.floor()
+        below = torch.special.gammaincc(count.clamp_min(0.0) + 1.0, self.mean(f))
+        return torch.where(count >= 0, below, 0.0)
+
+    def sample(self, f: Tensor, generator: Generator | None = None) -> Tensor:
+        return torch.poisson(self.mean(f), generator=generator)
+
+    def predictive(self, f: Tensor, V: Tensor) -> Predictive:
+        return PoissonLognormal(self._log_rate(f).numpy(), V.numpy())
+
+    def _log_rate(self, f: Tensor) -> Tensor:
+        return f + math.log(self.exposure)
+
+
+@dataclass(frozen=True)
+class StudentT(Likelihood):
+    """Noise with heavy tails, robust to outliers (:ref:`math-likelihoods`).
+
+    y = f + s t, with t Student's of ν degrees of freedom. At z = (y - f)/s the Hessian is
+    (ν+1)(ν - z²)/(ν + z²)²/s², negative for outliers; Λ is its mean over y, the Fisher information
+    (ν+1)/((ν+3) s²).
+
+    Parameters
+    ----------
+    scale : float
+        s > 0, in the units of y as the network sees it (standardised under ``normalize_y``). A
+        search chooses it by the evidence, as any parameter.
+    df : float, default=4.0
+        ν > 2, so that the noise has a variance, s² ν/(ν - 2). The larger, the more Gaussian.
+
+    Raises
+    ------
+    ValueError
+        If ``scale`` is not positive or ``df`` not above 2, or one is not finite.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sk_dnn2gp.likelihoods import StudentT
+    >>> f, y = torch.zeros(3, 1), torch.tensor([[1.0], [2.0], [100.0]])
+    >>> StudentT(1.0).residual(f, y).abs().argmax().item()  # the outlier pulls less than y = 2
+    1
+    """
+
+    scale: float
+    df: float = 4.0
+    is_definite: ClassVar[bool] = True
+    is_additive: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not (self.scale > 0 and math.isfinite(self.scale)):
+            raise ValueError(f"scale must be a positive finite number, got {self.scale!r}.")
+        if not (self.df > 2 and math.isfinite(self.df)):
+            raise ValueError(f"df must be a finite number above 2, got {self.df!r}.")
+
+    def negative_log_likelihood(self, f: Tensor, y: Tensor) -> Tensor:
+        nu = self.df
+        z = (y - f) / self.scale
+        constant = math.lgamma(0.5 * nu) - math.lgamma(0.5 * (nu + 1.0))
+        constant += 0.5 * math.log(nu * math.pi) + math.log(self.scale)
+        return (0.5 * (nu + 1.0) * torch.log1p(z * z / nu) + constant).sum(-1)
+
+    def residual(self, f: Tensor, y: Tensor) -> Tensor:
+        z = (f - y) / self.scale
+        return (self.df + 1.0) * z / (self.df + z * z) / self.scale
+
+    def noise_precision(self, f: Tensor) -> Tensor:
+        return _identities(f) * self._root**2
+
+    def noise_precision_factor(self, f: Tensor) -> Tensor:
+        return _identities(f) * self._root
+
+    def whitened_residual(self, f: Tensor, y: Tensor) -> Tensor:
+        return self.residual(f, y) / self._root
+
+    def log_noise_determinant(self, f: Tensor) -> Tensor:
+        return f.new_full((len(f),), f.shape[-1] * (2.0 * math.log(self._root) - _LOG_2PI))
+
+    def mean(self, f: Tensor) -> Tensor:
+        return f
+
+    def aleatoric(self, f: Tensor) -> Tensor:
+        return _identities(f) * (self.scale**2 * self.df / (self.df - 2.0))
+
+    def epistemic(self, f: Tensor, V: Tensor) -> Tensor:
+        return V
+
+    def cdf(self, f: Tensor, y: Tensor) -> Tensor:
+        return torch.tensor(stdtr(self.df, ((y - f) / self.scale).numpy()))
+
+    def sample(self, f: Tensor, generator: Generator | None = None) -> Tensor:
+        uniform = torch.rand(f.shape, dtype=torch.float64, generator=generator)
+        # In the middle of a draw's cell: at 0 the quantile is infinite.
+        quantile = stdtrit(self.df, uniform.numpy() * (1.0 - 2**-52) + 2**-53)
+        return f + self.scale * torch.tensor(quantile).to(f)
+
+    def predictive(self, f: Tensor, V: Tensor) -> Predictive:
+        return StudentNormal(f.numpy(), V.numpy(), self.scale, self.df)
+
+    @property
+    def _root(self) -> float:
+        return math.sqrt((self.df + 1.0) / (self.df + 3.0)) / self.scale
 
 
 def _identities(f: Tensor) -> Tensor:

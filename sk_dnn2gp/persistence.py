@@ -57,7 +57,9 @@ _SETTINGS: dict[str, Any] = {
     for name, cls in vars(room).items()
     if isinstance(cls, type) and issubclass(cls, BaseEstimator)
 }
-_LIKELIHOODS = {c.__name__: c for c in vars(_likelihoods).values() if isinstance(c, type)}
+_LIKELIHOODS: dict[str, Any] = {
+    name: getattr(_likelihoods, name) for name in _likelihoods.__all__ if name != "Likelihood"
+}
 _POSTERIORS: dict[str, Any] = {
     "WeightSpacePosterior": _posterior.WeightSpacePosterior,
     "FunctionSpacePosterior": _posterior.FunctionSpacePosterior,
@@ -325,6 +327,9 @@ class _Writer:
             if type(value) is cls:
                 params = value.get_params(deep=False).items()
                 return {"setting": name, "params": {k: self.value(v, where) for k, v in params}}
+        if _LIKELIHOODS.get(type(value).__name__) is type(value):
+            settings = {k: self.value(v, where) for k, v in vars(value).items()}
+            return {"likelihood": type(value).__name__, "params": settings}
         if isinstance(value, torch.device):
             return {"device": str(value)}
         name = getattr(value, "__name__", "")
@@ -353,9 +358,10 @@ class _Reader:
             return content
         if "npy" in content:
             return self._npy(content)
-        if "setting" in content:
-            params = {name: self.value(v) for name, v in content["params"].items()}
-            return _SETTINGS[content["setting"]](**params)
+        for kind, classes in (("setting", _SETTINGS), ("likelihood", _LIKELIHOODS)):
+            if kind in content:
+                params = {name: self.value(v) for name, v in content["params"].items()}
+                return classes[content[kind]](**params)
         kinds: dict[str, Callable[[Any], Any]] = {
             "float": float.fromhex,
             "objects": self._objects,

@@ -23,8 +23,9 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from skorch import NeuralNet
 from torch import Tensor
 
+from .._utils.documentation import Documented
 from .._utils.random import draw_seed, torch_generator
-from ..evidence import EvidenceSpectrum
+from ..evidence import EvidenceSpectrum, leave_one_out
 from ..evidence.search import Freedom
 from ..inference import LinearizedVariational, Result
 from ..inference.laplace import Task, fit_laplace
@@ -43,7 +44,7 @@ from .options import SHORTHANDS, Options, options_of, warn_of_scales
 __all__: list[str] = []
 
 
-class BaseDNN2GP(BaseEstimator):
+class BaseDNN2GP(Documented, BaseEstimator):
     """The walk that both estimators share. Not for use on its own."""
 
     _parameter_constraints: dict = {
@@ -172,8 +173,9 @@ class BaseDNN2GP(BaseEstimator):
         options: Options,
     ) -> Result:
         """Train, choose δ and σ, find q."""
+        free_noise = getattr(self, "noise_std", None) == "auto"
         freedom = Freedom(
-            self.prior_precision == "auto", getattr(self, "noise_std", None) == "auto"
+            self.prior_precision == "auto", free_noise and isinstance(likelihood, Gaussian)
         )
         standardize = None
         if self.net is None:
@@ -302,10 +304,11 @@ class BaseDNN2GP(BaseEstimator):
 
         Parameters
         ----------
-        theta : array-like of shape (n_hyperparameters,), default=None
+        theta : array-like of shape (n_hyperparameters,) or (n_points, n_hyperparameters), \
+                default=None
             log of the hyperparameters: (log δ, log σ) for a regressor, (log δ,) for a classifier.
             None takes the fitted ones. The weights stay as they are; where weights have several δ,
-            δ is the last group's and the ratios stay.
+            δ is the last group's and the ratios stay. Of many points, one decomposition serves all.
         eval_gradient : bool, default=False
             Also return the gradient in theta, at fixed weights.
         X, y : array-like, default=None
@@ -319,9 +322,9 @@ class BaseDNN2GP(BaseEstimator):
 
         Returns
         -------
-        log_likelihood : float
+        log_likelihood : float, or ndarray of shape (n_points,)
             In the units of y.
-        gradient : ndarray of shape (n_hyperparameters,), optional
+        gradient : ndarray of the shape of theta, optional
 
         Raises
         ------
@@ -345,14 +348,14 @@ class BaseDNN2GP(BaseEstimator):
             spectrum, weight = self._training_spectrum(), self._fit_sample_weight
         else:
             spectrum, weight = self._spectrum_of(X, y, sample_weight)
-        theta = self._checked_theta(theta)
-        hyperparameters = np.exp(theta)
-        value = spectrum.log_marginal_likelihood(*hyperparameters, kind=kind)  # type: ignore[misc]
-        value += self._evidence_offset(weight)
+        theta, offset = self._checked_theta(theta), self._evidence_offset(weight)
+        points = np.exp(np.atleast_2d(theta))
+        values = np.array([spectrum.log_marginal_likelihood(*at, kind=kind) for at in points])  # type: ignore[misc]
+        value = values + offset if theta.ndim == 2 else float(values[0]) + offset
         if not eval_gradient:
             return value
-        gradient = spectrum.gradient(*hyperparameters, kind=kind)  # type: ignore[misc]
-        return value, np.array(gradient[: len(theta)])
+        slopes = [spectrum.gradient(*at, kind=kind)[: len(at)] for at in points]  # type: ignore[misc]
+        return value, np.array(slopes).reshape(theta.shape)
 
     def _options(self) -> Options:
         return options_of(self, hasattr(self, "classes_"))
@@ -378,12 +381,22 @@ class BaseDNN2GP(BaseEstimator):
         self, X: Any, y: Any, sample_weight: ArrayLike | None
     ) -> tuple[EvidenceSpectrum, NDArray]:
         """Spectrum of the linear model of other data at the trained weights."""
+        X, y, weight = self._checked_data(X, y, sample_weight)
+        X, y, weight = X[weight > 0], y[weight > 0], weight[weight > 0]
+        return self._spectrum_from(self._model_of(X, y, weight), weight), weight
+
+    def _checked_data(
+        self, X: Any, y: Any, sample_weight: ArrayLike | None
+    ) -> tuple[NDArray, NDArray, NDArray]:
+        """Data given after ``fit``, with the weights of rows and classes."""
         X, y = self._validated(X, y, reset=False, multi_output=True)
         weight = _check_sample_weight(sample_weight, X, dtype=np.float64)
-        weight = self._weighed(y, weight)
-        X, y, weight = X[weight > 0], y[weight > 0], weight[weight > 0]
+        return X, y, self._weighed(y, weight)
+
+    def _model_of(self, X: NDArray, y: NDArray, weight: NDArray) -> LinearModel:
+        """The linear model of other data at the trained weights."""
         own = self.linear_model_
-        model = LinearModel.from_laplace(
+        return LinearModel.from_laplace(
             own.linearization,
             self._as_inputs(X),
             self._encoded(y).to(own.X.device),
@@ -391,7 +404,17 @@ class BaseDNN2GP(BaseEstimator):
             own.prior_precision,
             torch.tensor(weight).to(own.X.device),
         )
-        return self._spectrum_from(model, weight), weight
+
+    def _left_out(
+        self, X: Any, y: Any, sample_weight: ArrayLike | None
+    ) -> tuple[NDArray, Tensor, Tensor]:
+        """y, and mean and covariance of each row's f given the other rows."""
+        check_is_fitted(self)
+        X, y, weight = self._checked_data(X, y, sample_weight)
+        options = self._options()
+        specification = Full() if options.is_variational else options.posterior
+        mean, covariance = leave_one_out(specification.build(self._model_of(X, y, weight)))
+        return y, mean.cpu(), covariance.cpu()
 
     def _weighed(self, y: NDArray, weight: NDArray) -> NDArray:
         """Weights of rows, with those of their classes."""
@@ -402,7 +425,8 @@ class BaseDNN2GP(BaseEstimator):
         if theta is None:
             return fitted
         theta = np.asarray(theta, dtype=np.float64)
-        if theta.shape != fitted.shape or not np.isfinite(theta).all():
+        fits = theta.ndim in (1, 2) and theta.size and theta.shape[-1:] == fitted.shape
+        if not fits or not np.isfinite(theta).all():
             raise ValueError(
                 f"theta must hold the logarithms of {len(fitted)} hyperparameter(s), all finite; "
                 f"got {theta!r}."

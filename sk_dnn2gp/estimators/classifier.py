@@ -13,10 +13,10 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import ClassifierMixin, _fit_context
 from sklearn.gaussian_process import GaussianProcessRegressor
-from sklearn.utils import Bunch, compute_sample_weight
+from sklearn.utils import Bunch, column_or_1d, compute_sample_weight
 from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils.validation import check_consistent_length, check_is_fitted
 from torch import Tensor
 
 from .._utils.random import draw_seed, torch_generator
@@ -336,6 +336,75 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         """
         return self._log_proba(X, link).numpy()
 
+    def log_predictive_density(
+        self, X: ArrayLike, y: ArrayLike, link: str | None = None
+    ) -> NDArray:
+        """log p of each row's own label: the opposite of its part of the log loss.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features) or (n_samples, ...)
+        y : array-like of shape (n_samples,)
+            Labels that ``fit`` has seen.
+        link : {"auto", "probit", "contrast", "mc", "map"}, default=None
+            None takes the estimator's own.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,)
+
+        Raises
+        ------
+        ValueError
+            If ``link`` is unknown, or y does not fit X or the labels of ``fit``.
+        """
+        log_p, labels = self.predict_log_proba(X, link), np.asarray(column_or_1d(y))
+        check_consistent_length(log_p, labels)
+        self._refuse_unseen(labels)
+        return log_p[np.arange(len(labels)), np.searchsorted(self.classes_, labels)]
+
+    def leave_one_out(
+        self,
+        X: ArrayLike,
+        y: ArrayLike,
+        sample_weight: ArrayLike | None = None,
+        link: str | None = None,
+    ) -> Bunch:
+        """Predict each training row from all the others, without fitting again.
+
+        The linear model of theorem 1 without the row's transformed target
+        (:ref:`math-leave-one-out`): its features and its curvature were learned with every row. A
+        diagnostic, for one factorisation.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features) or (n_samples, ...)
+            Those that were trained on.
+        y : array-like of shape (n_samples,)
+        sample_weight : array-like of shape (n_samples,), default=None
+            As in ``fit``. A row is left out with all its weight.
+        link : {"auto", "probit", "contrast", "mc", "map"}, default=None
+            None takes the estimator's own.
+
+        Returns
+        -------
+        Bunch
+            ``probability`` of the classes predicted without the row, of shape (n_samples,
+            n_classes), and ``log_density``, its logarithm for the row's own label (n_samples,).
+
+        Raises
+        ------
+        ValueError
+            If the posterior is an approximation, a label unseen, or ``link`` unknown.
+        numpy.linalg.LinAlgError
+            If the other rows leave some direction of f undetermined in floating point.
+        """
+        link = self._link(link)
+        y, f, V = self._left_out(X, y, sample_weight)
+        log_p = log_softmax(f) if link == "map" else log_proba(link, f, V, self._draw_seed)
+        own = log_p.numpy()[np.arange(len(y)), np.searchsorted(self.classes_, y)]
+        return Bunch(probability=log_p.exp().numpy(), log_density=own)
+
     def decision_function(self, X: ArrayLike) -> NDArray:
         """Scores whose softmax (sigmoid, for two classes) is :meth:`predict_proba`.
 
@@ -524,13 +593,16 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
 
     def _encoded(self, y: NDArray) -> Tensor:
         """Class numbers as the likelihood wants them."""
+        self._refuse_unseen(y)
+        return self._codes(y, 1 if isinstance(self._result.likelihood, Bernoulli) else 2)
+
+    def _refuse_unseen(self, y: NDArray) -> None:
         unseen = np.setdiff1d(y, self.classes_)
         if len(unseen):
             raise ValueError(
                 f"y holds labels that fit has not seen: {unseen[:5].tolist()}; the classes are "
                 f"{self.classes_.tolist()[:10]}."
             )
-        return self._codes(y, 1 if isinstance(self._result.likelihood, Bernoulli) else 2)
 
     def _codes(self, y: NDArray, n_outputs: int) -> Tensor:
         index = torch.tensor(np.searchsorted(self.classes_, y))

@@ -25,6 +25,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from .._utils.documentation import Documented
 from .._utils.linalg import cholesky, nonnegative_variance
 from .._utils.memory import batches, chunk_length, require_memory
 from ..kernels import NNGPKernel
@@ -40,7 +41,7 @@ def _is_categorical(model: NNGPClassifier) -> bool:
     raise AttributeError("The means of regression are no probabilities: likelihood='categorical'.")
 
 
-class NNGPClassifier(ClassifierMixin, BaseEstimator):
+class NNGPClassifier(ClassifierMixin, Documented, BaseEstimator):
     """A Gaussian process classifier of several classes with one kernel.
 
     By default regression on centred one-hot labels, the largest mean being the class: exact, with

@@ -13,6 +13,7 @@ from sklearn.frozen import FrozenEstimator
 from skorch import NeuralNet
 
 from ..inference import LinearizedVariational, Variational, resolve_inference
+from ..likelihoods import Bernoulli, Categorical, Gaussian
 from ..posterior import (
     Diagonal,
     IndependentOutputs,
@@ -60,11 +61,29 @@ def options_of(estimator: Any, is_classifier: bool) -> Options:
     for part in (options.inference, options.posterior, options.solver):
         if part is not None:
             part.validate()
+    _check_likelihood(estimator, options)
     _check_inference(estimator, options, is_classifier)
     _check_posterior(estimator, options)
     _check_groups(estimator, options)
     _check_net(estimator, options)
     return options
+
+
+def _check_likelihood(estimator: Any, options: Options) -> None:
+    likelihood = getattr(estimator, "likelihood", None)
+    if likelihood is None:
+        return
+    wrong = []
+    if estimator.noise_std != "auto":
+        wrong.append(f"noise_std={estimator.noise_std!r} (its own parameters tell the noise)")
+    if isinstance(likelihood, Gaussian):
+        wrong.append("Gaussian (leave likelihood=None, and give noise_std)")
+    if isinstance(likelihood, Bernoulli | Categorical):
+        wrong.append("labels (take DNN2GPClassifier)")
+    if options.is_variational:
+        wrong.append("inference='vi' (take 'laplace')")
+    if wrong:
+        raise ValueError(f"likelihood={likelihood!r} does not go with {'; '.join(wrong)}.")
 
 
 def _check_inference(estimator: Any, options: Options, is_classifier: bool) -> None:

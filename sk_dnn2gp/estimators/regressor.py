@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from numbers import Real
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,14 +21,16 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from .._utils.random import torch_generator
-from ..likelihoods import Gaussian
+from ..likelihoods import Gaussian, Likelihood
+from ..predictive import Affine, Predictive
 from .base import BaseDNN2GP
+from .distributional import DistributionMixin
 from .options import check_target, options_of
 
 __all__ = ["DNN2GPRegressor"]
 
 
-class DNN2GPRegressor(MultiOutputMixin, RegressorMixin, BaseDNN2GP):
+class DNN2GPRegressor(DistributionMixin, MultiOutputMixin, RegressorMixin, BaseDNN2GP):
     """Regression by a neural network that is a Gaussian process at its trained weights.
 
     The network is trained to the maximum of the posterior (loss Σ(y-f)²/2σ² + δ/2‖w‖²). There, the
@@ -59,6 +61,11 @@ class DNN2GPRegressor(MultiOutputMixin, RegressorMixin, BaseDNN2GP):
         Needs ``prior_precision="auto"``, ``posterior="full"`` and a solver that sees all examples.
     noise_std : float or "auto", default="auto"
         σ > 0, in the units of y as the network sees it (standardised if ``normalize_y``).
+    likelihood : Likelihood or None, default=None
+        How y is distributed given the network's output f. None is the Gaussian of ``noise_std``; an
+        object of :mod:`sk_dnn2gp.likelihoods` otherwise, as ``Poisson()`` for counts (f is then the
+        logarithm of the rate) or ``StudentT(scale)`` for outliers, or one of your own. It has its
+        own parameters: leave ``noise_std`` as it is.
     inference : {"laplace", "vi"} or object, default="laplace"
         How the posterior is found: at the minimum of the loss; or by variational training from
         there (:class:`~sk_dnn2gp.inference.Variational`), whose converged q(w) is a Gaussian
@@ -81,7 +88,8 @@ class DNN2GPRegressor(MultiOutputMixin, RegressorMixin, BaseDNN2GP):
     warm_start : bool, default=False
         Go on from the last fit's weights, δ and σ.
     normalize_y : bool, default=True
-        Standardise y inside; everything comes back in the units of y.
+        Standardise y inside; everything comes back in the units of y. Of counts, the mean is taken
+        as the rate at f = 0.
     device : str or torch.device, default="cpu"
         Where the network is trained and evaluated.
     random_state : int, RandomState or None, default=None
@@ -103,7 +111,7 @@ class DNN2GPRegressor(MultiOutputMixin, RegressorMixin, BaseDNN2GP):
         δ of each group of weights ("all"; or the layers or input features, and "biases", whose own
         is ``prior_precision_``).
     prior_precision_, noise_std_ : float
-        δ and σ used, given or chosen.
+        δ and σ used, given or chosen; no σ with another ``likelihood``.
     linear_model_ : LinearModel
         Theorem 1's linear model.
     posterior_ : Posterior
@@ -156,6 +164,7 @@ class DNN2GPRegressor(MultiOutputMixin, RegressorMixin, BaseDNN2GP):
     _parameter_constraints: dict = {
         **BaseDNN2GP._parameter_constraints,
         "noise_std": [StrOptions({"auto"}), Interval(Real, 0, None, closed="neither")],
+        "likelihood": [Likelihood, None],
         "normalize_y": ["boolean"],
     }
 
@@ -168,6 +177,7 @@ class DNN2GPRegressor(MultiOutputMixin, RegressorMixin, BaseDNN2GP):
         prior_precision: float | str = "auto",
         prior_groups: Any = "all",
         noise_std: float | str = "auto",
+        likelihood: Likelihood | None = None,
         inference: Any = "laplace",
         posterior: Any = "auto",
         solver: Any = "auto",
@@ -184,6 +194,7 @@ class DNN2GPRegressor(MultiOutputMixin, RegressorMixin, BaseDNN2GP):
         self.prior_precision = prior_precision
         self.prior_groups = prior_groups
         self.noise_std = noise_std
+        self.likelihood = likelihood
         self.inference = inference
         self.posterior = posterior
         self.solver = solver
@@ -227,20 +238,26 @@ class DNN2GPRegressor(MultiOutputMixin, RegressorMixin, BaseDNN2GP):
             X, y, weight = self._checked_training_set(X, y, sample_weight, multi_output=True)
             X, y, weight = self._without_zeros(X, y.astype(np.float64), weight)
             one_dimensional, y = y.ndim == 1, y.reshape(len(y), -1)
-            mean, scale = self._mean_and_scale_of(y, weight)
+            likelihood = self._likelihood_of(torch.tensor(y), torch.tensor(weight))
+            mean, scale = np.zeros(y.shape[1]), np.ones(y.shape[1])
+            if likelihood.is_additive:
+                mean, scale = self._mean_and_scale_of(y, weight)
             targets = torch.tensor((y - mean) / scale)
-            result = self._fit_result(
-                X, targets, weight, Gaussian(self._first_noise_std()), y.shape[1], options
-            )
+            result = self._fit_result(X, targets, weight, likelihood, y.shape[1], options)
             self._one_dimensional, self.y_mean_, self.y_scale_ = one_dimensional, mean, scale
             self._show(result, weight)
         return self
 
-    def _first_noise_std(self) -> float:
-        """σ to keep, or to begin with."""
+    def _likelihood_of(self, y: Tensor, weight: Tensor) -> Likelihood:
+        """The one given, or the Gaussian with σ to keep or to begin with."""
+        if self.likelihood is not None:
+            self.likelihood.check_targets(y)
+            centre = self.normalize_y and not self._is_frozen
+            return self.likelihood.centred(y, weight) if centre else self.likelihood
         if self.noise_std != "auto":
-            return float(self.noise_std)
-        return self.noise_std_ if self.warm_start and hasattr(self, "_result") else 1.0
+            return Gaussian(float(self.noise_std))
+        go_on = self.warm_start and hasattr(self, "_result") and hasattr(self, "noise_std_")
+        return Gaussian(self.noise_std_ if go_on else 1.0)
 
     def predict(self, X: ArrayLike, return_std: bool = False, return_cov: bool = False) -> Any:
         """Predict the mean of y, and its standard deviation or covariance on request.
@@ -267,15 +284,22 @@ class DNN2GPRegressor(MultiOutputMixin, RegressorMixin, BaseDNN2GP):
         if return_std and return_cov:
             raise ValueError("At most one of return_std or return_cov can be requested.")
         inputs = self._checked_inputs(X)
-        mean = self._shaped(self._result.mean(inputs).numpy() * self.y_scale_ + self.y_mean_)
+        f = self._result.mean(inputs)
+        if self._result.likelihood.is_additive and not (return_std or return_cov):
+            return self._shaped(f.numpy() * self.y_scale_ + self.y_mean_)  # no variance is needed
+        distribution = self._distribution(f, self._result.variance(inputs))
+        mean = self._shaped(distribution.mean)
         if return_std:
-            return mean, self._shaped(self._total_std(inputs))
+            return mean, self._shaped(np.sqrt(distribution.variance))
         if return_cov:
-            return mean, self._joint_covariance(inputs, noise=True)
+            return mean, self._joint_covariance(inputs, distribution)
         return mean
 
     def predict_std(self, X: ArrayLike, target: str = "y") -> NDArray:
         """Standard deviation of y (noise and ignorance) or of the latent f (ignorance alone).
+
+        f is in the units of y where y is f and noise, and as the network gives it otherwise: for
+        counts the logarithm of the rate.
 
         Parameters
         ----------
@@ -292,11 +316,15 @@ class DNN2GPRegressor(MultiOutputMixin, RegressorMixin, BaseDNN2GP):
             If ``target`` is unknown.
         """
         check_target(target, ("y", "latent"))
-        parts = self.predict_uncertainty(X)
-        return np.sqrt(parts.total if target == "y" else parts.epistemic)
+        if target == "latent":
+            inputs = self._checked_inputs(X)
+            return self._shaped(self._result.variance(inputs).sqrt().numpy() * self.y_scale_)
+        return np.sqrt(self.predict_uncertainty(X).total)
 
     def predict_uncertainty(self, X: ArrayLike) -> Bunch:
         """Variance of y split into noise and ignorance: Var[y] = σ² + V_* (:ref:`math-predicting`).
+
+        With another likelihood, E Var[y | f] + Var E[y | f].
 
         Parameters
         ----------
@@ -308,12 +336,98 @@ class DNN2GPRegressor(MultiOutputMixin, RegressorMixin, BaseDNN2GP):
             ``aleatoric``, ``epistemic`` and ``total``, each an ndarray of variances of shape
             (n_samples,) or (n_samples, n_outputs), in the units of y squared.
         """
-        inputs = self._checked_inputs(X)
-        V = self._result.variance(inputs).numpy()
-        epistemic = self._shaped(V * self.y_scale_**2)
-        noise = np.broadcast_to((self.noise_std_ * self.y_scale_) ** 2, V.shape)
-        aleatoric = self._shaped(noise.copy())
+        distribution = self.predict_distribution(X)
+        aleatoric = self._shaped(distribution.aleatoric)
+        epistemic = self._shaped(distribution.epistemic)
         return Bunch(aleatoric=aleatoric, epistemic=epistemic, total=aleatoric + epistemic)
+
+    def predict_distribution(self, X: ArrayLike) -> Predictive:
+        """Predict the whole distribution of y (:ref:`math-predicting`).
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features) or (n_samples, ...)
+
+        Returns
+        -------
+        Predictive
+            ``mean``, ``variance``, ``log_density(y)``, ``cdf(y)`` and ``quantile(q)`` of each
+            target by itself, each of shape (n_samples, n_outputs), in the units of y.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from sk_dnn2gp import DNN2GPRegressor
+        >>> X = np.linspace(-3, 3, 40)[:, None]
+        >>> model = DNN2GPRegressor(
+        ...     hidden_layer_sizes=(5,), prior_precision=0.1, noise_std=0.1, random_state=0
+        ... ).fit(X, np.sin(X[:, 0]))
+        >>> low, high = model.predict_interval([[0.5]], coverage=0.9)[0]
+        >>> distribution = model.predict_distribution([[0.5]])
+        >>> round(distribution.cdf([[low]]).item(), 12)
+        0.05
+        """
+        inputs = self._checked_inputs(X)
+        return self._distribution(self._result.mean(inputs), self._result.variance(inputs))
+
+    def leave_one_out(
+        self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None
+    ) -> Bunch:
+        """Predict each training row from all the others, without fitting again.
+
+        Exact for the linear model at the trained weights (:ref:`math-leave-one-out`), whose
+        features were learned with every row: a diagnostic of rows and of networks at one prior, and
+        no substitute for held-out data. Costs one factorisation.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features) or (n_samples, ...)
+            Those that were trained on.
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+        sample_weight : array-like of shape (n_samples,), default=None
+            As in ``fit``. A row is left out with all its weight.
+
+        Returns
+        -------
+        Bunch
+            ``mean`` and ``std`` of y predicted without its row, ``residual`` (y less that mean) and
+            ``log_density`` of y, each of shape (n_samples,) or (n_samples, n_outputs), in the units
+            of y.
+
+        Raises
+        ------
+        ValueError
+            If the posterior is an approximation.
+        numpy.linalg.LinAlgError
+            If the other rows leave some direction of f undetermined in floating point.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from sk_dnn2gp import DNN2GPRegressor
+        >>> X = np.linspace(-3, 3, 40)[:, None]
+        >>> y = np.sin(X[:, 0])
+        >>> y[7] += 2.0  # a wrong row
+        >>> model = DNN2GPRegressor(
+        ...     hidden_layer_sizes=(5,), prior_precision=0.1, noise_std=0.3, random_state=0
+        ... ).fit(X, y)
+        >>> int(model.leave_one_out(X, y).log_density.argmin())
+        7
+        """
+        y, mean, covariance = self._left_out(X, y, sample_weight)
+        distribution = self._distribution(mean, covariance.diagonal(dim1=1, dim2=2))
+        columns = np.asarray(y, dtype=np.float64).reshape(len(y), -1)
+        parts = {
+            "mean": distribution.mean,
+            "std": np.sqrt(distribution.variance),
+            "residual": columns - distribution.mean,
+            "log_density": distribution.log_density(columns),
+        }
+        return Bunch(**{name: self._shaped(value) for name, value in parts.items()})
+
+    def _distribution(self, f: Tensor, V: Tensor) -> Predictive:
+        """Of y in its units, where f has this mean and these variances (n_samples, n_outputs)."""
+        return Affine(self._result.likelihood.predictive(f, V), self.y_mean_, self.y_scale_)
 
     def sample_y(
         self, X: ArrayLike, n_samples: int = 1, random_state: Any = 0, target: str = "y"
@@ -342,8 +456,7 @@ class DNN2GPRegressor(MultiOutputMixin, RegressorMixin, BaseDNN2GP):
         generator = torch_generator(random_state)
         draws = self._result.sample(inputs, n_samples, generator)
         if target == "y":
-            noise = torch.randn(draws.shape, dtype=draws.dtype, generator=generator)
-            draws = draws + self.noise_std_ * noise
+            draws = self._result.likelihood.sample(draws, generator)
         in_units = np.moveaxis(draws.numpy() * self.y_scale_ + self.y_mean_, 0, -1)
         return in_units[:, 0] if self._one_dimensional else in_units
 
@@ -364,10 +477,15 @@ class DNN2GPRegressor(MultiOutputMixin, RegressorMixin, BaseDNN2GP):
         ------
         ValueError
             If the network has several outputs, which scikit-learn's process treats as independent,
-            or the posterior is not the full one.
+            the posterior is not the full one, or the likelihood no Gaussian.
         """
         check_is_fitted(self)
         self._require_network_process("to_gaussian_process()")
+        if not isinstance(self._result.likelihood, Gaussian):
+            raise ValueError(
+                f"The noise is {self._result.likelihood!r}, and that of scikit-learn's "
+                "GaussianProcessRegressor is Gaussian: there is no process of that class."
+            )
         if len(self.y_scale_) > 1:
             raise ValueError(
                 f"The network has {len(self.y_scale_)} outputs that share weights, so their "
@@ -413,17 +531,11 @@ class DNN2GPRegressor(MultiOutputMixin, RegressorMixin, BaseDNN2GP):
         """One column as a vector where y was one."""
         return values[:, 0] if self._one_dimensional else values
 
-    def _total_std(self, inputs: Tensor) -> NDArray:
-        V = self._result.variance(inputs).numpy()
-        return np.sqrt(V + self.noise_std_**2) * self.y_scale_
-
-    def _joint_covariance(self, inputs: Tensor, noise: bool) -> NDArray:
+    def _joint_covariance(self, inputs: Tensor, distribution: Predictive) -> NDArray:
         K, n = len(self.y_scale_), len(inputs)
         joint = self.posterior_.joint_covariance(inputs).cpu().numpy().reshape(n, K, n, K)
-        covariance = np.einsum("ikjk->ijk", joint).copy()
-        if noise:
-            covariance[np.arange(n), np.arange(n)] += self.noise_std_**2
-        return self._squeezed_last(covariance * self.y_scale_**2)
+        V = np.einsum("ikjk->ijk", joint)
+        return self._squeezed_last(distribution.joint_covariance(V))
 
     def _squeezed_last(self, values: NDArray) -> NDArray:
         return values[..., 0] if self._one_dimensional else values
@@ -433,14 +545,25 @@ class DNN2GPRegressor(MultiOutputMixin, RegressorMixin, BaseDNN2GP):
         return -float(weight.sum() * np.log(self.y_scale_).sum())
 
     def _hyperparameters(self) -> list[float]:
-        return [self.prior_precision_, self.noise_std_]
+        gaussian = isinstance(self._result.likelihood, Gaussian)
+        return [self.prior_precision_, self.noise_std_] if gaussian else [self.prior_precision_]
 
     def _encoded(self, y: NDArray) -> Tensor:
         y = np.asarray(y, dtype=np.float64).reshape(len(y), -1)
+        self._result.likelihood.check_targets(torch.tensor(y))
         return torch.tensor((y - self.y_mean_) / self.y_scale_)
 
     @property
     def noise_std_(self) -> float:
-        """σ used, in the units of y as the network sees it."""
+        """σ used, in the units of y as the network sees it.
+
+        Raises
+        ------
+        AttributeError
+            If the likelihood is another: it has no σ.
+        """
         check_is_fitted(self)
-        return cast(Gaussian, self._result.likelihood).noise_std
+        likelihood = self._result.likelihood
+        if not isinstance(likelihood, Gaussian):
+            raise AttributeError(f"{likelihood!r} has no noise_std.")
+        return likelihood.noise_std

@@ -3,6 +3,7 @@
 Mathematics: :ref:`math-evidence`, :ref:`math-choosing`.
 """
 
+from .leave_one_out import leave_one_out
 from .spectrum import (
     EvidenceSpectrum,
     GroupedEvidence,
@@ -14,6 +15,7 @@ from .spectrum import (
 __all__ = [
     "EvidenceSpectrum",
     "GroupedEvidence",
+    "leave_one_out",
     "log_marginal_likelihood",
     "updated_noise_std",
     "updated_precision",

@@ -6,8 +6,8 @@ form (:ref:`math-search`), so that θ = log ρ is all there is to search; for ot
 
     dE/dθ = ∂E/∂θ + ∇_w E · ẇ        ẇ = dw*/dθ = -H⁻¹ δ w*,   H the loss's true Hessian
 
-with ∂E/∂θ = ½(γ - w*ᵀδw*) in closed form and the second part a central difference along ẇ. The
-same ẇ predicts the next minimum, w*(θ + h) ≈ w* + h ẇ. The search:
+a difference quotient along (1, ẇ): two evidences, and no minimum but the one at θ. The same ẇ
+predicts the next minimum, w*(θ + h) ≈ w* + h ẇ. The search:
 
 1. From each start (on a part of the rows, where there are many) down to a minimum at a strong
    prior, then in steps of θ, each minimum begun at the prediction, until the evidence falls: rough
@@ -25,6 +25,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from numpy.linalg import LinAlgError
 from torch import Tensor
@@ -69,6 +70,8 @@ _STRONG, _ABOVE = (5.0, 100.0), (2.5, 0.0, 1.0)
 # Steps of θ on the way, at most so many in a direction, and so many of lower evidence where a
 # network that was flat takes shape.
 _STEP, _STEPS, _PATIENCE = 1.0, 24, 2
+# A start is given up that is so far behind the best one, as a part of what that one has gained.
+_BEHIND = 0.05
 # How often a start that ends flat is begun again, under a prior ten times weaker.
 _WEAKER = 4
 # Part of S that is misfit, at least, where σ is free: 1 - γ/NK at its best. A network that takes up
@@ -76,12 +79,15 @@ _WEAKER = 4
 _LEFT = 0.1
 # Nats that a rough minimum may still be above its bottom, and steps to get there.
 _ROUGH, _ROUGH_STEPS = 0.03, 80
-# The derivative, in nats, that counts as none; its difference quotient's step; most secants.
-_STATIONARY, _DIFFERENCE, _SECANTS = 3e-4, 1e-3, 12
+# The derivative, in nats, that counts as none, and one that a one-sided difference will do for; the
+# step of its difference quotient; most secants.
+_STATIONARY, _STEEP, _DIFFERENCE, _SECANTS = 7e-4, 0.1, 1e-3, 12
 # Of ẇ, in the norm of A⁻¹, and products to get there.
 _ACCURACY, _PRODUCTS = 1e-5, 200
 # Rows of the part of many on which starts are tried, and by how much parts grow to the whole.
 MANY, _GROWTH = 4096, 16
+# A step of θ too short for the slope to rise along it.
+_SHORT = 0.01
 # Nats lost in a secant that tell of another minimum, and how often that is borne.
 _LOST, _LOST_MOST = 0.5, 2
 
@@ -110,14 +116,6 @@ class Freedom:
             return objective.under(objective.likelihood, objective.prior_precision * math.exp(step))
         sigma = _sigma(objective.likelihood) * math.exp(0.5 * step)
         return objective.under(Gaussian(sigma), objective.prior_precision)
-
-    def partial(self, posterior: Posterior, sigma: float = 1.0) -> float:
-        """∂E/∂θ at fixed weights."""
-        model, gamma = posterior.model, posterior.effective_dimension
-        if self.prior_precision:
-            return 0.5 * (gamma - float((model.prior_precision * model.weights**2).sum()))
-        count = float(model.noise_factor.square().sum()) * sigma**2
-        return 0.5 * (float(model.whitened_residual.square().sum()) - count + gamma)
 
     def room(self, objective: Objective) -> tuple[float, float]:
         """How far θ may move down and up before δ or σ is at a bound."""
@@ -219,6 +217,9 @@ class Searcher:
         self.specification, self.factorise, self.rows = specification, factorise, rows
         self.tol, self.max_iter = tol, max_iter
         self.left = max_iter
+        # θ and evidence of the trials of this start, and of the best start before it.
+        self.way: list[tuple[float, float]] = []
+        self.best_way: list[tuple[float, float]] = []
 
     def first(self, w: Tensor, theta: float) -> Trial:
         """The rough minimum at θ from weights that have not been trained."""
@@ -280,11 +281,7 @@ class Searcher:
 
     def _judged(self, objective: Objective, theta: float, minimum: Minimum) -> Trial:
         """The evidence at a minimum, with the best σ where it is free together with δ."""
-        w = minimum.point.w
-        model = self.model(objective, w)
-        if self.freedom.prior_precision and self.freedom.noise_std:
-            objective = _profiled(objective, model)
-            model = self.model(objective, w)
+        objective, model = self._profiled_at(objective, minimum.point.w)
         try:
             posterior = self.specification.build(model)
             evidence = log_marginal_likelihood(posterior)
@@ -295,6 +292,14 @@ class Searcher:
         if not math.isfinite(evidence) or self._is_out_of_range(objective, posterior):
             evidence = -math.inf
         return Trial(theta, minimum, objective, posterior, evidence)
+
+    def _profiled_at(self, objective: Objective, w: Tensor) -> tuple[Objective, LinearModel]:
+        """The linear model at w, with the best σ where it is free together with δ."""
+        model = self.model(objective, w)
+        if self.freedom.prior_precision and self.freedom.noise_std:
+            objective = _profiled(objective, model)
+            model = self.model(objective, w)
+        return objective, model
 
     @property
     def _is_of_all(self) -> bool:
@@ -340,19 +345,24 @@ class Searcher:
             trial.derivative = -found
         return trial.derivative
 
-    def slope(self, trial: Trial) -> float:
-        """dE/dθ at a true minimum, with the minimum moving along."""
+    def slope(self, trial: Trial, roughly: bool = False) -> float:
+        """dE/dθ at a true minimum that moves along: a difference quotient along (1, ẇ).
+
+        ``roughly``, one side of it will do where it is steep.
+        """
         if trial.posterior is None:
             return math.nan
-        direction = self.derivative(trial)
-        ends = []
-        for sign in (1.0, -1.0):
-            w = trial.w + sign * _DIFFERENCE * direction
-            posterior = self.specification.build(self.model(trial.objective, w))
-            ends.append(log_marginal_likelihood(posterior))
-        along = (ends[0] - ends[1]) / (2.0 * _DIFFERENCE)
-        sigma = getattr(trial.objective.likelihood, "noise_std", 1.0)
-        return self.freedom.partial(trial.posterior, sigma) + along
+        ahead = (self._evidence_beside(trial, _DIFFERENCE) - trial.evidence) / _DIFFERENCE
+        if roughly and abs(ahead) > _STEEP:
+            return ahead
+        behind = (trial.evidence - self._evidence_beside(trial, -_DIFFERENCE)) / _DIFFERENCE
+        return 0.5 * (ahead + behind)
+
+    def _evidence_beside(self, trial: Trial, step: float) -> float:
+        """The evidence at (θ + h, w* + h ẇ), where the minimum is to second order."""
+        w = trial.w + step * self.derivative(trial)
+        _, model = self._profiled_at(self.freedom.moved(trial.objective, step), w)
+        return log_marginal_likelihood(self.specification.build(model))
 
     @property
     def strong(self) -> float:
@@ -401,6 +411,7 @@ class Searcher:
 
     def started(self, w: Tensor, theta: float) -> Trial:
         """The best on the way from untrained weights; begun again where the prior flattens them."""
+        self.way = []
         best = self.climb(self.first(w, theta))
         for weaker in range(1, _WEAKER + 1):
             if not self.is_flat(best):
@@ -416,25 +427,37 @@ class Searcher:
             here, lower = best, 0
             for _ in range(_STEPS):
                 low, high = self.freedom.room(here.objective)
-                if not low < direction * _STEP < high:
+                if self._cannot_win(here) or not low < direction * _STEP < high:
                     break
                 here = self.moved(here, direction * _STEP)
                 logger.debug("  theta %.2f, evidence %.2f", here.theta, here.evidence)
                 if here.evidence > best.evidence:
                     best = here
                     continue
-                lower += not self.is_flat(here)
+                if best is not trial or direction > 0:
+                    break
                 # Under a strong prior the network is flat, and E falls before it first rises.
-                if best is not trial or direction > 0 or lower >= _PATIENCE:
+                lower += not self.is_flat(here)
+                if lower >= _PATIENCE:
                     break
             if best is not trial:
                 break
         return best
 
+    def _cannot_win(self, trial: Trial) -> bool:
+        """Whether a start is far behind where the best one before it was at the same θ."""
+        self.way.append((trial.theta, trial.evidence))
+        known = sorted(pair for pair in self.best_way if math.isfinite(pair[1]))
+        if not known or not known[0][0] <= trial.theta <= known[-1][0]:
+            return False
+        thetas, evidences = zip(*known, strict=True)
+        rival = float(np.interp(trial.theta, thetas, evidences))
+        return trial.evidence < rival - _BEHIND * (max(evidences) - min(evidences))
+
     def polish(self, trial: Trial) -> tuple[Trial, float]:
         """To a true minimum where dE/dθ = 0, by secants within what is known to hold it."""
         here = self.moved(trial, 0.0, exact=True)
-        slope = self.slope(here)
+        slope = self.slope(here, roughly=True)
         best, lost = (here, slope), 0
         step = math.copysign(min(0.3, max(0.02, 0.2 * abs(slope))), slope)
         for _ in range(_SECANTS):
@@ -445,7 +468,7 @@ class Searcher:
             if abs(step) < 1e-9:
                 break
             there = self.moved(here, step, exact=True)
-            new = self.slope(there)
+            new = self.slope(there, roughly=True)
             logger.debug("theta %.4f, evidence %.4f, slope %.2e", there.theta, there.evidence, new)
             if not math.isfinite(new) or there.evidence < here.evidence - _LOST:
                 step *= 0.25  # another minimum, with less evidence: nearer
@@ -456,6 +479,8 @@ class Searcher:
             if abs(new) < abs(best[1]) or there.evidence > best[0].evidence:
                 best = (there, new)
             change = (new - slope) / step
+            if change > 0 and abs(step) < _SHORT:  # a leap: of another minimum
+                break
             here, slope = there, new
             # Newton's step where the evidence bends down; uphill otherwise.
             step = -slope / change if change < 0 else math.copysign(2.0 * abs(step), slope)
@@ -485,6 +510,8 @@ def search(searcher: Searcher, starts: Iterable[Tensor]) -> Found:
     best = _best_start(few, starts)
     for part in few.growing(searcher):
         best = part.taken_over(best)
+        if len(part.objective.data) < len(searcher.objective.data):
+            best, _ = part.polish(best)  # a step of all rows costs as much as many of a part
     return found(searcher, *searcher.polish(best))
 
 
@@ -498,7 +525,7 @@ def _best_start(searcher: Searcher, starts: Iterable[Tensor]) -> Trial:
         trial = searcher.started(w, theta)
         logger.debug("start: theta %.2f, evidence %.2f", trial.theta, trial.evidence)
         if best is None or trial.evidence > best.evidence:
-            best = trial
+            best, searcher.best_way = trial, searcher.way
     if best is None or not math.isfinite(best.evidence):
         raise LinAlgError(
             "No start led to a finite evidence: the model is too badly conditioned. Standardise X, "

@@ -180,7 +180,9 @@ def _second_order(task: Task, own: TrainingData, solver: FullBatch) -> Result:
         found = fixed(searcher, starts)
     if task.verbose:
         seconds = time.perf_counter() - began
-        print(f"[sk_dnn2gp] trained in {seconds:.1f} s, evidence {found.evidence:.2f}")
+        steepness = f", slope {found.slope:.1e}" if math.isfinite(found.slope) else ""
+        line = f"[sk_dnn2gp] trained in {seconds:.1f} s, evidence {found.evidence:.2f}{steepness}"
+        print(line)
     _warn_of_minimum(found, solver)
     return _result_of(task, own, module, found, names, index, type(solver).__name__)
 

@@ -7,12 +7,13 @@ from typing import Any
 
 from sklearn.base import BaseEstimator
 
+from .._utils.documentation import Documented
 from .._utils.settings import require
 
 __all__ = ["NAMES", "Laplace", "LinearizedVariational", "Variational", "resolve_inference"]
 
 
-class Laplace(BaseEstimator):
+class Laplace(Documented, BaseEstimator):
     """At the minimum of the loss, by its Gauss-Newton curvature (:ref:`math-laplace`).
 
     Examples
@@ -26,7 +27,7 @@ class Laplace(BaseEstimator):
         """Nothing can be wrong."""
 
 
-class Variational(BaseEstimator):
+class Variational(Documented, BaseEstimator):
     """By variational training of the network from the Laplace posterior (:ref:`math-variational`).
 
     VOGGN for a full covariance, VOGN for a diagonal one; every step is a Gaussian process
@@ -63,7 +64,7 @@ class Variational(BaseEstimator):
                 require(self, name, Integral, 1, "a positive whole number")
 
 
-class LinearizedVariational(BaseEstimator):
+class LinearizedVariational(Documented, BaseEstimator):
     """The best Gaussian of theorem 1's linear model by the evidence lower bound: for classifiers.
 
     In about ten times the time of Laplace; its mean moves with it.

@@ -25,6 +25,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
+from .._utils.documentation import Documented
 from .._utils.memory import batches, chunk_length, require_memory
 from ..linearize import Linearization
 from .infinite.dense import NNGPKernel
@@ -33,7 +34,7 @@ from .ntk import NTKKernel
 __all__ = ["NNGPFeatures", "NTKFeatures"]
 
 
-class NTKFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class NTKFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Documented, BaseEstimator):
     """Jacobian features of a network, for linear models and plots (:ref:`math-laplace`).
 
     Parameters
@@ -184,7 +185,7 @@ class NTKFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         return torch.cat(found, dim=2).flatten(1).cpu().numpy() / math.sqrt(d)
 
 
-class NNGPFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class NNGPFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Documented, BaseEstimator):
     """Nyström features of a kernel, as scikit-learn's ``Nystroem`` has them of its own kernels.
 
     m samples Z are drawn; the inner products of the features are K(X, Z) K(Z, Z)⁺ K(Z, X), the

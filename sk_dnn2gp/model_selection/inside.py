@@ -15,34 +15,18 @@ __all__ = ["estimator_inside", "unwrapped"]
 
 
 def unwrapped(
-    estimator: Any, X: Any, y: Any, weight: ArrayLike | None = None
+    estimator: Any, X: Any, y: Any, weight: ArrayLike | None = None, wanted: str = "linear_model_"
 ) -> tuple[Any, Any, Any, float]:
     """The estimator inside, its X and y, and Σ s log|∂z/∂y| of what was done to y on the way.
 
-    Parameters
-    ----------
-    estimator : estimator
-        Fitted.
-    X : array-like, or None
-        What the outermost estimator's ``predict`` would take.
-    y : array-like, or None
-        None leaves X and y aside.
-    weight : array-like of shape (n_samples,), optional
-
-    Returns
-    -------
-    estimator, X, y, offset
-
-    Raises
-    ------
-    TypeError
-        If the estimator inside has no marginal likelihood of given data.
-    ValueError
-        If y went through a transformation whose density cannot be followed.
+    X is what the outermost estimator's ``predict`` would take; y of None leaves X and y aside.
+    ``wanted`` is the attribute that is looked for. TypeError if the estimator inside has no
+    marginal likelihood or density of given data, ValueError if y went through a transformation
+    whose density cannot be followed.
     """
     check_is_fitted(estimator)
     offset = 0.0
-    while True:
+    while not hasattr(estimator, wanted):
         if isinstance(estimator, Pipeline):
             if y is not None and len(estimator) > 1:
                 X = estimator[:-1].transform(X)
@@ -56,11 +40,11 @@ def unwrapped(
             estimator = estimator.best_estimator_
         else:
             break
-    if not hasattr(estimator, "linear_model_"):
+    if not hasattr(estimator, wanted):
         raise TypeError(
-            f"{type(estimator).__name__} has no marginal likelihood of given data. It is of "
-            "DNN2GPRegressor and DNN2GPClassifier, also as the last step of a Pipeline, inside a "
-            "TransformedTargetRegressor, or chosen by a fitted search."
+            f"{type(estimator).__name__} has no marginal likelihood or density of given data. It "
+            "is of DNN2GPRegressor and DNN2GPClassifier, also as the last step of a Pipeline, "
+            "inside a TransformedTargetRegressor, or chosen by a fitted search."
         )
     return estimator, X, y, offset
 

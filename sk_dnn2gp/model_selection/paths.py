@@ -18,6 +18,7 @@ from ..evidence import GroupedEvidence, log_marginal_likelihood
 from ..evidence.spectrum import climbed
 from ..inference import Variational, resolve_inference
 from ..posterior import Full, resolve_posterior
+from .conditional import conditional_evidence
 from .inside import estimator_inside
 
 __all__ = ["evidence_path", "optimize_hyperparameters"]
@@ -31,6 +32,10 @@ def evidence_path(
     prior_precision: ArrayLike | None = None,
     noise_std: ArrayLike | None = None,
     kind: str | None = None,
+    X: Any = None,
+    y: Any = None,
+    sample_weight: ArrayLike | None = None,
+    part: float = 0.5,
 ) -> Bunch:
     """Evidence of the training set at many δ and σ, the weights as trained (:ref:`math-evidence`).
 
@@ -51,6 +56,11 @@ def evidence_path(
     kind : {"laplace", "dual"}, default=None
         None is the estimator's own: "laplace", or "dual" for a regressor with
         ``inference="vi"``.
+    X, y, sample_weight : array-like, default=None
+        The training data as ``estimator`` takes them, where the conditional evidence is wanted.
+    part : float, default=0.5
+        Of the rows that it is conditional on; see
+        :func:`~sk_dnn2gp.model_selection.conditional_evidence`.
 
     Returns
     -------
@@ -60,14 +70,15 @@ def evidence_path(
         inside sees it,
         ``effective_dimension`` γ, and the derivatives ``gradient_log_prior_precision`` and
         ``gradient_log_noise_std``. For a classifier the two with σ are left out and the second axis
-        has length 1.
+        has length 1. With X and y also ``conditional_evidence``, in nats per row left.
 
     Raises
     ------
     TypeError
         If there is no DNN2GPRegressor or DNN2GPClassifier inside.
     ValueError
-        If a value is not positive and finite, or ``noise_std`` is given for a classifier.
+        If a value is not positive and finite, ``noise_std`` is given for a classifier, or one of X
+        and y is missing.
 
     Examples
     --------
@@ -82,7 +93,9 @@ def evidence_path(
     >>> path.log_marginal_likelihood.shape
     (100, 2)
     """
-    estimator = estimator_inside(estimator)
+    outer, estimator = estimator, estimator_inside(estimator)
+    if (X is None) != (y is None):
+        raise ValueError("X and y must be given together, or both left out.")
     regression = hasattr(estimator, "noise_std_")
     if noise_std is not None and not regression:
         raise ValueError("noise_std is given, and this estimator has no noise to vary.")
@@ -90,18 +103,23 @@ def evidence_path(
     deltas = _positive("prior_precision", prior_precision, fitted * np.logspace(-3, 3, 100))
     stds = _positive("noise_std", noise_std, getattr(estimator, "noise_std_", 1.0))
     shape = (len(deltas), len(stds))
-    values, slopes = np.empty(shape), np.empty((*shape, 1 + regression))
-    for i, j in np.ndindex(shape):
-        theta = np.log([deltas[i], stds[j]][: 1 + regression])
-        values[i, j], slopes[i, j] = estimator.log_marginal_likelihood(theta, True, kind=kind)
+    grid = np.meshgrid(deltas, stds, indexing="ij")[: 1 + regression]
+    theta = np.log(np.stack([axis.ravel() for axis in grid], axis=1))
+    values, slopes = estimator.log_marginal_likelihood(theta, True, kind=kind)
+    slopes = slopes.reshape(*shape, -1)
     result = Bunch(
         prior_precision=deltas,
-        log_marginal_likelihood=values,
+        log_marginal_likelihood=values.reshape(shape),
         effective_dimension=_effective_dimension(estimator, deltas, stds, regression),
         gradient_log_prior_precision=slopes[..., 0],
     )
     if regression:
         result.update(noise_std=stds, gradient_log_noise_std=slopes[..., 1])
+    if X is not None:
+        conditional = conditional_evidence(
+            outer, X, y, theta=theta, part=part, sample_weight=sample_weight
+        )
+        result.conditional_evidence = conditional.reshape(shape)
     return result
 
 

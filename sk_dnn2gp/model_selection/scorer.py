@@ -1,6 +1,8 @@
-"""The log marginal likelihood as a scorer of scikit-learn (:ref:`math-evidence`).
+"""Log densities of y as scorers of scikit-learn: the evidence, and of held-out rows.
 
-Nothing here looks inside an estimator: ``log_marginal_likelihood`` is all that is used.
+Mathematics: :ref:`math-evidence`, :ref:`math-predicting`, :ref:`math-leave-one-out`. Nothing here
+looks inside an estimator: ``log_marginal_likelihood``, ``log_predictive_density`` and
+``leave_one_out`` are all that is used.
 
 The recipe for a grid, random or halving search is three lines:
 
@@ -19,17 +21,53 @@ import math
 import warnings
 from typing import Any
 
+import numpy as np
 from numpy.linalg import LinAlgError
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator
 from sklearn.utils.metadata_routing import MetadataRequest
 
+from .._utils.documentation import Documented
+from .conditional import conditional_evidence
 from .inside import unwrapped
 
-__all__ = ["MarginalLikelihoodScorer", "marginal_likelihood_scorer"]
+__all__ = [
+    "ConditionalEvidenceScorer",
+    "LeaveOneOutScorer",
+    "LogPredictiveDensityScorer",
+    "MarginalLikelihoodScorer",
+    "conditional_evidence_scorer",
+    "leave_one_out_scorer",
+    "log_predictive_density_scorer",
+    "marginal_likelihood_scorer",
+]
 
 
-class MarginalLikelihoodScorer(BaseEstimator):
+class DensityScorer(Documented, BaseEstimator):
+    """What the scorers share: how scikit-learn asks them for sample weights."""
+
+    def set_score_request(self, *, sample_weight: bool | str | None = None) -> Any:
+        """Ask scikit-learn's metadata routing for sample weights, as its own scorers do.
+
+        Parameters
+        ----------
+        sample_weight : bool, str or None, default=None
+            Whether to take it, or the name that it has.
+
+        Returns
+        -------
+        self : scorer
+        """
+        self._metadata_request = MetadataRequest(owner=type(self).__name__)
+        self._metadata_request.score.add_request(param="sample_weight", alias=sample_weight)
+        return self
+
+    def _accept_sample_weight(self) -> bool:
+        """Answer scikit-learn's search classes, which ask before they pass sample_weight on."""
+        return True
+
+
+class MarginalLikelihoodScorer(DensityScorer):
     """A scorer that is the log marginal likelihood of the data it is given (:ref:`math-evidence`).
 
     For every search class of scikit-learn, ``cross_validate`` and multi-metric scoring; larger is
@@ -87,27 +125,194 @@ class MarginalLikelihoodScorer(BaseEstimator):
         value += offset
         return value if math.isfinite(value) else _unusable(f"it is {value}")
 
-    def set_score_request(self, *, sample_weight: bool | str | None = None) -> Any:
-        """Ask scikit-learn's metadata routing for sample weights, as its own scorers do.
+
+class LogPredictiveDensityScorer(DensityScorer):
+    """A scorer that is the mean log density of held-out targets (:ref:`math-predicting`).
+
+    What papers call the test log likelihood, and its opposite the NLL: the mean over rows of
+    ``log_predictive_density``, summed over the targets of a row; for a classifier, minus the log
+    loss. Larger is better, and no other number is as hard to please by error bars that are too wide
+    or too narrow. The estimator may stand in a Pipeline, in a TransformedTargetRegressor (the
+    change of variables is counted) or in a search, as with
+    :class:`~sk_dnn2gp.model_selection.MarginalLikelihoodScorer`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn.model_selection import cross_val_score
+    >>> from sk_dnn2gp import DNN2GPRegressor
+    >>> from sk_dnn2gp.model_selection import log_predictive_density_scorer
+    >>> X = np.linspace(-3, 3, 40)[:, None]
+    >>> model = DNN2GPRegressor(
+    ...     hidden_layer_sizes=(5,), prior_precision=0.1, noise_std=0.1, random_state=0
+    ... )
+    >>> y = np.sin(X[:, 0])
+    >>> scores = cross_val_score(model, X, y, scoring=log_predictive_density_scorer, cv=2)
+    >>> scores.shape
+    (2,)
+    """
+
+    def __call__(
+        self, estimator: Any, X: Any, y: Any, sample_weight: ArrayLike | None = None
+    ) -> float:
+        """Return the mean log predictive density of y at X under a fitted estimator.
 
         Parameters
         ----------
-        sample_weight : bool, str or None, default=None
-            Whether to take it, or the name that it has.
+        estimator : estimator
+            Fitted; see the class.
+        X : array-like
+            What the estimator's ``predict`` would take.
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+        sample_weight : array-like of shape (n_samples,), default=None
+            How many times each row counts.
 
         Returns
         -------
-        self : MarginalLikelihoodScorer
+        float
+            Nats per row, in the units of y.
+
+        Raises
+        ------
+        TypeError
+            If the estimator has no density of given data.
+        ValueError
+            If y went through a transformation whose density cannot be followed.
         """
-        self._metadata_request = MetadataRequest(owner=type(self).__name__)
-        self._metadata_request.score.add_request(param="sample_weight", alias=sample_weight)
-        return self
-
-    def _accept_sample_weight(self) -> bool:
-        """Answer scikit-learn's search classes, which ask before they pass sample_weight on."""
-        return True
+        wanted = "log_predictive_density"
+        weight = np.ones(len(y)) if sample_weight is None else np.asarray(sample_weight)
+        final, X, y, offset = unwrapped(estimator, X, y, weight, wanted)
+        rows = final.log_predictive_density(X, y).reshape(len(y), -1).sum(axis=1)
+        return float((weight @ rows + offset) / weight.sum())
 
 
+class LeaveOneOutScorer(DensityScorer):
+    """A scorer that is the mean log density of each row given the others (math-leave-one-out).
+
+    In closed form at the trained weights, for :class:`~sk_dnn2gp.TrainingSetSplit`: no data is held
+    back and nothing is trained again. The features were learned with every row, so that across
+    priors it favours weak ones; at one prior it compares networks.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn.model_selection import GridSearchCV
+    >>> from sk_dnn2gp import DNN2GPRegressor
+    >>> from sk_dnn2gp.model_selection import TrainingSetSplit, leave_one_out_scorer
+    >>> X = np.linspace(-3, 3, 40)[:, None]
+    >>> y = np.sin(X[:, 0])
+    >>> model = DNN2GPRegressor(prior_precision=0.1, noise_std=0.1, random_state=0)
+    >>> search = GridSearchCV(
+    ...     model, {"hidden_layer_sizes": [(1,), (6,)]}, scoring=leave_one_out_scorer,
+    ...     cv=TrainingSetSplit(),
+    ... ).fit(X, y)
+    >>> search.best_params_
+    {'hidden_layer_sizes': (6,)}
+    """
+
+    def __call__(
+        self, estimator: Any, X: Any, y: Any, sample_weight: ArrayLike | None = None
+    ) -> float:
+        """Return the mean leave-one-out log density of the training rows (X, y).
+
+        Parameters
+        ----------
+        estimator : estimator
+            Fitted; as :class:`~sk_dnn2gp.model_selection.MarginalLikelihoodScorer` takes it.
+        X : array-like
+            What the estimator was trained on.
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+        sample_weight : array-like of shape (n_samples,), default=None
+            How many times each row counts.
+
+        Returns
+        -------
+        float
+            Nats per row, in the units of y.
+
+        Raises
+        ------
+        TypeError
+            If the estimator has no density of given data.
+        ValueError
+            If the posterior is an approximation, or y went through a transformation whose density
+            cannot be followed.
+        """
+        weight = np.ones(len(y)) if sample_weight is None else np.asarray(sample_weight)
+        final, X, y, offset = unwrapped(estimator, X, y, weight)
+        try:
+            rows = final.leave_one_out(X, y, weight).log_density
+        except LinAlgError as error:
+            return _unusable(str(error))
+        return float((weight @ rows.reshape(len(y), -1).sum(axis=1) + offset) / weight.sum())
+
+
+class ConditionalEvidenceScorer(DensityScorer):
+    """A scorer that is the evidence of some rows given the others (math-leave-one-out).
+
+    See :func:`~sk_dnn2gp.model_selection.conditional_evidence`; for
+    :class:`~sk_dnn2gp.TrainingSetSplit`, as the marginal likelihood's.
+
+    Parameters
+    ----------
+    part : float, default=0.5
+        Of the rows that the others are predicted from, from 0 to below 1.
+    n_parts : int, default=4
+        Random parts, over which the mean is taken.
+    random_state : int, RandomState or None, default=0
+        Draws them; with an int all candidates are scored on the same.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sk_dnn2gp import DNN2GPRegressor
+    >>> from sk_dnn2gp.model_selection import ConditionalEvidenceScorer
+    >>> X = np.linspace(-3, 3, 40)[:, None]
+    >>> y = np.sin(X[:, 0])
+    >>> model = DNN2GPRegressor(
+    ...     hidden_layer_sizes=(5,), prior_precision=0.1, noise_std=0.1, random_state=0
+    ... ).fit(X, y)
+    >>> evidence = ConditionalEvidenceScorer(part=0.0)(model, X, y)
+    >>> bool(np.isclose(40 * evidence, model.log_marginal_likelihood(kind="dual")))
+    True
+    """
+
+    def __init__(self, part: float = 0.5, n_parts: int = 4, random_state: Any = 0) -> None:
+        self.part = part
+        self.n_parts = n_parts
+        self.random_state = random_state
+
+    def __call__(
+        self, estimator: Any, X: Any, y: Any, sample_weight: ArrayLike | None = None
+    ) -> float:
+        """Return the conditional evidence of the training rows (X, y), per row left.
+
+        Parameters
+        ----------
+        estimator : estimator
+            Fitted; as :class:`~sk_dnn2gp.model_selection.MarginalLikelihoodScorer` takes it.
+        X : array-like
+            What the estimator was trained on.
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+        sample_weight : array-like of shape (n_samples,), default=None
+            How many times each row counts.
+
+        Returns
+        -------
+        float
+            Nats per row left, in the units of y.
+        """
+        settings = {**self.get_params(), "sample_weight": sample_weight}
+        try:
+            value = float(conditional_evidence(estimator, X, y, **settings))
+        except LinAlgError as error:
+            return _unusable(str(error))
+        return value if math.isfinite(value) else _unusable(f"it is {value}")
+
+
+conditional_evidence_scorer = ConditionalEvidenceScorer()
+leave_one_out_scorer = LeaveOneOutScorer()
+log_predictive_density_scorer = LogPredictiveDensityScorer()
 marginal_likelihood_scorer = MarginalLikelihoodScorer()
 
 

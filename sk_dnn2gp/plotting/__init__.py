@@ -10,7 +10,7 @@ Shapes: X (n_samples, n_features), means and variances (n_samples,) or (n_sample
 
 from .classification import DecisionMapDisplay, UncertaintyDisplay
 from .matrices import KernelDisplay, PosteriorMeanDisplay
-from .regression import CoverageDisplay, PredictiveDisplay
+from .regression import CoverageDisplay, PredictiveDisplay, QuantileCalibrationDisplay
 from .tuning import MarginalLikelihoodDisplay
 
 __all__ = [
@@ -20,5 +20,6 @@ __all__ = [
     "MarginalLikelihoodDisplay",
     "PosteriorMeanDisplay",
     "PredictiveDisplay",
+    "QuantileCalibrationDisplay",
     "UncertaintyDisplay",
 ]

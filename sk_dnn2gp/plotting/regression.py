@@ -6,12 +6,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import erf
+from scipy.special import erf, ndtri
+from scipy.stats import binom
 from sklearn.utils.validation import check_consistent_length
 
 from .axes import BLACK, BLUE, new_axes
 
-__all__ = ["CoverageDisplay", "PredictiveDisplay"]
+__all__ = ["CoverageDisplay", "PredictiveDisplay", "QuantileCalibrationDisplay"]
+
+# Probabilities at which calibration is drawn.
+_LEVELS = np.linspace(0.02, 0.98, 49)
 
 
 class PredictiveDisplay:
@@ -151,9 +155,9 @@ def _one_column(X: Any, name: str) -> NDArray:
 class CoverageDisplay:
     """How often intervals hold what they promise: a calibration curve for regression.
 
-    For each nominal probability α the central interval of N(mean, std²) at every example, and the
-    part of the targets inside it. On the diagonal, the error bars are trustworthy; above it too
-    wide, below it too narrow.
+    For each nominal probability α the central interval at every example, and the part of the
+    targets inside it. On the diagonal, the error bars are trustworthy; above it too wide, below it
+    too narrow.
 
     Parameters
     ----------
@@ -187,9 +191,18 @@ class CoverageDisplay:
     def from_estimator(
         cls, estimator: Any, X: ArrayLike, y: ArrayLike, *, name: str | None = None, ax: Any = None
     ) -> CoverageDisplay:
-        """Draw a fitted regressor's ``predict(X, return_std=True)`` against y."""
-        mean, std = estimator.predict(X, return_std=True)
-        return cls.from_predictions(y, mean, std, name=name or type(estimator).__name__, ax=ax)
+        """Draw a fitted regressor's intervals against y.
+
+        They are its ``predict_quantile``'s; of an estimator without one, those of N(mean, std²) by
+        ``predict(X, return_std=True)``. ValueError if y has not their shape.
+        """
+        tails = 0.5 * (1.0 - _LEVELS)
+        ends = _quantiles(estimator, X, np.concatenate([tails, 1.0 - tails]))
+        y = _of_one_shape(y, ends)
+        n = len(_LEVELS)
+        inside = (ends[..., :n] <= y) & (y <= ends[..., n:])
+        empirical = inside.reshape(-1, n).mean(axis=0)
+        return cls(_LEVELS, empirical, name or type(estimator).__name__).plot(ax=ax)
 
     @classmethod
     def from_predictions(
@@ -201,16 +214,15 @@ class CoverageDisplay:
         name: str | None = None,
         ax: Any = None,
     ) -> CoverageDisplay:
-        """Draw given numbers; ValueError if lengths differ or a std is not positive."""
+        """Draw those of N(mean, std²); ValueError if lengths differ or a std is not positive."""
         y, mean, std = (np.asarray(a, dtype=float).ravel() for a in (y, mean, std))
         check_consistent_length(y, mean, std)
         if not (std > 0).all():
             raise ValueError(f"std must be positive, got a smallest value of {std.min():.3g}.")
-        nominal = np.linspace(0.02, 0.98, 49)
         # |z| is below the quantile of the central interval where 2Φ(|z|) - 1 is below α.
         inside = erf(np.abs(y - mean) / std / np.sqrt(2.0))
-        empirical = (inside[:, None] <= nominal).mean(axis=0)
-        return cls(nominal, empirical, name).plot(ax=ax)
+        empirical = (inside[:, None] <= _LEVELS).mean(axis=0)
+        return cls(_LEVELS, empirical, name).plot(ax=ax)
 
     def plot(self, ax: Any = None) -> CoverageDisplay:
         """Draw the curve and the diagonal."""
@@ -220,3 +232,105 @@ class CoverageDisplay:
         self.ax_.set(xlabel="nominal coverage", ylabel="empirical coverage", aspect="equal")
         self.ax_.legend()
         return self
+
+
+class QuantileCalibrationDisplay:
+    """How many targets lie below each quantile: calibration of a whole predictive distribution.
+
+    For each probability q, the part of the targets that are at or below their own q-quantile. On
+    the diagonal the distribution is calibrated; an S around it tells error bars of a wrong width, a
+    curve above or below it a bias. The band is where, of that many independent targets, a
+    calibrated curve is at each q with probability 0.95.
+
+    Parameters
+    ----------
+    levels : ndarray of shape (n_levels,)
+        q, between 0 and 1.
+    below : ndarray of shape (n_levels,)
+        Part of the targets at or below.
+    n_targets : int
+    name : str, default=None
+
+    Attributes
+    ----------
+    ax_, figure_ : Axes and Figure
+    line_, diagonal_ : Line2D
+    band_ : FillBetweenPolyCollection
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sk_dnn2gp.plotting import QuantileCalibrationDisplay
+    >>> y = np.arange(10) / 10
+    >>> quantiles = np.tile([0.15, 0.85], (10, 1))
+    >>> d = QuantileCalibrationDisplay.from_predictions(y, quantiles, [0.2, 0.9])
+    >>> d.below.tolist()
+    [0.2, 0.9]
+    """
+
+    def __init__(
+        self, levels: NDArray, below: NDArray, n_targets: int, name: str | None = None
+    ) -> None:
+        self.levels, self.below, self.n_targets, self.name = levels, below, n_targets, name
+
+    @classmethod
+    def from_estimator(
+        cls, estimator: Any, X: ArrayLike, y: ArrayLike, *, name: str | None = None, ax: Any = None
+    ) -> QuantileCalibrationDisplay:
+        """Draw a fitted regressor's ``predict_quantile`` against y.
+
+        Of an estimator without one, the quantiles of N(mean, std²) by ``predict(X,
+        return_std=True)``.
+        """
+        quantiles = _quantiles(estimator, X, _LEVELS)
+        name = name or type(estimator).__name__
+        return cls.from_predictions(y, quantiles, _LEVELS, name=name, ax=ax)
+
+    @classmethod
+    def from_predictions(
+        cls,
+        y: ArrayLike,
+        quantiles: ArrayLike,
+        levels: ArrayLike,
+        *,
+        name: str | None = None,
+        ax: Any = None,
+    ) -> QuantileCalibrationDisplay:
+        """Draw quantiles of shape (..., n_levels); ValueError if shapes do not agree."""
+        quantiles, levels = np.asarray(quantiles, dtype=float), np.asarray(levels, dtype=float)
+        y = _of_one_shape(y, quantiles)
+        below = (y <= quantiles).reshape(-1, len(levels)).mean(axis=0)
+        return cls(levels, below, y.size, name).plot(ax=ax)
+
+    def plot(self, ax: Any = None) -> QuantileCalibrationDisplay:
+        """Draw the curve, the diagonal and its band."""
+        self.ax_, self.figure_ = new_axes(ax)
+        (self.diagonal_,) = self.ax_.plot([0, 1], [0, 1], ":", color=BLACK, label="calibrated")
+        ends = (binom.ppf(tail, self.n_targets, self.levels) for tail in (0.025, 0.975))
+        low, high = (end / self.n_targets for end in ends)
+        self.band_ = self.ax_.fill_between(
+            self.levels, low, high, color=BLACK, alpha=0.1, linewidth=0
+        )
+        (self.line_,) = self.ax_.plot(self.levels, self.below, color=BLUE, label=self.name)
+        self.ax_.set(xlabel="quantile", ylabel="part of the targets below", aspect="equal")
+        self.ax_.legend()
+        return self
+
+
+def _quantiles(estimator: Any, X: ArrayLike, levels: NDArray) -> NDArray:
+    """Of shape (..., n_levels): the estimator's own, or those of N(mean, std²)."""
+    if hasattr(estimator, "predict_quantile"):
+        return estimator.predict_quantile(X, levels)
+    mean, std = estimator.predict(X, return_std=True)
+    return mean[..., None] + std[..., None] * ndtri(levels)
+
+
+def _of_one_shape(y: ArrayLike, quantiles: NDArray) -> NDArray:
+    """y with an axis for the levels."""
+    y = np.asarray(y, dtype=float)
+    if y.shape != quantiles.shape[:-1]:
+        raise ValueError(
+            f"y has shape {y.shape}, and its quantiles {quantiles.shape}: the same and an axis of "
+            "levels is needed."
+        )
+    return y[..., None]

@@ -95,14 +95,6 @@ class FunctionSpacePosterior(Posterior):
         h = v / self.model.prior_precision
         return h - self._pulled_back(self._features_times(h))
 
-    def precondition(self, v: Tensor) -> Tensor:
-        """A⁻¹ v by an explicit inverse of B: for many v, where the last digits do not count."""
-        if self._rows is None:
-            return self.solve(v)
-        h = v / self.model.prior_precision
-        inner = self.B.inverse @ (self._rows @ h)
-        return h - (self._rows.mT @ inner) / self.model.prior_precision
-
     def variance(self, X: Tensor) -> Tensor:
         """Marginal variances of f, of shape (n_samples, n_outputs): norms of columns."""
         parts = []

