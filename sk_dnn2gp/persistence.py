@@ -18,7 +18,7 @@ import json
 import os
 import secrets
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -346,11 +346,6 @@ class _Writer:
 # --------------------------------------------------------------------------------- what is read
 
 
-_KINDS = (
-    "float", "npy", "objects", "tuple", "list", "dict", "setting", "likelihood", "device",
-)  # fmt: skip
-
-
 class _Reader:
     """JSON to values."""
 
@@ -361,17 +356,24 @@ class _Reader:
         """The value that ``content`` stands for."""
         if not isinstance(content, dict):
             return content
-        for kind in _KINDS:
+        if "npy" in content:
+            return self._npy(content)
+        for kind, classes in (("setting", _SETTINGS), ("likelihood", _LIKELIHOODS)):
             if kind in content:
-                return getattr(self, f"_{kind}")(content)
-        if "optimizer" in content:
-            return _optimizer(content["optimizer"])
-        state = np.random.RandomState()
-        state.set_state(self.value(content["RandomState"]))
-        return state
-
-    def _float(self, content: dict) -> float:
-        return float.fromhex(content["float"])
+                params = {name: self.value(v) for name, v in content["params"].items()}
+                return classes[content[kind]](**params)
+        kinds: dict[str, Callable[[Any], Any]] = {
+            "float": float.fromhex,
+            "objects": self._objects,
+            "tuple": lambda values: tuple(map(self.value, values)),
+            "list": lambda values: list(map(self.value, values)),
+            "dict": lambda pairs: {self.value(k): self.value(v) for k, v in pairs},
+            "device": torch.device,
+            "optimizer": _optimizer,
+            "RandomState": self._random_state,
+        }
+        ((kind, inner),) = content.items()
+        return kinds[kind](inner)
 
     def _npy(self, content: dict) -> Any:
         stream = io.BytesIO(self.archive.read(f"{content['npy']}.npy"))
@@ -381,31 +383,15 @@ class _Reader:
         tensor = torch.from_numpy(array)
         return tensor.view(torch.bfloat16) if content["kind"] == "torch.bfloat16" else tensor
 
-    def _objects(self, content: dict) -> NDArray:
-        values = [self.value(v) for v in content["objects"]]
+    def _objects(self, values: list) -> NDArray:
         array = np.empty(len(values), dtype=object)
-        array[:] = values
+        array[:] = [self.value(v) for v in values]
         return array
 
-    def _tuple(self, content: dict) -> tuple:
-        return tuple(self.value(v) for v in content["tuple"])
-
-    def _list(self, content: dict) -> list:
-        return [self.value(v) for v in content["list"]]
-
-    def _dict(self, content: dict) -> dict:
-        return {self.value(k): self.value(v) for k, v in content["dict"]}
-
-    def _setting(self, content: dict) -> Any:
-        params = {name: self.value(v) for name, v in content["params"].items()}
-        return _SETTINGS[content["setting"]](**params)
-
-    def _likelihood(self, content: dict) -> Any:
-        params = {name: self.value(v) for name, v in content["params"].items()}
-        return _LIKELIHOODS[content["likelihood"]](**params)
-
-    def _device(self, content: dict) -> torch.device:
-        return torch.device(content["device"])
+    def _random_state(self, content: Any) -> np.random.RandomState:
+        state = np.random.RandomState()
+        state.set_state(self.value(content))
+        return state
 
 
 def _optimizer(name: str) -> Any:

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from sk_dnn2gp.linearize import Linearization, gram, linearization
+from sk_dnn2gp.linearize import Linearization, linearization
+from sk_dnn2gp.linearize.factors import Dense, Patches, Rows, Slot
 from sk_dnn2gp.linearize.ggn import Products, pairs_by_factors
 from sk_dnn2gp.networks import MLP, LeNet5
 
@@ -63,7 +64,8 @@ def test_both_ways_give_the_same(rows, monkeypatch):
         nn.Flatten(), nn.Linear(36, 30), nn.ELU(), nn.Linear(30, 7),
     ).double()  # fmt: skip
     X = torch.randn(40, 2, 5, 5, dtype=torch.float64)
-    monkeypatch.setattr(gram, "prefers_rows", lambda factor, n: rows)
+    for kind in (Dense, Patches, Rows):
+        monkeypatch.setattr(kind, "prefers_rows", lambda factor, n: rows)
     J = dense_jacobian(net, X)
     lin = Linearization(net)
     assert_close(lin.gram(X), J.flatten(0, 1) @ J.flatten(0, 1).mT)
@@ -73,14 +75,12 @@ def test_both_ways_give_the_same(rows, monkeypatch):
 
 def test_the_cheaper_way_is_taken():
     """Wide layers of one vector by pairs, convolutions with many positions by rows."""
-    from sk_dnn2gp.linearize.factors import Dense, Patches, Slot, prefers_rows
-
     slot = Slot(0, 1, 0)
     wide = Dense(torch.ones(9, 500), torch.ones(9, 10, 500), slot, None)
     narrow = Dense(torch.ones(9, 2), torch.ones(9, 10, 2), slot, None)
     images = Patches(torch.ones(9, 1, 100, 25), torch.ones(9, 10, 1, 100, 6), slot)
     pairs = Patches(torch.ones(9, 1, 2, 800), torch.ones(9, 10, 1, 2, 800), slot)
-    assert [prefers_rows(f, 200) for f in (wide, narrow, images, pairs)] == [
+    assert [f.prefers_rows(200) for f in (wide, narrow, images, pairs)] == [
         False, True, True, False,
     ]  # fmt: skip
 

@@ -62,22 +62,8 @@ def _newton(K: Tensor, f: Tensor, p: Tensor, Y: Tensor, E: Tensor, M: Tensor) ->
 def find_mode(K: Tensor, Y: Tensor, tol: float = 1e-10) -> Mode:
     """The mode by Newton's method with halved steps; the objective is concave.
 
-    Parameters
-    ----------
-    K : Tensor of shape (n, n)
-    Y : Tensor of shape (n, C)
-        One-hot labels.
-    tol : float
-        Stops where a step raises the objective by less than that for each sample.
-
-    Returns
-    -------
-    Mode
-
-    Warns
-    -----
-    ConvergenceWarning
-        If 100 steps do not suffice.
+    K (n, n); Y (n, C), one-hot labels. It stops where a step raises the objective by less than
+    ``tol`` for each sample; a ConvergenceWarning if 100 steps do not suffice.
     """
     a = torch.zeros_like(Y)
     f, value = a, _objective(a, a, Y)
@@ -105,19 +91,10 @@ def find_mode(K: Tensor, Y: Tensor, tol: float = 1e-10) -> Mode:
 
 
 def latent(mode: Mode, K_new: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and covariance of the latent functions at new samples (R&W algorithm 3.4).
+    """Mean (m, C) and covariance (m, C, C) of the latent functions at new samples (R&W algorithm
+    3.4).
 
-    Parameters
-    ----------
-    mode : Mode
-    K_new : Tensor of shape (m, n)
-    prior : Tensor of shape (m,)
-        K(x, x) of the new samples.
-
-    Returns
-    -------
-    f : Tensor of shape (m, C)
-    V : Tensor of shape (m, C, C)
+    ``K_new`` (m, n); ``prior`` (m,) is K(x, x) of the new samples.
     """
     Ek = mode.E @ K_new.mT  # (C, n, m)
     half = torch.linalg.solve_triangular(mode.M, Ek, upper=False)

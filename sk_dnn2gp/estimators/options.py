@@ -36,15 +36,7 @@ _SCALE_RANGE, _SHIFT = (1e-4, 1e4), 1e4
 
 @dataclass(frozen=True)
 class Options:
-    """The objects that an estimator's arguments stand for.
-
-    Parameters
-    ----------
-    inference : Laplace, Variational or LinearizedVariational
-    posterior : PosteriorSpecification
-    solver : FullBatch, FirstOrder or None
-        None for "auto".
-    """
+    """The objects that an estimator's arguments stand for; a solver of None is "auto"."""
 
     inference: Any
     posterior: PosteriorSpecification
@@ -59,19 +51,7 @@ class Options:
 def options_of(estimator: Any, is_classifier: bool) -> Options:
     """Resolve and check all options of an estimator, before any work.
 
-    Parameters
-    ----------
-    estimator : DNN2GPRegressor or DNN2GPClassifier
-    is_classifier : bool
-
-    Returns
-    -------
-    Options
-
-    Raises
-    ------
-    ValueError
-        Naming the arguments, what was found and what to do.
+    ValueError naming the arguments, what was found and what to do.
     """
     options = Options(
         resolve_inference(estimator.inference),
@@ -198,30 +178,14 @@ def _check_net(estimator: Any, options: Options) -> None:
 
 
 def check_target(target: str, allowed: tuple[str, ...]) -> None:
-    """Refuse a prediction of an unknown quantity.
-
-    Parameters
-    ----------
-    target : str
-    allowed : tuple of str
-
-    Raises
-    ------
-    ValueError
-        If it is none of those.
-    """
+    """Raise ValueError where a prediction of an unknown quantity is asked for."""
     if target not in allowed:
         names = ", ".join(map(repr, allowed[:-1]))
         raise ValueError(f"target must be {names} or {allowed[-1]!r}, got {target!r}.")
 
 
 def warn_of_scales(X: NDArray) -> None:
-    """Warn of features whose spread or mean saturates or starves the first layer.
-
-    Parameters
-    ----------
-    X : ndarray of shape (n_samples, ...)
-    """
+    """Warn of features whose spread or mean saturates or starves the first layer."""
     if X.ndim != 2 or not np.issubdtype(X.dtype, np.floating):
         return
     spread, mean = X.std(axis=0), np.abs(X.mean(axis=0))

@@ -23,6 +23,7 @@ from .._utils.linalg import cholesky
 from .._utils.memory import batches
 from ..linear_model import LinearModel
 from ..posterior import Posterior
+from .spectrum import fit_of
 
 __all__ = [
     "BracketedChoice",
@@ -41,24 +42,12 @@ def log_marginal_likelihood_bounds(
     A posterior with ``log_determinant_bounds`` (low rank) gives a bracket; of one without, both
     ends are its own value. ValueError if ``kind`` is unknown.
     """
-    fit = _fit(posterior, kind)
+    fit = fit_of(posterior, kind)
     if hasattr(posterior, "log_determinant_bounds"):
         low, high = posterior.log_determinant_bounds()
     else:
         low = high = posterior.log_determinant
     return fit - 0.5 * high, fit - 0.5 * low
-
-
-def _fit(posterior: Posterior, kind: str) -> float:
-    """The evidence without its determinant."""
-    model = posterior.model
-    penalty = float((model.prior_precision * model.weights**2).sum())
-    if kind == "laplace":
-        return model.log_likelihood - 0.5 * penalty
-    if kind != "dual":
-        raise ValueError(f"kind must be 'laplace' or 'dual', got {kind!r}.")
-    minimum = float((model.whitened_residual**2).sum()) + penalty - posterior.newton_decrement
-    return 0.5 * model.log_noise_determinant - 0.5 * minimum
 
 
 def fischer_bound(model: LinearModel, block_size: int | Sequence[Tensor] = 100) -> float:

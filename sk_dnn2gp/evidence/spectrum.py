@@ -8,15 +8,17 @@ Two numbers, equal for the Gaussian at a true minimum:
     dual      log N(ỹ | 0, K + Λ⁻¹) = ½ Σ log|Λ/2π| - ½ log|B| - ½ min_w [ ‖t - Φw‖² + wᵀδw ]
 
 and min_w [...] = ‖u‖² + w*ᵀδw* - gᵀA⁻¹g with g = ∇loss(w*), so both need the same few numbers.
-``evidence_terms`` takes them from a posterior at one (δ, σ). ``EvidenceSpectrum`` factorises once
+``fit_of`` takes them from a posterior at one (δ, σ). ``EvidenceSpectrum`` factorises once
 and then gives the evidence, its gradient and γ for every (δ, σ) in O(min(P, NK)) each.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import singledispatch
+from typing import Any
 
 import numpy as np
 import torch
@@ -76,19 +78,65 @@ def log_marginal_likelihood(posterior: Posterior, kind: str = "laplace") -> floa
     >>> round(log_marginal_likelihood(make_posterior(model), "dual"), 6)  # log N(1 | 0, 2)
     -1.515512
     """
-    _check_kind(kind)
+    return fit_of(posterior, kind) - 0.5 * posterior.log_determinant
+
+
+def fit_of(posterior: Posterior, kind: str) -> float:
+    """The evidence of the model behind ``posterior`` without -½ log|B|."""
     model = posterior.model
-    penalty = float((model.prior_precision * model.weights**2).sum())
+    return _fit(
+        kind,
+        model.log_likelihood,
+        model.log_noise_determinant - float((model.whitened_residual**2).sum()),
+        float((model.prior_precision * model.weights**2).sum()),
+        lambda: posterior.newton_decrement,
+    )
+
+
+def _fit(
+    kind: str, log_p: float, noise: float, penalty: float, decrement: Callable[[], float]
+) -> float:
+    """Either evidence without -½ log|B|; ``noise`` is Σ log|Λ/2π| - ‖u‖²."""
     if kind == "laplace":
-        fit = model.log_likelihood - 0.5 * penalty
-    else:
-        minimum = float((model.whitened_residual**2).sum()) + penalty - posterior.newton_decrement
-        fit = 0.5 * model.log_noise_determinant - 0.5 * minimum
-    return fit - 0.5 * posterior.log_determinant
+        return log_p - 0.5 * penalty
+    _check_kind(kind)
+    return 0.5 * (noise - penalty + decrement())
 
 
 @dataclass(frozen=True)
-class EvidenceSpectrum:
+class _Data:
+    """What the evidence needs of the data whatever δ and σ are; of a Gaussian's, at σ = 1."""
+
+    log_likelihood: float
+    log_noise_determinant: float
+    residual_squared: float
+    n_observations: float
+    gaussian: bool
+
+    @staticmethod
+    def _of(model: LinearModel, noise_std: float | None, n_observations: float) -> dict[str, Any]:
+        squares = float((model.whitened_residual**2).sum())
+        return {
+            "log_likelihood": model.log_likelihood,
+            "log_noise_determinant": model.log_noise_determinant,
+            "residual_squared": squares * (1.0 if noise_std is None else noise_std**2),
+            "n_observations": n_observations,
+            "gaussian": noise_std is not None,
+        }
+
+    def _fit(
+        self, kind: str, variance: float, penalty: float, decrement: Callable[[], float]
+    ) -> float:
+        """The evidence without -½ log|B|."""
+        log_noise, squares = self.log_noise_determinant, self.residual_squared / variance
+        if self.gaussian:
+            log_noise = -self.n_observations * (_LOG_2PI + math.log(variance))
+        log_p = 0.5 * (log_noise - squares) if self.gaussian else self.log_likelihood
+        return _fit(kind, log_p, log_noise - squares, penalty, decrement)
+
+
+@dataclass(frozen=True)
+class EvidenceSpectrum(_Data):
     """One eigendecomposition, then the evidence at every δ and σ.
 
     Mathematics: :ref:`math-evidence` and :ref:`math-choosing`.
@@ -99,13 +147,6 @@ class EvidenceSpectrum:
 
     Parameters
     ----------
-    eigenvalues : Tensor of shape (rank,)
-        λ, at σ = 1 for the Gaussian.
-    gradient_in_range, weights_in_range : Tensor of shape (rank,)
-        Data gradient Jᵀr (at σ = 1 for the Gaussian) and w* along the eigenvectors.
-    weights_squared : float
-        ‖w*‖².
-    n_params : int
     log_likelihood, log_noise_determinant, residual_squared : float
         Σ s log p, Σ s log det(Λ/2π) and ‖u‖²; for the Gaussian only ``residual_squared`` counts,
         and is Σ s ‖y - f‖².
@@ -113,6 +154,13 @@ class EvidenceSpectrum:
         K Σ s.
     gaussian : bool
         Whether σ is free.
+    eigenvalues : Tensor of shape (rank,)
+        λ, at σ = 1 for the Gaussian.
+    gradient_in_range, weights_in_range : Tensor of shape (rank,)
+        Data gradient Jᵀr (at σ = 1 for the Gaussian) and w* along the eigenvectors.
+    weights_squared : float
+        ‖w*‖².
+    n_params : int
     """
 
     eigenvalues: Tensor
@@ -120,11 +168,6 @@ class EvidenceSpectrum:
     weights_in_range: Tensor
     weights_squared: float
     n_params: int
-    log_likelihood: float
-    log_noise_determinant: float
-    residual_squared: float
-    n_observations: float
-    gaussian: bool
 
     @classmethod
     def from_posterior(
@@ -151,29 +194,18 @@ class EvidenceSpectrum:
             weights_in_range=weights,
             weights_squared=float((root * model.weights).square().sum()),
             n_params=model.n_params,
-            log_likelihood=model.log_likelihood,
-            log_noise_determinant=model.log_noise_determinant,
-            residual_squared=float((model.whitened_residual**2).sum()) * variance,
-            n_observations=n_observations,
-            gaussian=noise_std is not None,
+            **cls._of(model, noise_std, n_observations),
         )
 
     def log_marginal_likelihood(
         self, prior_precision: float, noise_std: float = 1.0, kind: str = "laplace"
     ) -> float:
         """Evidence at (δ, σ) and the fixed w*; ValueError if ``kind`` is unknown."""
-        _check_kind(kind)
         delta, variance = prior_precision, noise_std**2
-        lam = self.eigenvalues / variance
-        log_det = float(torch.log1p(lam / delta).sum())
+        log_det = float(torch.log1p(self.eigenvalues / variance / delta).sum())
         penalty = delta * self.weights_squared
-        squares = self.residual_squared / variance
-        log_noise = self._log_noise_determinant(variance)
-        if kind == "laplace":
-            log_p = 0.5 * (log_noise - squares) if self.gaussian else self.log_likelihood
-            return log_p - 0.5 * penalty - 0.5 * log_det
-        minimum = squares + penalty - self._newton_decrement(delta, variance)
-        return 0.5 * (log_noise - log_det - minimum)
+        fit = self._fit(kind, variance, penalty, lambda: self._newton_decrement(delta, variance))
+        return fit - 0.5 * log_det
 
     def gradient(
         self, prior_precision: float, noise_std: float = 1.0, kind: str = "laplace"
@@ -209,37 +241,26 @@ class EvidenceSpectrum:
         keep that one fixed.
         """
         sigma = 1.0 if noise_std is None else noise_std
-        fixed = np.log([prior_precision, sigma])
         bounds = [prior_precision_bounds, noise_std_bounds if self.gaussian else None]
-        free = np.array([b is not None for b in bounds])
-        box = np.log([b for b in bounds if b is not None])
 
-        def negative(theta: np.ndarray) -> tuple[float, np.ndarray]:
-            point = fixed.copy()
-            point[free] = theta
-            delta, std = np.exp(point)
+        def objective(theta: np.ndarray) -> tuple[float, tuple[float, float]]:
+            delta, std = np.exp(theta)
             value = self.log_marginal_likelihood(delta, std, kind)
-            return -value, -np.array(self.gradient(delta, std, kind))[free]
+            return value, self.gradient(delta, std, kind)
 
-        starts = [fixed[free] + shift for shift in _SHIFTS[:, free]]
-        runs = [
-            minimize(negative, np.clip(s, *box.T), jac=True, method="L-BFGS-B", bounds=box)
-            for s in starts
-        ]
+        start = np.log([prior_precision, sigma])
+        theta, _ = climbed(objective, start, bounds, _SHIFTS)
         # What is kept is returned to the bit, not by way of its logarithm.
-        best = np.array([prior_precision, sigma])
-        best[free] = np.exp(min(runs, key=lambda run: run.fun).x)
-        return float(best[0]), None if noise_std is None else float(best[1])
+        given = (prior_precision, sigma)
+        best = [
+            g if b is None else math.exp(t) for g, b, t in zip(given, bounds, theta, strict=True)
+        ]
+        return best[0], None if noise_std is None else best[1]
 
     def effective_dimension(self, prior_precision: float, noise_std: float = 1.0) -> float:
         """γ = Σ λ/(λ + δσ²)."""
         lam = self.eigenvalues
         return float((lam / (lam + prior_precision * noise_std**2)).sum())
-
-    def _log_noise_determinant(self, variance: float) -> float:
-        if not self.gaussian:
-            return self.log_noise_determinant
-        return -self.n_observations * (_LOG_2PI + math.log(variance))
 
     def _newton_step(self, delta: float, variance: float) -> tuple[Tensor, Tensor]:
         """Gradient g and A⁻¹g along the eigenvectors; outside them g = δw and A⁻¹g = w."""
@@ -262,7 +283,7 @@ class EvidenceSpectrum:
 
 
 @dataclass(frozen=True)
-class GroupedEvidence:
+class GroupedEvidence(_Data):
     """The evidence as a function of σ and of several δ, one for each group of weights.
 
     Mathematics: :ref:`math-evidence`.
@@ -276,6 +297,10 @@ class GroupedEvidence:
 
     Parameters
     ----------
+    log_likelihood, log_noise_determinant, residual_squared, n_observations : float
+        As in EvidenceSpectrum.
+    gaussian : bool
+        Whether σ is free.
     ggn : Tensor of shape (n_params, n_params)
         G; at σ = 1 for the Gaussian.
     data_gradient : Tensor of shape (n_params,)
@@ -284,21 +309,12 @@ class GroupedEvidence:
         w*.
     groups : Tensor of shape (n_params,), int64
         The number of each weight's group.
-    log_likelihood, log_noise_determinant, residual_squared, n_observations : float
-        As in EvidenceSpectrum.
-    gaussian : bool
-        Whether σ is free.
     """
 
     ggn: Tensor
     data_gradient: Tensor
     weights: Tensor
     groups: Tensor
-    log_likelihood: float
-    log_noise_determinant: float
-    residual_squared: float
-    n_observations: float
-    gaussian: bool
 
     @classmethod
     def from_model(
@@ -327,11 +343,7 @@ class GroupedEvidence:
             data_gradient=model.data_gradient * variance,
             weights=model.weights,
             groups=torch.as_tensor(groups).to(model.weights.device),
-            log_likelihood=model.log_likelihood,
-            log_noise_determinant=model.log_noise_determinant,
-            residual_squared=float((model.whitened_residual**2).sum()) * variance,
-            n_observations=n_observations,
-            gaussian=noise_std is not None,
+            **cls._of(model, noise_std, n_observations),
         )
 
     def value_and_gradient(
@@ -354,7 +366,8 @@ class GroupedEvidence:
         g = self.data_gradient / variance + delta * self.weights
         step = torch.cholesky_solve(g[:, None], factor)[:, 0]
         by_weight = 1.0 - delta * torch.cholesky_inverse(factor).diagonal()
-        fit = self._fit(delta, variance, float(g @ step), kind)
+        penalty = float((delta * self.weights**2).sum())
+        fit = self._fit(kind, variance, penalty, lambda: float(g @ step))
         w, squares = self.weights, self.residual_squared
         if kind == "dual":
             w = w - step
@@ -366,17 +379,36 @@ class GroupedEvidence:
             gradient[-1] = squares / variance - self.n_observations + float(by_weight.sum())
         return fit - 0.5 * log_det, gradient.cpu().numpy()
 
-    def _fit(self, delta: Tensor, variance: float, decrement: float, kind: str) -> float:
-        """The evidence without -½ log|B|."""
-        penalty = float((delta * self.weights**2).sum())
-        squares = self.residual_squared / variance
-        log_noise = self.log_noise_determinant
-        if self.gaussian:
-            log_noise = -self.n_observations * (_LOG_2PI + math.log(variance))
-        if kind == "dual":
-            return 0.5 * (log_noise - squares - penalty + decrement)
-        log_p = 0.5 * (log_noise - squares) if self.gaussian else self.log_likelihood
-        return log_p - 0.5 * penalty
+
+def climbed(
+    objective: Callable[[np.ndarray], tuple[float, Any]],
+    start: np.ndarray,
+    bounds: Sequence[tuple[float, float] | None],
+    shifts: np.ndarray,
+) -> tuple[np.ndarray, float]:
+    """The best end of L-BFGS-B from ``start`` and each shift of it, and the value there.
+
+    ``objective``: θ, logarithms, -> value and gradient; bounds are no logarithms, and None keeps
+    that entry as it is.
+    """
+    free = np.array([b is not None for b in bounds])
+    if not free.any():
+        return start, float(objective(start)[0])
+    box = np.log([b for b in bounds if b is not None])
+
+    def full(part: np.ndarray) -> np.ndarray:
+        theta = start.copy()
+        theta[free] = part
+        return theta
+
+    def negative(part: np.ndarray) -> tuple[float, np.ndarray]:
+        value, gradient = objective(full(part))
+        return -value, -np.asarray(gradient)[free]
+
+    starts = (np.clip(start[free] + shift[free], *box.T) for shift in shifts)
+    runs = [minimize(negative, s, jac=True, method="L-BFGS-B", bounds=box) for s in starts]
+    best = min(runs, key=lambda run: run.fun)
+    return full(best.x), -float(best.fun)
 
 
 def updated_precision(effective_dimension: float, weights_squared: float) -> float:

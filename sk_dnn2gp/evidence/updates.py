@@ -67,12 +67,12 @@ class EvidenceUpdates(Callback):
         before = loss.prior_precision, getattr(loss.likelihood, "noise_std", 1.0)
         if self.freedom.prior_precision:
             new = updated_precision(gamma, float((model.weights**2).sum()))
-            loss.prior_precision = _near(new, loss.prior_precision, PRIOR_PRECISION_BOUNDS)
+            loss.prior_precision = near(new, loss.prior_precision, PRIOR_PRECISION_BOUNDS)
         if self.freedom.noise_std:
             sigma = loss.likelihood.noise_std
             squares = float((model.whitened_residual**2).sum()) * sigma**2
             new = updated_noise_std(gamma, squares, n_observations(model, loss.likelihood))
-            loss.likelihood = Gaussian(_near(new, sigma, NOISE_STD_BOUNDS))
+            loss.likelihood = Gaussian(near(new, sigma, NOISE_STD_BOUNDS))
         after = loss.prior_precision, getattr(loss.likelihood, "noise_std", 1.0)
         if max(abs(math.log(a / b)) for a, b in zip(after, before, strict=True)) > _MOVED:
             _forget_losses(net)
@@ -148,7 +148,7 @@ def n_observations(model: LinearModel, likelihood: Likelihood) -> float:
     return float(model.n_rows)
 
 
-def _near(new: float, old: float, bounds: tuple[float, float]) -> float:
-    """Within the bounds, and within a trust region around the old value."""
+def near(new: float, old: float, bounds: tuple[float, float]) -> float:
+    """The new value within the bounds, and within a trust region around the old one."""
     ratio = min(max(new / old, math.exp(-_TRUST)), math.exp(_TRUST))
     return min(max(old * ratio, bounds[0]), bounds[1])

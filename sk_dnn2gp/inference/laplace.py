@@ -69,45 +69,23 @@ _FACTORS, _PASSES = 12, 400
 class Task:
     """What a fit is asked to do.
 
-    Parameters
-    ----------
-    source : NetworkSource
-    data : TrainingData
-        In float64, on the CPU; cast to the network's precision and device here.
-    likelihood : Likelihood
-        With the σ to keep, or to begin with.
-    prior_precision : float
-        δ to keep, or to begin with.
-    freedom : Freedom
-        Whether the evidence chooses them.
-    specification : PosteriorSpecification
-    solver : FullBatch, FirstOrder or None
-        None for "auto".
-    n_restarts : int or "auto"
-    seed : int
-    device : str or torch.device
-    previous : torch.nn.Module, optional
-        A trained network to go on with (``warm_start``).
-    groups : str or dict
-        Which weights share a δ.
-    feature_names : sequence of str
-        For groups by feature.
-    verbose : int
+    σ (in ``likelihood``) and δ are to keep, or to begin with where ``freedom`` lets the evidence
+    choose them.
     """
 
     source: NetworkSource
-    data: TrainingData
+    data: TrainingData  # in float64, on the CPU; cast to the network's precision and device here
     likelihood: Likelihood
     prior_precision: float
     freedom: Freedom
     specification: PosteriorSpecification
-    solver: Any
+    solver: Any  # a FullBatch, a FirstOrder, or None for "auto"
     n_restarts: int | str
     seed: int
     device: Any = "cpu"
-    previous: nn.Module | None = None
-    groups: Any = "all"
-    feature_names: Sequence[str] = ()
+    previous: nn.Module | None = None  # a trained network to go on with (``warm_start``)
+    groups: Any = "all"  # which weights share a δ
+    feature_names: Sequence[str] = ()  # for groups by feature
     verbose: int = 0
 
     @property

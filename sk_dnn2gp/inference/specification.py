@@ -8,6 +8,7 @@ from typing import Any
 from sklearn.base import BaseEstimator
 
 from .._utils.documentation import Documented
+from .._utils.settings import require
 
 __all__ = ["NAMES", "Laplace", "LinearizedVariational", "Variational", "resolve_inference"]
 
@@ -58,10 +59,9 @@ class Variational(Documented, BaseEstimator):
 
     def validate(self) -> None:
         """Raise ValueError where a setting cannot work, with its name and what to give."""
-        _positive(self, "max_iter")
-        _positive(self, "n_samples")
-        if self.batch_size != "auto":
-            _positive(self, "batch_size")
+        for name in ("max_iter", "n_samples", "batch_size"):
+            if name != "batch_size" or self.batch_size != "auto":
+                require(self, name, Integral, 1, "a positive whole number")
 
 
 class LinearizedVariational(Documented, BaseEstimator):
@@ -86,7 +86,7 @@ class LinearizedVariational(Documented, BaseEstimator):
 
     def validate(self) -> None:
         """Raise ValueError where a setting cannot work, with its name and what to give."""
-        _positive(self, "max_iter")
+        require(self, "max_iter", Integral, 1, "a positive whole number")
 
 
 # What each string is shorthand for.
@@ -127,11 +127,3 @@ def resolve_inference(inference: Any) -> Any:
             f"sk_dnn2gp.inference such as Variational(max_iter=500); got {inference!r}."
         )
     return inference
-
-
-def _positive(owner: BaseEstimator, name: str) -> None:
-    value = getattr(owner, name)
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-        raise ValueError(
-            f"{type(owner).__name__}: {name} must be a positive whole number, got {value!r}."
-        )

@@ -28,7 +28,7 @@ from .._utils.memory import limit_in_bytes, require_memory
 from .._utils.random import seeded
 from ..evidence.search import NOISE_STD_BOUNDS, PRIOR_PRECISION_BOUNDS
 from ..evidence.spectrum import log_marginal_likelihood
-from ..evidence.updates import model_at
+from ..evidence.updates import model_at, near
 from ..exceptions import ApproximationWarning, ConvergenceError
 from ..likelihoods import Gaussian
 from ..linear_model import LinearModel
@@ -49,8 +49,8 @@ _RATE = 0.3
 # With the diagonal: rate of the precision, and of the mean relative to where it would diverge.
 _DIAGONAL_BETA, _STABLE = 0.1, 0.5
 _POWER_ITERATIONS, _START_DRAWS = 20, 8
-# Epochs between updates of δ and σ, and the largest change of their logs in one.
-_INTERVAL, _TRUST = 5, 0.5
+# Epochs between updates of δ and σ.
+_INTERVAL = 5
 # Draws that judge a step; trials of an epoch, each half as long, before its draws are given up, and
 # how short a step may become; the fall of the bound, as a part of it, that is no fall.
 _JUDGES, _TRIALS, _SHORTEST, _SLACK = 16, 3, 1 / 64, 1e-6
@@ -235,20 +235,15 @@ class _Training:
         q, group = self.optimizer.posterior(), self.optimizer.param_groups[0]
         if self.task.freedom.prior_precision:
             best = len(q.mean) / float((q.mean**2).sum() + q.variances().sum())
-            self.delta = _near(best, self.delta, PRIOR_PRECISION_BOUNDS)
+            self.delta = near(best, self.delta, PRIOR_PRECISION_BOUNDS)
             group["prior_precision"] = self.delta
         if self.task.freedom.noise_std and isinstance(self.likelihood, Gaussian):
             sigma = self.likelihood.noise_std
             count = self.data.total_weight * self.data.y.shape[1]
             squares = 2.0 * sigma**2 * (loss - 0.5 * count * math.log(2 * math.pi * sigma**2))
             best = math.sqrt(max(squares, 1e-12) / count)
-            self.likelihood = Gaussian(_near(best, sigma, NOISE_STD_BOUNDS))
+            self.likelihood = Gaussian(near(best, sigma, NOISE_STD_BOUNDS))
             self.optimizer.likelihood = self.likelihood
-
-
-def _near(new: float, old: float, bounds: tuple[float, float]) -> float:
-    ratio = min(max(new / old, math.exp(-_TRUST)), math.exp(_TRUST))
-    return min(max(old * ratio, bounds[0]), bounds[1])
 
 
 def _check_bound(curve: list[float]) -> None:

@@ -20,7 +20,7 @@ import torch
 from sklearn.utils import gen_batches
 from torch import Tensor
 
-from .factors import Dense, Factor, Slot, explicit, part_of
+from .factors import Dense, Factor, Slot
 from .gram import add_products, mirrored
 
 __all__ = ["Products", "Size", "pairs_by_factors", "size_of"]
@@ -51,9 +51,8 @@ def size_of(factor: Factor) -> Size:
         if factor.bias is not None:
             pieces.append((factor.bias, slice(I, I + 1)))
         return Size(factor.g.shape[2], I + (factor.bias is not None), True, tuple(pieces))
-    slots = factor.slots if not hasattr(factor, "weight") else (factor.weight,)
     pieces, start = [], 0
-    for slot in slots:
+    for slot in factor.slots:
         pieces.append((slot, slice(start, start + slot.stop - slot.start)))
         start = pieces[-1][1].stop
     return Size(1, start, False, tuple(pieces))
@@ -99,8 +98,8 @@ class Products:
 
     def add(self, factors: Sequence[Factor], length: int) -> None:
         """Add a chunk's products, ``length`` examples at a time."""
-        for part in gen_batches(_n_examples(factors[0]), max(_FEW, min(length, _MANY))):
-            some = [part_of(factor, part) for factor in factors]
+        for part in gen_batches(factors[0].n_examples, max(_FEW, min(length, _MANY))):
+            some = [factor.part(part) for factor in factors]
             dense = {i: _augmented(some[i]) for pair in self.by_factors for i in pair}
             for i, j in self.by_factors:
                 self._add(i, j, *_pair_products(dense[i], dense[j], i == j))
@@ -146,10 +145,6 @@ class Products:
                     total[slot2.start : slot2.stop, slot.start : slot.stop] = part.mT
 
 
-def _n_examples(factor: Factor) -> int:
-    return len(factor.values if hasattr(factor, "values") else factor.a)
-
-
 def _augmented(factor: Dense) -> tuple[Tensor, Tensor]:
     """a with a one for the bias, and g, in float64."""
     one = factor.a.new_ones(len(factor.a), 1)
@@ -162,7 +157,7 @@ def _explicit_rows(factor: Factor) -> Tensor:
     if isinstance(factor, Dense):
         a, g = _augmented(factor)
         return (g[..., None] * a[:, None, None]).flatten(2).flatten(0, 1)
-    return torch.cat([part.values for part in explicit(factor)], dim=2).flatten(0, 1).double()
+    return torch.cat([part.values for part in factor.explicit()], dim=2).flatten(0, 1).double()
 
 
 def _pair_products(

@@ -16,18 +16,7 @@ import torch
 from torch import Tensor
 
 from .._utils.memory import batches, limit_in_bytes
-from .factors import (
-    Dense,
-    Factor,
-    add_gram,
-    condensed,
-    fold,
-    joined,
-    merge,
-    n_rows_of,
-    part_of,
-    prefers_rows,
-)
+from .factors import Dense, Factor, joined, merge
 
 __all__ = ["Side", "add_products", "gram_matrix", "mirrored", "symmetric_product"]
 
@@ -64,13 +53,13 @@ class _Tile:
     def narrowed(self, start: int, stop: int) -> _Tile:
         """The tile of its examples ``start:stop``, without a copy."""
         where = slice(self.part.start + start, self.part.start + stop)
-        members = [part_of(factor, slice(start, stop)) for factor in self.factors]
+        members = [factor.part(slice(start, stop)) for factor in self.factors]
         return _Tile(where, self.n_rows, members)
 
     def cut(self, n_rows: int) -> Iterator[_Tile]:
         """Tiles of equal length of at most ``n_rows`` rows (and positions), or of one example."""
         n = self.part.stop - self.part.start
-        positions = max([1, *(_pairs_side(factor) for factor in self.factors)])
+        positions = max(factor.n_positions for factor in self.factors)
         length = max(1, n_rows // (self.n_rows * positions))
         if n <= length:
             yield self
@@ -162,25 +151,18 @@ class _Layout:
         return [joined(members) for members in zip(*pieces, strict=True)]
 
     def prepared(self, side: Side, part: slice) -> list[Factor]:
-        factors = [condensed(factor) for factor in side.factors(part)]
+        factors = [factor.condensed() for factor in side.factors(part)]
         if self.trace:
-            factors = [fold(factor) for factor in factors]
+            factors = [factor.folded() for factor in factors]
         if self.as_rows[0] is None:
             small = side.n * side.n_rows <= _STRIP  # forming rows costs more than it saves
             self.as_rows[0] = [
-                prefers_rows(f, side.n) and not (small and isinstance(f, Dense)) for f in factors
+                f.prefers_rows(side.n) and not (small and isinstance(f, Dense)) for f in factors
             ]
         return merge(factors, self.as_rows[0])
 
     def _cut(self, part: slice, factors: list[Factor]) -> Iterator[_Tile]:
-        whole = _Tile(part, n_rows_of(factors[0]), factors)
-        yield from whole.cut(_TILE)
-
-
-def _pairs_side(factor: Factor) -> int:
-    """Positions an example brings to a tile of pairs of positions."""
-    g = getattr(factor, "g", None)
-    return 1 if g is None or g.ndim == 3 else g.shape[-2]
+        yield from _Tile(part, factors[0].n_rows, factors).cut(_TILE)
 
 
 class _Writer:
@@ -238,7 +220,7 @@ def _contract(rows: list[Factor], columns: list[Factor], scale: Sequence[float] 
     """The tile (n, R, n2, R2) of all factors."""
     tile: Tensor | None = None
     for left, right in zip(rows, columns, strict=True):
-        tile = add_gram(left, right, tile, scale)
+        tile = left.add_gram(right, tile, scale)
     assert tile is not None
     return tile
 

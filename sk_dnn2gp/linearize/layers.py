@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .factors import Dense, Factor, Patches, Rows, Slot, Tokens, explicit
+from .factors import Dense, Factor, Patches, Rows, Slot, Tokens
 from .reverse import core_of, outer_of
 
 __all__ = ["combine", "factors_of", "has_rule"]
@@ -155,37 +155,18 @@ def combine(factors: list[Factor]) -> list[Factor]:
     Two calls are two positions; where the two ways to use a weight differ (a table and the
     matrix of a dense layer), rows are formed and added.
     """
-    indices = [slot.index for f in factors for slot in _slots(f)]
+    indices = [slot.index for f in factors for slot in f.slots]
     if len(indices) == len(set(indices)):
         return factors
-    slots = [slot for f in factors for slot in _slots(f)]
+    slots = [slot for f in factors for slot in f.slots]
     repeated = {slot for slot in slots if slots.count(slot) > 1}
-    kept = [f for f in factors if not repeated & set(_slots(f))]
+    kept = [f for f in factors if not repeated & set(f.slots)]
     shared: dict[Slot, list[Factor]] = {}
     for f in factors:
-        if repeated & set(_slots(f)):
-            for part in _split(f):
-                shared.setdefault(_slots(part)[0], []).append(part)
+        if repeated & set(f.slots):
+            for part in f.split():
+                shared.setdefault(part.slots[0], []).append(part)
     return kept + [_added(parts) for parts in shared.values()]
-
-
-def _slots(factor: Factor) -> tuple[Slot, ...]:
-    if isinstance(factor, Rows):
-        return factor.slots
-    if isinstance(factor, Dense):
-        return tuple(slot for slot in (factor.weight, factor.bias) if slot is not None)
-    return (factor.weight,)
-
-
-def _split(factor: Factor) -> list[Factor]:
-    """One factor per parameter."""
-    if not isinstance(factor, Dense):
-        return [factor]
-    parts: list[Factor] = [] if factor.bias is None else [Rows(factor.g, (factor.bias,))]
-    if factor.weight is not None:
-        a, g = factor.a[:, None, None], factor.g[:, :, None, None]
-        parts.append(Patches(a, g, factor.weight))
-    return parts
 
 
 def _added(parts: list[Any]) -> Factor:
@@ -198,7 +179,7 @@ def _added(parts: list[Any]) -> Factor:
     if all(isinstance(f, Tokens) for f in parts):
         a, g = torch.cat([f.a for f in parts], dim=1), torch.cat([f.g for f in parts], dim=2)
         return Tokens(a, g, first.weight, first.n_tokens)
-    rows = [explicit(f)[0] for f in parts]
+    rows = [f.explicit()[0] for f in parts]
     return Rows(sum(r.values for r in rows[1:]) + rows[0].values, rows[0].slots)
 
 

@@ -24,15 +24,16 @@ from torch import Tensor, nn
 
 from .._utils.memory import batches, chunk_length, limit_in_bytes
 from .choice import chosen_names, last_layer
-from .factors import Factor, Rows, add_squares, apply, covered, diagonal_blocks, write_rows
+from .factors import Factor
 from .ggn import Products, pairs_by_factors
 from .gram import Side, add_products, gram_matrix, mirrored
 from .layers import has_rule
 from .passes import ChainPass, GraphPass, Pass, can_bend
-from .plan import Plan, explicit_rows, factors_from_calls, make_plan, slots_of
-from .tape import Cotangents, Twin, backward, evaluated, run_chain, whole_copy
+from .plan import Plan, make_plan, slots_of
+from .recording import Recording
+from .tape import Cotangents, Twin, whole_copy
 
-__all__ = ["Linearization", "Recording"]
+__all__ = ["Linearization"]
 
 # Rows of a forward pass without a graph: enough for full speed.
 _ROWS = 4096
@@ -244,8 +245,8 @@ class Linearization:
 
     def outputs_and_rows(self, X: Tensor, cotangents: Cotangents = None) -> tuple[Tensor, Tensor]:
         """f(X) and :meth:`rows` from one forward pass."""
-        X, plan = self._prepared(X)
-        return self._rows(X, plan, cotangents)
+        recording = Recording(self, *self._prepared(X))
+        return recording.outputs, recording.rows(cotangents)
 
     def recording(self, X: Tensor) -> Recording | None:
         """One forward pass, whose rows are made if asked for; None where they do not fit twice."""
@@ -306,13 +307,7 @@ class Linearization:
         X2 of None is X itself: half the work, an exactly symmetric result. C as for :meth:`rows`; s
         is one positive factor per named parameter.
         """
-        scale = self._scale(parameter_scale)
-        if cotangents is None and cotangents2 is None:
-            small = self._small(X, X2, scale, trace=False)
-            if small is not None:
-                return small
-        left, right = self._sides(X, X2, cotangents, cotangents2)
-        return gram_matrix(left, right, scale, self.memory_limit)
+        return self._gram(X, X2, cotangents, cotangents2, parameter_scale)
 
     def gram_trace(
         self, X: Tensor, X2: Tensor | None = None, *, parameter_scale: Sequence[float] | None = None
@@ -321,12 +316,7 @@ class Linearization:
 
         The sum over outputs is taken inside the products, so that the NK × NK matrix never is.
         """
-        scale = self._scale(parameter_scale)
-        small = self._small(X, X2, scale, trace=True)
-        if small is not None:
-            return small
-        left, right = self._sides(X, X2, None, None)
-        return gram_matrix(left, right, scale, self.memory_limit, trace=True)
+        return self._gram(X, X2, None, None, parameter_scale, trace=True)
 
     def gram_output(
         self,
@@ -368,7 +358,7 @@ class Linearization:
         scale = self._scale(parameter_scale)
         return torch.cat(
             [
-                torch.stack([diagonal_blocks(factor, scale) for factor in factors]).sum(0)
+                torch.stack([factor.diagonal_blocks(scale) for factor in factors]).sum(0)
                 for _, _, factors in self._iter_factors(X, cotangents)
             ]
         )
@@ -384,7 +374,7 @@ class Linearization:
         layers.
         """
         X, plan = self._prepared(X)
-        R = cotangents.shape[2] if isinstance(cotangents, Tensor) else plan.n_outputs
+        R = _n_rows(cotangents, plan)
         by_factors = pairs_by_factors(plan.sizes, R)
         outputs: list[Tensor] = []
         if by_factors:
@@ -410,7 +400,7 @@ class Linearization:
             if total is None:
                 total = torch.zeros(self.n_params, dtype=torch.float64, device=self.device)
             for factor in factors:
-                add_squares(factor, total)
+                factor.add_squares(total)
         return total
 
     def squared_gradients(self, X: Tensor, residual: Tensor) -> Tensor:
@@ -429,7 +419,7 @@ class Linearization:
                 raise ValueError(f"v must have {self.n_params} rows, got {len(V)}.")
             V = V.to(self.device, torch.float64)
             zero = V.new_zeros(*f.shape, V.shape[1])
-            parts.append(sum((apply(factor, V) for factor in factors), zero))
+            parts.append(sum((factor.apply(V) for factor in factors), zero))
         total = torch.cat(parts)
         return total[..., 0] if v.ndim == 1 else total
 
@@ -504,19 +494,30 @@ class Linearization:
         X2 = None if X2 is None else self._prepared(X2)[0]
         return plan.small.gram(X, X2, self.chain_weights(), scale, trace)
 
-    def _sides(
-        self, X: Tensor, X2: Tensor | None, c: Cotangents, c2: Cotangents
-    ) -> tuple[Side, Side | None]:
+    def _gram(
+        self,
+        X: Tensor,
+        X2: Tensor | None,
+        c: Cotangents,
+        c2: Cotangents,
+        parameter_scale: Sequence[float] | None,
+        trace: bool = False,
+    ) -> Tensor:
+        scale = self._scale(parameter_scale)
+        small = self._small(X, X2, scale, trace) if c is None and c2 is None else None
+        if small is not None:
+            return small
         left = self._side(X, c)
-        return left, None if X2 is None else self._side(X2, c2)
+        right = None if X2 is None else self._side(X2, c2)
+        return gram_matrix(left, right, scale, self.memory_limit, trace)
 
     def _side(self, X: Tensor, cotangents: Cotangents) -> Side:
         X, plan = self._prepared(X)
 
         def factors(part: slice) -> list[Factor]:
-            return self._factors(X[part], plan, _part_of(cotangents, part))[1]
+            return Recording(self, X[part], plan).factors(_part_of(cotangents, part))
 
-        R = cotangents.shape[2] if isinstance(cotangents, Tensor) else plan.n_outputs
+        R = _n_rows(cotangents, plan)
         return Side(len(X), R, factors, plan.pass_bytes(R), plan.held_bytes(R))
 
     def _iter_factors(
@@ -524,33 +525,23 @@ class Linearization:
     ) -> Iterator[tuple[slice, Tensor, list[Factor]]]:
         """Yield (slice, f, factors) in chunks whose rows of the largest parameter fit."""
         X, plan = self._prepared(X)
-        R = cotangents.shape[2] if isinstance(cotangents, Tensor) else plan.n_outputs
+        R = _n_rows(cotangents, plan)
         per_row = plan.pass_bytes(R) + 24 * R * max(self.parameter_sizes)
         for part in batches(len(X), chunk_length(per_row, self.memory_limit)):
-            f, factors = self._factors(X[part], plan, _part_of(cotangents, part))
-            yield part, f, factors
+            recording = Recording(self, X[part], plan)
+            yield part, recording.outputs, recording.factors(_part_of(cotangents, part))
 
     def _iter(self, X: Tensor, cotangents: Cotangents) -> Iterator[tuple[slice, Tensor, Tensor]]:
         X, plan = self._prepared(X)
-        R = cotangents.shape[2] if isinstance(cotangents, Tensor) else plan.n_outputs
+        R = _n_rows(cotangents, plan)
         length = chunk_length(self._row_bytes(plan, R), self.memory_limit)
         for part in batches(len(X), length):
-            f, rows = self._rows(X[part], plan, _part_of(cotangents, part))
-            yield part, f, rows
+            recording = Recording(self, X[part], plan)
+            yield part, recording.outputs, recording.rows(_part_of(cotangents, part))
 
     def _row_bytes(self, plan: Plan, n_rows: int) -> float:
         """Bytes that an example takes while its ``n_rows`` rows are formed."""
         return plan.pass_bytes(n_rows) + 24 * n_rows * self.n_params
-
-    def _rows(self, X: Tensor, plan: Plan, cotangents: Cotangents) -> tuple[Tensor, Tensor]:
-        recording = Recording(self, X, plan)
-        return recording.outputs, recording.rows(cotangents)
-
-    def _factors(
-        self, X: Tensor, plan: Plan, cotangents: Cotangents
-    ) -> tuple[Tensor, list[Factor]]:
-        recording = Recording(self, X, plan)
-        return recording.outputs, recording.factors(cotangents)
 
     def _scale(self, scale: Sequence[float] | None) -> list[float] | None:
         if scale is None:
@@ -612,67 +603,10 @@ class Linearization:
                 shared.plans[key] = make_plan(shared.twin, slots, X)
 
 
-class Recording:
-    """One forward pass of a linearisation, kept for its rows.
-
-    Valid until the module's weights change, and for good at given weights. Made by
-    :meth:`Linearization.recording`.
-
-    Parameters
-    ----------
-    linearization : Linearization
-    X : Tensor of shape (n_samples, ...)
-        In the working precision.
-    plan : Plan
-        For data of this kind.
-
-    Attributes
-    ----------
-    outputs : Tensor of shape (n_samples, n_outputs)
-        f(X), without a graph.
-    """
-
-    def __init__(self, linearization: Linearization, X: Tensor, plan: Plan) -> None:
-        self._of, self._twin, self._plan, self._X = linearization, linearization._twin, plan, X
-        if plan.chain is not None:
-            self._weights = linearization.chain_weights()
-            self._f, self._kept, self._calls = run_chain(plan.chain, X, self._weights)
-        else:
-            with self._twin.holding(linearization._named) as net:
-                self._f, calls = self._twin.record(lambda: net(X))
-            self._calls = [call for call in calls if plan.serves[call.layer]]
-        self.outputs = self._f.detach()
-
-    def factors(self, cotangents: Cotangents = None) -> list[Factor]:
-        """The rows Cᵀ J as factors; the graph is used up."""
-        C = evaluated(cotangents, self.outputs)
-        plan = self._plan
-        if plan.chain is not None:
-            gs: list = plan.chain.backward(C, self._kept, self._weights, same=cotangents is None)
-        else:
-            gs = backward(
-                self._f, self._calls, C, by_example=plan.by_example, same=cotangents is None
-            )
-        factors = factors_from_calls(self._calls, gs, self._twin.layers, plan.slots)
-        if plan.explicit:
-            factors.append(explicit_rows(self._twin, plan, self._X, C, self._of._named))
-        if not factors:  # no weight reaches the outputs: rows of zeros
-            factors = [Rows(self.outputs.new_zeros(len(self._X), C.shape[2], 0), ())]
-        return factors
-
-    def rows(self, cotangents: Cotangents = None) -> Tensor:
-        """Cᵀ J, of shape (n_samples, n_rows, n_params); the graph is used up."""
-        factors = self.factors(cotangents)
-        first = factors[0]
-        R = (first.values if isinstance(first, Rows) else first.g).shape[1]
-        P = self._of.n_params
-        whole = sum(covered(factor) for factor in factors) == P
-        make = self.outputs.new_empty if whole else self.outputs.new_zeros
-        out = make(len(self._X), R, P)
-        for factor in factors:
-            write_rows(factor, out)
-        return out
-
-
 def _part_of(cotangents: Cotangents, part: slice) -> Cotangents:
     return cotangents[part] if isinstance(cotangents, Tensor) else cotangents
+
+
+def _n_rows(cotangents: Cotangents, plan: Plan) -> int:
+    """Rows of an example; of a callable, that of the outputs at most."""
+    return cotangents.shape[2] if isinstance(cotangents, Tensor) else plan.n_outputs

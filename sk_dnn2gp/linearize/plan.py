@@ -20,7 +20,7 @@ from torch.func import functional_call, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .chain import Chain
-from .factors import Factor, Rows, Slot, explicit, held_numbers
+from .factors import Factor, Rows, Slot
 from .ggn import Size, size_of
 from .layers import combine, factors_of
 from .reverse import NotByExample
@@ -116,7 +116,7 @@ def _count_memory(plan: Plan, f: Tensor, calls: list[Call], layers: list[nn.Modu
     plan.pass_row_bytes = sum(g.numel() for g in gs if g is not None) * size / n
     factors = factors_from_calls(calls, gs, layers, plan.slots)
     plan.graph_bytes += sum(g.a.numel() for g in factors if hasattr(g, "a")) * size / n
-    held = [held_numbers(factor, K) for factor in factors]
+    held = [factor.held_numbers(K) for factor in factors]
     plan.sizes = () if plan.explicit else tuple(size_of(factor) for factor in factors)
     n_explicit = sum(slot.stop - slot.start for slot in plan.explicit_slots)
     plan.example_bytes = size * sum(of_example for of_example, _ in held)
@@ -295,7 +295,7 @@ def _disagreeing(
     gs = backward(f, calls, u[..., None], keep_graph=True)
     found: dict[Slot, Tensor] = {}
     for factor in factors_from_calls(calls, gs, layers, pairs):
-        for rows in explicit(factor):
+        for rows in factor.explicit():
             found[rows.slots[0]] = rows.values.sum((0, 1))
     largest = max((float(t.abs().max()) for t in true if t is not None), default=0.0)
     return {

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import minimize
 from sklearn.utils import Bunch
 
 from .._utils.random import draw_seed
 from ..evidence import GroupedEvidence, log_marginal_likelihood
+from ..evidence.spectrum import climbed
 from ..inference import Variational, resolve_inference
 from ..posterior import Full, resolve_posterior
 from .conditional import conditional_evidence
@@ -197,8 +197,10 @@ def optimize_hyperparameters(
     sigma = getattr(estimator, "noise_std_", None)
     fixed = np.concatenate([np.log(fitted), [] if sigma is None else [np.log(sigma)]])
     bounds = [prior_precision_bounds] * len(names) + ([] if sigma is None else [noise_std_bounds])
-    initial = objective(fixed)[0]
-    theta, value = _best_end(objective, fixed, bounds, n_starts, random_state)
+    initial = float(objective(fixed)[0])
+    theta, value = climbed(objective, fixed, bounds, _shifts(bounds, n_starts, random_state))
+    if value <= initial:
+        theta, value = fixed, initial
     deltas = np.exp(theta[: len(names)])
     vector = deltas[index]
     if groups == "all":
@@ -278,33 +280,13 @@ def _group_index(linearization: Any, groups: str) -> tuple[list[str], NDArray]:
     return names, np.repeat(numbers, linearization.parameter_sizes)
 
 
-def _best_end(
-    objective: Any, fixed: NDArray, bounds: list, n_starts: int, random_state: Any
-) -> tuple[NDArray, float]:
-    """L-BFGS-B from several starts over the free part of θ; the best of all points compared."""
+def _shifts(bounds: list, n_starts: int, random_state: Any) -> NDArray:
+    """From the fitted θ itself, and from others drawn around it."""
     free = np.array([b is not None for b in bounds])
-    best, highest = fixed.copy(), float(objective(fixed)[0])
-    if not free.any():
-        return best, highest
-    box = np.log([b for b in bounds if b is not None])
     rng = np.random.default_rng(draw_seed(random_state))
-
-    def full(part: NDArray) -> NDArray:
-        theta = fixed.copy()
-        theta[free] = part
-        return theta
-
-    def negative(part: NDArray) -> tuple[float, NDArray]:
-        value, gradient = objective(full(part))
-        return -value, -np.asarray(gradient)[free]
-
-    for start in range(n_starts):
-        shift = 0.0 if start == 0 else 2.0 * rng.standard_normal(free.sum())
-        begin = np.clip(fixed[free] + shift, *box.T)
-        run = minimize(negative, begin, jac=True, method="L-BFGS-B", bounds=box)
-        if -run.fun > highest:
-            best, highest = full(run.x), float(-run.fun)
-    return best, highest
+    shifts = np.zeros((n_starts, len(bounds)))
+    shifts[1:, free] = 2.0 * rng.standard_normal((n_starts - 1, free.sum()))
+    return shifts
 
 
 def _effective_dimension(

@@ -25,7 +25,6 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from ..likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
 from ..linearize import Linearization
-from ..linearize.factors import Dense, Factor, explicit
 from ..linearize.layers import has_rule
 from ..linearize.plan import Plan, factors_from_calls, make_plan, slots_of
 from ..linearize.tape import Call, Twin, backward
@@ -233,7 +232,7 @@ class Watcher:
                     some = [replace(call, x=call.x[part]) for call in group]
                     some_gs = [None if g is None else g[part] for g in derivatives]
                     for factor in factors_from_calls(some, some_gs, self._layers, slots):
-                        _add_squares(factor, total)
+                        factor.add_squares(total)
         return total
 
     def _check(self, loss: Any, seen: _Pass) -> None:
@@ -338,21 +337,3 @@ def _patch_numbers(layer: Any, g: Tensor | None) -> int:
         return 0
     positions = g[0, 0, 0].numel()
     return positions * layer.groups * layer.weight[0].numel()
-
-
-def _add_squares(factor: Factor, total: Tensor) -> None:
-    """Add the sum over rows of their elementwise squares to ``total``, in its precision."""
-    if isinstance(factor, Dense):
-        squares = factor.g.square().sum(1)
-        if factor.bias is not None:
-            total[factor.bias.start : factor.bias.stop] += squares.sum(0)
-        if factor.weight is not None:
-            weight = total[factor.weight.start : factor.weight.stop]
-            weight.view(squares.shape[1], -1).addmm_(squares.mT, factor.a.square())
-        return
-    for part in explicit(factor):
-        squares, start = part.values.square().sum((0, 1)), 0
-        for slot in part.slots:
-            size = slot.stop - slot.start
-            total[slot.start : slot.stop] += squares[start : start + size]
-            start += size

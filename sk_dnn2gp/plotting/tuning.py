@@ -63,30 +63,11 @@ class MarginalLikelihoodDisplay:
     ) -> MarginalLikelihoodDisplay:
         """Fit a clone at each value of one parameter, and draw its evidence.
 
-        As :class:`sklearn.model_selection.ValidationCurveDisplay` does, with all rows for training.
-
-        Parameters
-        ----------
-        estimator : DNN2GPRegressor, DNN2GPClassifier, or a Pipeline of one
-        X : array-like of shape (n_samples, ...)
-        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
-        param_name : str
-        param_range : sequence
-            Its values: numbers, or sequences of one, as ``hidden_layer_sizes`` takes.
-        loss : str, default=None
-            Name of a scorer of scikit-learn whose opposite is drawn as a training loss, such as
-            "neg_mean_squared_error".
-        n_jobs : int, default=None
-        ax : Axes, default=None
-
-        Returns
-        -------
-        MarginalLikelihoodDisplay
-
-        Raises
-        ------
-        ValueError
-            If a value cannot be drawn along an axis.
+        As :class:`sklearn.model_selection.ValidationCurveDisplay` does, with all rows for training;
+        the estimator may be a Pipeline. ``param_range``: numbers, or sequences of one, as
+        ``hidden_layer_sizes`` takes. ``loss``: name of a scorer of scikit-learn whose opposite is
+        drawn as a training loss, such as "neg_mean_squared_error". ValueError if a value cannot be
+        drawn along an axis.
         """
         scoring: dict[str, Any] = {"evidence": marginal_likelihood_scorer}
         if loss is not None:
@@ -112,29 +93,12 @@ class MarginalLikelihoodDisplay:
         loss: str | None = None,
         ax: Any = None,
     ) -> MarginalLikelihoodDisplay:
-        """Draw a fitted search over one parameter.
+        """Draw a fitted search over one parameter, whose values are numbers or sequences of one.
 
-        Parameters
-        ----------
-        search : GridSearchCV or another search
-            Fitted. Its loss is a training loss if its ``cv`` is a
-            :class:`~sk_dnn2gp.TrainingSetSplit`.
-        parameter : str
-            Its values are numbers or sequences of one, as ``hidden_layer_sizes`` takes.
-        evidence, loss : str
-            Metrics of the search's ``scoring``; the loss is drawn with its sign turned, as
-            scikit-learn's scorers of losses are negative.
-        ax : Axes, default=None
-
-        Returns
-        -------
-        MarginalLikelihoodDisplay
-
-        Raises
-        ------
-        ValueError
-            If values cannot be drawn along an axis, if the search has no such parameter or metric,
-            or varied others too.
+        ``evidence`` and ``loss`` are metrics of the search's ``scoring``; the loss is drawn with
+        its sign turned, as scikit-learn's scorers of losses are negative, and is a training loss if
+        the search's ``cv`` is a :class:`~sk_dnn2gp.TrainingSetSplit`. ValueError if values cannot
+        be drawn along an axis, if the search has no such parameter or metric, or varied others too.
         """
         results, key = search.cv_results_, f"param_{parameter}"
         varied = sorted(name for name in results if name.startswith("param_"))

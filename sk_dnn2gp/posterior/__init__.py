@@ -22,7 +22,6 @@ shorthand for one. ``make_posterior`` makes it of a linear model.
 
 from .contract import Posterior
 from .diagonal import DiagonalPosterior
-from .factory import make_posterior
 from .function_space import FunctionSpacePosterior
 from .independent import IndependentPosterior, output_gram
 from .kronecker import KroneckerPosterior
@@ -39,6 +38,7 @@ from .specification import (
     PosteriorSpecification,
     SubsetOfData,
     SubsetOfWeights,
+    make_posterior,
     resolve_posterior,
 )
 from .weight_space import PrecisionPosterior, WeightSpacePosterior

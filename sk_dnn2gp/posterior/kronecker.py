@@ -21,7 +21,7 @@ Shapes: a (n, I) or (n, T, I); g (n, R, O) or (n, R, T, O); α (I,); β (O,); we
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -32,7 +32,7 @@ from torch import Generator, Tensor
 
 from .._utils.memory import require_memory
 from ..linear_model import LinearModel
-from ..linearize.factors import Dense, Patches, Rows, add_squares, explicit
+from ..linearize.factors import Dense, Patches, Rows
 from .contract import Posterior
 from .products import iter_factors
 
@@ -192,7 +192,7 @@ class KroneckerPosterior(Posterior):
                 _add_products(A, B, view)
             for factor in factors:
                 for rest in _rest(factor):
-                    add_squares(rest, self._diagonal)
+                    rest.add_squares(self._diagonal)
         return [(index, A / len(model.X), B) for index, A, B in sums]
 
     def _check_memory(self, views: list[_View]) -> None:
@@ -238,14 +238,12 @@ class KroneckerPosterior(Posterior):
 
     @property
     def inverse_diagonal(self) -> Tensor:
-        """diag A⁻¹, of shape (n_params,)."""
         out = 1.0 / (self.model.prior_precision * (1.0 + self._diagonal_ratio))
         for block in self.blocks:
             out[block.index] = block.inverse_diagonal
         return out
 
     def solve(self, v: Tensor) -> Tensor:
-        """A⁻¹ v, of shape (n_params,)."""
         return self._times(v, -1)
 
     def _times(self, v: Tensor, power: float) -> Tensor:
@@ -257,27 +255,29 @@ class KroneckerPosterior(Posterior):
         return out
 
     def variance(self, X: Tensor) -> Tensor:
-        """Variances of f(x), of shape (n_samples, n_outputs)."""
-        parts = []
-        for views, rest in self._views(X):
-            pairs = zip(self.blocks, views, strict=True)
-            found = [block.variance(view) for block, view in pairs]
-            found += [self._diagonal_part(rows).diagonal(dim1=-2, dim2=-1) for rows in rest]
-            parts.append(torch.stack(found).sum(0))
-        return torch.cat(parts)
+        return self._over_blocks(
+            X,
+            KroneckerBlock.variance,
+            lambda rows: self._weighted(rows).square().sum(-1),
+        )
 
     def covariance(self, X: Tensor) -> Tensor:
-        """Marginal V_* per example, of shape (n_samples, n_outputs, n_outputs)."""
+        def of_rest(rows: Rows) -> Tensor:
+            half = self._weighted(rows)
+            return half @ half.mT
+
+        return self._over_blocks(X, KroneckerBlock.covariance, of_rest)
+
+    def _over_blocks(self, X: Tensor, of_block: Callable, of_rest: Callable) -> Tensor:
+        """What independent parts of the weights add to f(X), summed over them."""
         parts = []
         for views, rest in self._views(X):
-            pairs = zip(self.blocks, views, strict=True)
-            found = [block.covariance(view) for block, view in pairs]
-            found += [self._diagonal_part(rows) for rows in rest]
+            found = [of_block(*pair) for pair in zip(self.blocks, views, strict=True)]
+            found += [of_rest(rows) for rows in rest]
             parts.append(torch.stack(found).sum(0))
         return torch.cat(parts)
 
     def joint_covariance(self, X: Tensor) -> Tensor:
-        """V_* over all examples and outputs, of shape (n K, n K)."""
         halves: list[list[Tensor]] = []
         for views, rest in self._views(X):
             pairs = zip(self.blocks, views, strict=True)
@@ -288,7 +288,6 @@ class KroneckerPosterior(Posterior):
         return sum((half @ half.mT for half in columns[1:]), columns[0] @ columns[0].mT)
 
     def sample_weights(self, n_samples: int, generator: Generator | None = None) -> Tensor:
-        """Draw w - w* from N(0, A⁻¹), of shape (n_samples, n_params)."""
         z = torch.randn(n_samples, self.model.n_params, dtype=torch.float64, generator=generator)
         return self._times(z.to(self._diagonal.device), -0.5)
 
@@ -296,18 +295,16 @@ class KroneckerPosterior(Posterior):
         """Of every chunk of X, the blocks' views and the rows of the diagonal."""
         for _, factors in iter_factors(self.model.linearization, X, None, _CHUNK):
             views = [view for factor in factors for view in _views(factor)]
-            rest = [rows for factor in factors for part in _rest(factor) for rows in explicit(part)]
+            rest = [
+                rows for factor in factors for part in _rest(factor) for rows in part.explicit()
+            ]
             yield views, [rows for rows in rest if rows.slots]
 
     def _weighted(self, rows: Rows) -> Tensor:
         """Rows over the root of the diagonal precision."""
         precision = self.model.prior_precision * (1.0 + self._diagonal_ratio)
-        kept = torch.cat([precision[slot.start : slot.stop] for slot in rows.slots])
+        kept = torch.cat([precision[slot.place] for slot in rows.slots])
         return rows.values.double() * kept.rsqrt()
-
-    def _diagonal_part(self, rows: Rows) -> Tensor:
-        half = self._weighted(rows)
-        return half @ half.mT
 
 
 def _summed(a: Tensor, g: Tensor) -> Tensor:
@@ -348,13 +345,10 @@ def _dense_view(factor: Dense) -> _View:
 
 def _row_views(factor: Rows) -> Iterator[tuple[_View, bool]]:
     """Every parameter of explicit rows as one block, and whether it is small enough for one."""
-    start = 0
-    for slot in factor.slots:
-        stop = start + slot.stop - slot.start
-        g = factor.values[:, :, None, start:stop]
+    for slot, columns in factor.columns():
+        g = factor.values[:, :, None, columns]
         one = g.new_ones(len(g), 1, 1)
-        yield _View(_range(slot, g)[:, None], one, g), stop - start <= _EXACT
-        start = stop
+        yield _View(_range(slot, g)[:, None], one, g), slot.size <= _EXACT
 
 
 def _rest(factor: Any) -> list[Any]:
@@ -363,12 +357,11 @@ def _rest(factor: Any) -> list[Any]:
         return []
     if not isinstance(factor, Rows):
         return [factor]
-    large = [
-        Rows(view.g[:, :, 0], (slot,))
-        for (view, small), slot in zip(_row_views(factor), factor.slots, strict=True)
-        if not small
+    return [
+        Rows(factor.values[..., columns], (slot,))
+        for slot, columns in factor.columns()
+        if slot.size > _EXACT
     ]
-    return large
 
 
 def _zeros(view: _View) -> tuple[Tensor, Tensor, Tensor]:

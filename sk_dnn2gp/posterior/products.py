@@ -23,16 +23,7 @@ from torch import Tensor
 from .._utils.memory import batches, chunk_length, limit_in_bytes
 from ..linear_model import LinearModel
 from ..linearize import Linearization
-from ..linearize.factors import (
-    Dense,
-    Factor,
-    Rows,
-    Tokens,
-    add_squares,
-    diagonal_blocks,
-    joined,
-    merge,
-)
+from ..linearize.factors import Dense, Factor, Rows, Tokens, joined, merge
 
 __all__ = ["ScaledFeatures", "iter_factors"]
 
@@ -95,7 +86,7 @@ class ScaledFeatures:
         squares = torch.zeros_like(self.inverse_root)
         for _, factors in self._training():
             for factor in factors:
-                add_squares(factor, squares)
+                factor.add_squares(squares)
         return float((squares * self.inverse_root**2).sum())
 
     def gram_times(self, V: Tensor) -> Tensor:
@@ -153,7 +144,7 @@ class ScaledFeatures:
         """Rows D⁻¹ rowsᵀ of the same example, (n, K, K)."""
         delta = self.model.prior_precision
         if delta.ndim == 0:
-            return diagonal_blocks(factor, None) / delta
+            return factor.diagonal_blocks(None) / delta
         if isinstance(factor, Rows):
             values = factor.values.double() * self._columns_of(factor.slots)
             return values @ values.mT
@@ -177,7 +168,7 @@ class ScaledFeatures:
         return torch.einsum("nruo,nquo->nrq", summed, g)
 
     def _columns_of(self, slots: Sequence[Any]) -> Tensor:
-        return torch.cat([self.inverse_root[slot.start : slot.stop] for slot in slots])
+        return torch.cat([self.inverse_root[slot.place] for slot in slots])
 
     def _length(self, n_columns: int) -> int:
         """Examples of a chunk whose products with ``n_columns`` fit a part of the memory."""
@@ -194,7 +185,7 @@ class ScaledFeatures:
         kept: list[tuple[slice, list[Factor]]] | None = []
         for part, factors in iter_factors(model.linearization, model.X, model.noise_factor):
             factors = _prepared(factors)
-            budget -= sum(_bytes(factor) for factor in factors)
+            budget -= sum(factor.n_bytes for factor in factors)
             if budget < 0:
                 kept = None
             if kept is not None:
@@ -217,11 +208,6 @@ def _prefers_rows(factor: Any) -> bool:
     return True
 
 
-def _bytes(factor: Any) -> int:
-    arrays = [factor.values] if isinstance(factor, Rows) else [factor.a, factor.g]
-    return sum(array.numel() * array.element_size() for array in arrays)
-
-
 class _Columns:
     """V (P, q), each layer's part laid out once for its products."""
 
@@ -241,7 +227,7 @@ class _Columns:
             return factor.values.to(self.V) @ self._of_rows(factor)
         g = factor.g.to(self.V)
         if isinstance(factor, Tokens):
-            table = self.V[factor.weight.start : factor.weight.stop]
+            table = self.V[factor.weight.place]
             table = table.view(factor.n_tokens, g.shape[-1], -1)
             return torch.einsum("nrto,ntoq->nrq", g, table[factor.a])
         inner = g.new_zeros(1, g.shape[2], self.V.shape[1])
@@ -249,12 +235,12 @@ class _Columns:
             product = factor.a.to(self.V) @ self._of_dense(factor)
             inner = product.view(len(g), g.shape[2], -1)
         if factor.bias is not None:
-            inner = inner + self.V[factor.bias.start : factor.bias.stop]
+            inner = inner + self.V[factor.bias.place]
         return g @ inner
 
     def _of_rows(self, factor: Rows) -> Tensor:
         if factor.slots not in self._laid_out:
-            pieces = [self.V[slot.start : slot.stop] for slot in factor.slots]
+            pieces = [self.V[slot.place] for slot in factor.slots]
             empty = self.V.new_zeros(0, self.V.shape[1])
             self._laid_out[factor.slots] = torch.cat([empty, *pieces])
         return self._laid_out[factor.slots]
@@ -263,7 +249,7 @@ class _Columns:
         """The part (O, I, q) of a dense weight as (I, O q)."""
         slot = factor.weight
         if slot not in self._laid_out:
-            part = self.V[slot.start : slot.stop].view(factor.g.shape[2], -1, self.V.shape[1])
+            part = self.V[slot.place].view(factor.g.shape[2], -1, self.V.shape[1])
             self._laid_out[slot] = part.transpose(0, 1).flatten(1)
         return self._laid_out[slot]
 
@@ -283,23 +269,21 @@ class _Sum:
         g = factor.g.to(U)
         if isinstance(factor, Tokens):
             part = torch.einsum("nrto,nrq->ntoq", g, U)
-            table = self.total[factor.weight.start : factor.weight.stop]
+            table = self.total[factor.weight.place]
             table.view(factor.n_tokens, *part.shape[2:]).index_add_(
                 0, factor.a.flatten(), part.flatten(0, 1)
             )
             return
         pulled = g.mT @ U
         if factor.bias is not None:
-            self.total[factor.bias.start : factor.bias.stop] += pulled.sum(0)
+            self.total[factor.bias.place] += pulled.sum(0)
         if factor.weight is not None:
             self._add_dense(factor, pulled.flatten(1))
 
     def _add_rows(self, factor: Rows, U: Tensor) -> None:
-        product, start = factor.values.to(U).flatten(0, 1).mT @ U.flatten(0, 1), 0
-        for slot in factor.slots:
-            stop = start + slot.stop - slot.start
-            self.total[slot.start : slot.stop] += product[start:stop]
-            start = stop
+        product = factor.values.to(U).flatten(0, 1).mT @ U.flatten(0, 1)
+        for slot, columns in factor.columns():
+            self.total[slot.place] += product[columns]
 
     def _add_dense(self, factor: Any, pulled: Tensor) -> None:
         slot, a = factor.weight, factor.a.to(pulled)
@@ -313,6 +297,6 @@ class _Sum:
         for slot, part in self._dense.items():
             q = self.total.shape[1]
             turned = part.view(len(part), -1, q).transpose(0, 1)
-            self.total[slot.start : slot.stop] += turned.reshape(-1, q)
+            self.total[slot.place] += turned.reshape(-1, q)
         self._dense = {}
         return self.total

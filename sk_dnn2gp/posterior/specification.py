@@ -20,6 +20,7 @@ from sklearn.utils import check_random_state
 
 from .._utils.documentation import Documented
 from .._utils.memory import limit_in_bytes, require_memory
+from .._utils.settings import require
 from ..exceptions import ApproximationWarning
 from ..linear_model import LinearModel
 from .contract import Posterior
@@ -42,6 +43,7 @@ __all__ = [
     "PosteriorSpecification",
     "SubsetOfData",
     "SubsetOfWeights",
+    "make_posterior",
     "resolve_posterior",
 ]
 
@@ -88,12 +90,9 @@ class PosteriorSpecification(Documented, BaseEstimator):
 
     def validate(self) -> None:
         """Raise ValueError where a setting cannot work, with its name and what to give."""
-        limit = getattr(self, "memory_limit", None)
-        if limit is not None and not (_is_number(limit) and limit > 0):
-            raise ValueError(
-                f"{type(self).__name__}: memory_limit must be a positive number of MiB, or None "
-                f"for scikit-learn's working_memory; got {limit!r}."
-            )
+        if getattr(self, "memory_limit", None) is not None:
+            what = "a positive number of MiB, or None for scikit-learn's working_memory"
+            require(self, "memory_limit", Real, 0, what, open_end=True)
 
     def build(self, model: LinearModel) -> Posterior:
         """Make the posterior, of a model of the weights ``parameters`` and the examples ``rows``.
@@ -272,11 +271,7 @@ class SubsetOfData(PosteriorSpecification):
 
     def validate(self) -> None:
         """Raise ValueError where a setting cannot work, with its name and what to give."""
-        n = self.n_samples
-        if isinstance(n, bool) or not isinstance(n, Integral) or n < 1:
-            raise ValueError(
-                f"SubsetOfData: n_samples must be a positive number of examples, got {n!r}."
-            )
+        require(self, "n_samples", Integral, 1, "a positive number of examples")
         if isinstance(self.posterior, SubsetOfData):
             raise ValueError(
                 "SubsetOfData: posterior must not be a SubsetOfData again: give the least "
@@ -333,11 +328,9 @@ class LowRank(PosteriorSpecification):
     def validate(self) -> None:
         """Raise ValueError where a setting cannot work, with its name and what to give."""
         super().validate()
-        if not (_is_number(self.tol) and self.tol > 0):
-            raise ValueError(f"LowRank: tol must be a positive number, got {self.tol!r}.")
-        rank = self.max_rank
-        if rank is not None and (not isinstance(rank, Integral) or rank < 1):
-            raise ValueError(f"LowRank: max_rank must be a positive number or None, got {rank!r}.")
+        require(self, "tol", Real, 0, "a positive number", open_end=True)
+        if self.max_rank is not None:
+            require(self, "max_rank", Integral, 1, "a positive number or None")
 
     def build(self, model: LinearModel) -> Posterior:
         """Make the posterior."""
@@ -441,5 +434,33 @@ def resolve_posterior(
     return clone(posterior).set_params(memory_limit=memory_limit)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
+def make_posterior(
+    model: LinearModel,
+    posterior: str | PosteriorSpecification = "full",
+    memory_limit: float | None = None,
+) -> Posterior:
+    """Return the posterior of ``model``.
+
+    Parameters
+    ----------
+    model : LinearModel
+    posterior : str or PosteriorSpecification, default="full"
+        "full" is exact, in weight space (P×P) where P ≤ NK and in function space (NK×NK)
+        otherwise; "diag" keeps diag(ΦᵀΦ) + δ only; "independent" takes one process per output.
+        Weights and examples are the model's, whatever the posterior would choose.
+    memory_limit : float, optional
+        MiB for the factor and temporary work, where ``posterior`` has none of its own; None is
+        scikit-learn's ``working_memory``.
+
+    Returns
+    -------
+    Posterior
+
+    Raises
+    ------
+    MemoryError
+        If a factor does not fit, saying what would.
+    ValueError
+        If ``posterior`` is unknown.
+    """
+    return resolve_posterior(posterior, memory_limit).build(model)

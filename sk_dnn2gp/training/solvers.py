@@ -21,6 +21,7 @@ import torch
 from sklearn.base import BaseEstimator
 
 from .._utils.documentation import Documented
+from .._utils.settings import require
 
 __all__ = [
     "LBFGS",
@@ -59,8 +60,8 @@ class FullBatch(Documented, BaseEstimator):
 
     def validate(self) -> None:
         """Raise ValueError where a setting cannot work, with its name and what to give."""
-        _require(self, "max_iter", Integral, 1, "a positive number of steps")
-        _require(self, "tol", Real, 0, "a number of at least 0")
+        require(self, "max_iter", Integral, 1, "a positive number of steps")
+        require(self, "tol", Real, 0, "a number of at least 0")
 
 
 class NewtonCG(FullBatch):
@@ -167,11 +168,11 @@ class FirstOrder(Documented, BaseEstimator):
     def validate(self) -> None:
         """Raise ValueError where a setting cannot work, with its name and what to give."""
         for name in ("max_iter", "n_iter_no_change", "evidence_interval"):
-            _require(self, name, Integral, 1, "a positive whole number")
+            require(self, name, Integral, 1, "a positive whole number")
         if self.batch_size != "auto":
-            _require(self, "batch_size", Integral, 1, "'auto' or a positive number of rows")
-        _require(self, "tol", Real, 0, "a number of at least 0")
-        _require(self, "learning_rate", Real, 0, "a positive number", open_end=True)
+            require(self, "batch_size", Integral, 1, "'auto' or a positive number of rows")
+        require(self, "tol", Real, 0, "a number of at least 0")
+        require(self, "learning_rate", Real, 0, "a positive number", open_end=True)
         if self.learning_rate_schedule not in ("constant", "cosine", "plateau"):
             raise ValueError(
                 "FirstOrder: learning_rate_schedule must be 'constant', 'cosine' or 'plateau', got "
@@ -249,12 +250,3 @@ def automatic_solver(n_rows: float, n_params: int, pass_operations: float, fits:
 
 def _is_optimizer(thing: Any) -> bool:
     return isinstance(thing, type) and issubclass(thing, torch.optim.Optimizer)
-
-
-def _require(
-    owner: BaseEstimator, name: str, kind: type, least: float, what: str, open_end: bool = False
-) -> None:
-    value = getattr(owner, name)
-    fine = isinstance(value, kind) and not isinstance(value, bool) and value >= least  # type: ignore[operator]
-    if not fine or (open_end and value == least):
-        raise ValueError(f"{type(owner).__name__}: {name} must be {what}, got {value!r}.")

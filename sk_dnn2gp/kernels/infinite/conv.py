@@ -78,20 +78,14 @@ class ConvNetKernel(_ImageKernel):
     divide_by_filter_size : bool, default=True
         Whether fan-in counts the positions of a filter (as initialisations of networks do) or
         channels alone (as the paper's formulas do, so that the same σ_w² means larger weights).
-    slope : float, default=0.01
-        Of the leaky ReLU.
-    terms : int, default=300
-        Highest degree of the Hermite series, where there is no closed form.
-    dtype : torch.dtype, default=torch.float64
+    slope, terms : float, default=0.01, and int, default=300
+        Of the leaky ReLU; highest degree of the Hermite series, where there is no closed form.
+    dtype, device : torch.dtype, default=torch.float64, and str or torch.device, default="cpu"
         Of the work; the result is float64.
-    device : str or torch.device, default="cpu"
-        Where the work is done.
     memory_limit : float, default=None
         MiB of temporary work beyond the result; None is scikit-learn's ``working_memory``.
-    n_jobs : int, default=None
-        Processes for joblib.
-    verbose : int, default=0
-        Whether to show a progress bar.
+    n_jobs, verbose : int, default=None and 0
+        Processes for joblib; whether to show a progress bar.
     kind : {"nngp", "ntk"}, default="nngp"
         The prior covariance, or the tangent kernel.
 
@@ -184,20 +178,14 @@ class ResNetKernel(_ImageKernel):
         For an optimiser. ``sigma_b2=0`` must be "fixed".
     divide_by_filter_size : bool, default=True
         See `ConvNetKernel`.
-    slope : float, default=0.01
-        Of the leaky ReLU.
-    terms : int, default=300
-        Highest degree of the Hermite series, where there is no closed form.
-    dtype : torch.dtype, default=torch.float64
+    slope, terms : float, default=0.01, and int, default=300
+        Of the leaky ReLU; highest degree of the Hermite series, where there is no closed form.
+    dtype, device : torch.dtype, default=torch.float64, and str or torch.device, default="cpu"
         Of the work; the result is float64.
-    device : str or torch.device, default="cpu"
-        Where the work is done.
     memory_limit : float, default=None
         MiB of temporary work beyond the result; None is scikit-learn's ``working_memory``.
-    n_jobs : int, default=None
-        Processes for joblib.
-    verbose : int, default=0
-        Whether to show a progress bar.
+    n_jobs, verbose : int, default=None and 0
+        Processes for joblib; whether to show a progress bar.
     kind : {"nngp", "ntk"}, default="nngp"
         The prior covariance, or the tangent kernel.
 

@@ -36,10 +36,8 @@ class NNGPKernel(InfiniteKernel):
     terms : int, default=300
         Highest degree of the Hermite series, where there is no closed form. Its relative error is
         known; above 1e-6 it is warned of.
-    dtype : torch.dtype, default=torch.float64
+    dtype, device : torch.dtype, default=torch.float64, and str or torch.device, default="cpu"
         Of the work; float32 halves the time at about six digits. The result is float64.
-    device : str or torch.device, default="cpu"
-        Where the work is done.
     memory_limit : float, default=None
         MiB of temporary work beyond the result; None is scikit-learn's ``working_memory``.
     n_jobs : int, default=None

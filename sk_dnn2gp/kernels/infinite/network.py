@@ -51,17 +51,13 @@ class InfiniteNetworkKernel(InfiniteKernel):
     terms : int, default=300
         Highest degree of the Hermite series of activations without a closed form. Its relative
         error is known; above 1e-6 it is warned of.
-    dtype : torch.dtype, default=torch.float64
+    dtype, device : torch.dtype, default=torch.float64, and str or torch.device, default="cpu"
         Of the work; the result is float64.
-    device : str or torch.device, default="cpu"
-        Where the work is done.
     memory_limit : float, default=None
         MiB of temporary work beyond the result; None is scikit-learn's ``working_memory``. Pooling
         needs covariances between positions, (h·w)² numbers for a pair of samples instead of h·w.
-    n_jobs : int, default=None
-        Processes for joblib.
-    verbose : int, default=0
-        Whether to show a progress bar.
+    n_jobs, verbose : int, default=None and 0
+        Processes for joblib; whether to show a progress bar.
 
     Raises
     ------
