@@ -24,6 +24,8 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 WIDTHS, SCHEMES = (1300, 400), ("light", "dark")
+# What the browser says of a file that still came while the page was left.
+LEFT = "net::ERR_ABORTED"
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 # What is wider than its place. A code box or a table may scroll inside itself: that is no finding.
@@ -119,7 +121,7 @@ def seen_in(tab: Any, url: str) -> list[str]:
     found: list[str] = []
     said = lambda m: found.append(f"console: {m.text}") if m.type == "error" else None  # noqa: E731
     broke = lambda error: found.append(f"script: {error}")  # noqa: E731
-    missed = lambda r: found.append(f"did not come: {r.url}")  # noqa: E731
+    missed = lambda r: found.append(f"did not come: {r.url}") if r.failure != LEFT else None  # noqa: E731
     tab.on("console", said)
     tab.on("pageerror", broke)
     tab.on("requestfailed", missed)

@@ -10,7 +10,10 @@ import shutil
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import related
 
 import sk_dnn2gp
 
@@ -67,6 +70,9 @@ mathjax_path = "mathjax/tex-chtml.js"
 html_static_path = ["_static"]
 html_css_files = ["style.css"]
 autosummary_generate = True
+autosummary_context = {"related": related.table()}
+# Methods by their own names beside the page: with their class before it they are cut off.
+toc_object_entries_show_parents = "hide"
 numpydoc_show_class_members = False
 # Members from our own bases are shown; what these foreign ones bring is documented at home.
 foreign = (

@@ -56,5 +56,6 @@ classifier = DNN2GPClassifier(
 CalibrationDisplay.from_estimator(
     classifier, X_new, y_new, n_bins=5, ax=axes[1]
 )
+axes[1].set(xlabel="predicted probability", ylabel="fraction of positives")
 axes[1].set_title("classification: breast cancer")
 plt.show()
