@@ -147,17 +147,15 @@ FITS = {
     ),
     "delta": lambda **o: DNN2GPRegressor(**SMALL, noise_std=0.3, normalize_y=False, **o).fit(X, Y),
     "bernoulli": lambda **o: DNN2GPClassifier(**SMALL, **o).fit(X, Y > 0.2),
-    "categorical": lambda **o: DNN2GPClassifier(**SMALL, **o).fit(X, np.digitize(Y, [-0.5, 0.5])),
+    "categorical": lambda **o: DNN2GPClassifier(**{**SMALL, "hidden_layer_sizes": (3,)}, **o).fit(
+        X, np.digitize(Y, [-0.5, 0.5])
+    ),
 }
 
 
-FOLDED = ("bernoulli", "categorical")
-
-
-@pytest.mark.parametrize("name", FOLDED)
-def test_evidence_that_rises_to_where_its_minimum_ends_is_taken_next_to_that_end(name):
+def test_evidence_that_rises_to_where_its_minimum_ends_is_taken_next_to_that_end():
     # Under weaker priors two hidden units part: the minimum turns a saddle, and the evidence falls.
-    model = FITS[name]()
+    model, name = FITS["bernoulli"](), "bernoulli"
     dense = Dense(model.module_, torch.tensor(X), KINDS[name][0], name)
     start, delta = dense.start, torch.full_like(dense.start, model.prior_precision_)
     assert model.converged_
@@ -170,7 +168,7 @@ def test_evidence_that_rises_to_where_its_minimum_ends_is_taken_next_to_that_end
             w = dense.minimum(w, delta * math.exp(-0.001 * step))
 
 
-@pytest.mark.parametrize("name", [name for name in FITS if name not in FOLDED])
+@pytest.mark.parametrize("name", [name for name in FITS if name != "bernoulli"])
 def test_a_default_fit_ends_at_a_stationary_point(name):
     model = FITS[name]()
     kind = name if name in KINDS else "gaussian"
