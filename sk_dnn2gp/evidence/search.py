@@ -220,7 +220,8 @@ class Searcher:
         self.objective, self.freedom = objective, freedom
         self.specification, self.factorise, self.rows = specification, factorise, rows
         self.tol, self.max_iter = tol, max_iter
-        self.left = max_iter
+        # A search has less for all its true minima together than a single one may take.
+        self.left = max(1, max_iter // 2) if freedom.is_any else max_iter
         # θ and evidence of the trials of this start, and of the best start before it.
         self.way: list[tuple[float, float]] = []
         self.best_way: list[tuple[float, float]] = []

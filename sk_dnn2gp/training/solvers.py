@@ -44,7 +44,8 @@ class FullBatch(Documented, BaseEstimator):
     Parameters
     ----------
     max_iter : int, default=1000
-        Steps at most; in a fit that chooses δ or σ, to each minimum that is made exact.
+        Steps at most to a minimum; where δ or σ is chosen, half as many to all true minima on the
+        way together.
     tol : float, default=1e-8
         A minimum is where ‖∇loss‖ ≤ tol (1 + abs loss).
     memory_limit : float, default=None
