@@ -480,19 +480,15 @@ class Searcher:
         """To a true minimum where dE/dθ = 0, by secants within what is known to hold it."""
         here = self.moved(max(self._at_vertex(trial), key=lambda t: t.evidence), 0.0, exact=True)
         slope = self.slope(here, roughly=True)
-        best, lost = (here, slope), 0
-        left: _End = None  # where the slope is positive, and
-        right: _End = None  # where it is negative: the best θ is between them
+        best, lost, bracket = (here, slope), 0, _Bracket()
         step = math.copysign(min(0.3, max(0.02, 0.2 * abs(slope))), slope)
         for _ in range(_SECANTS):
             if not abs(slope) > _STATIONARY * self.scale or self.left <= 1:
                 break
-            if slope > 0:
-                left, right = (here, slope), right if _are_ordered((here, slope), right) else None
-            else:
-                left, right = left if _are_ordered(left, (here, slope)) else None, (here, slope)
-            step = self._within(here, step, left, right)
-            if step == 0.0 or _leaps(left, right):
+            bracket.tighten(here, slope)
+            low, high = self.freedom.room(here.objective)
+            step = min(max(bracket.within(here, step), low), high)
+            if step == 0.0 or bracket.leaps:
                 break
             there = self.moved(here, step, exact=True)
             new = self.slope(there, roughly=True)
@@ -505,38 +501,52 @@ class Searcher:
                 continue
             if abs(new) < abs(best[1]) or there.evidence > best[0].evidence:
                 best = (there, new)
-            change = (new - slope) / step
+            step = _secant(step, slope, new)
             here, slope = there, new
-            # Newton's step where the evidence bends down; uphill otherwise.
-            step = -slope / change if change < 0 else math.copysign(2.0 * abs(step), slope)
-            step = max(-1.0, min(1.0, step))
         return best
 
-    def _within(self, trial: Trial, step: float, left: _End, right: _End) -> float:
-        """A step that stays where the slope changes its sign, and within the bounds of δ and σ."""
-        end = left if step < 0 else right
-        if end is not None and end[0] is not trial:
-            away = end[0].theta - trial.theta
-            step = step if abs(step) < abs(away) else 0.5 * away
-        low, high = self.freedom.room(trial.objective)
-        return min(max(step, low), high)
+
+def _secant(step: float, slope: float, new: float) -> float:
+    """Newton's next step where the evidence bent down along the last one; uphill otherwise."""
+    change = (new - slope) / step
+    following = -new / change if change < 0 else math.copysign(2.0 * abs(step), new)
+    return max(-1.0, min(1.0, following))
 
 
-# A trial and its slope.
-_End = tuple[Trial, float] | None
+class _Bracket:
+    """The nearest trials with evidence that rises, to the left of the best θ, and that falls."""
 
+    def __init__(self) -> None:
+        self.rising: tuple[Trial, float] | None = None
+        self.falling: tuple[Trial, float] | None = None
 
-def _are_ordered(left: _End, right: _End) -> bool:
-    return left is not None and right is not None and left[0].theta < right[0].theta
+    def tighten(self, trial: Trial, slope: float) -> None:
+        """Take a trial as one end; an end on its wrong side was of another minimum."""
+        if slope > 0:
+            self.rising = (trial, slope)
+            if self.falling is not None and self.falling[0].theta <= trial.theta:
+                self.falling = None
+        else:
+            self.falling = (trial, slope)
+            if self.rising is not None and self.rising[0].theta >= trial.theta:
+                self.rising = None
 
+    def within(self, trial: Trial, step: float) -> float:
+        """The step, or half the way to the end that it would pass."""
+        end = self.rising if step < 0 else self.falling
+        if end is None or end[0] is trial or abs(step) < abs(end[0].theta - trial.theta):
+            return step
+        return 0.5 * (end[0].theta - trial.theta)
 
-def _leaps(left: _End, right: _End) -> bool:
-    """Whether the evidence differs by more between two near trials than their slopes explain."""
-    if left is None or right is None:
-        return False
-    width = right[0].theta - left[0].theta
-    explained = 2.0 * width * max(abs(left[1]), abs(right[1]))
-    return width < _LEAP and abs(right[0].evidence - left[0].evidence) > explained
+    @property
+    def leaps(self) -> bool:
+        """Whether the evidence differs by more between near ends than their slopes explain."""
+        if self.rising is None or self.falling is None:
+            return False
+        width = self.falling[0].theta - self.rising[0].theta
+        explained = 2.0 * width * max(abs(self.rising[1]), abs(self.falling[1]))
+        difference = abs(self.falling[0].evidence - self.rising[0].evidence)
+        return width < _LEAP and difference > explained
 
 
 def search(searcher: Searcher, starts: Iterable[Tensor]) -> Found:
