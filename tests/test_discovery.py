@@ -47,8 +47,10 @@ def listed():
 
 
 def test_a_walk_finds_the_estimators_by_kind():
-    assert {"DNN2GPRegressor"} == set(found(RegressorMixin))
-    assert {"DNN2GPClassifier", "NNGPClassifier"} == set(found(ClassifierMixin))
+    assert {"DNN2GPRegressor", "MixtureRegressor"} == set(found(RegressorMixin))
+    assert {"DNN2GPClassifier", "MixtureClassifier", "NNGPClassifier"} == set(
+        found(ClassifierMixin)
+    )
     assert {"NTKFeatures", "NNGPFeatures"} == set(found(TransformerMixin))
 
 

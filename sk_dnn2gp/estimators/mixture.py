@@ -27,6 +27,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.parallel import Parallel, delayed
 from sklearn.utils.validation import check_is_fitted
 
+from .._utils.documentation import Documented
 from .._utils.random import draw_seed
 from ..predictive import Mixture, Predictive
 from ..training.source import NetworkSource
@@ -38,7 +39,7 @@ from .regressor import DNN2GPRegressor
 __all__ = ["MixtureClassifier", "MixtureRegressor"]
 
 
-class BaseMixture(MetaEstimatorMixin, BaseEstimator):
+class _BaseMixture(Documented, MetaEstimatorMixin, BaseEstimator):
     """Fits the members, and finds the best. Not for use on its own."""
 
     _member: Any = None
@@ -157,7 +158,7 @@ class BaseMixture(MetaEstimatorMixin, BaseEstimator):
         return tags
 
 
-class MixtureRegressor(DistributionMixin, MultiOutputMixin, RegressorMixin, BaseMixture):
+class MixtureRegressor(DistributionMixin, MultiOutputMixin, RegressorMixin, _BaseMixture):
     """Several DNN2GPRegressors from different starts, as one mixture of Gaussian processes.
 
     The posterior of a network has many modes; each start ends in another (:ref:`math-mixtures`).
@@ -360,7 +361,7 @@ class MixtureRegressor(DistributionMixin, MultiOutputMixin, RegressorMixin, Base
         return self._drawn(X, n_samples, random_state, target)
 
 
-class MixtureClassifier(ClassifierMixin, BaseMixture):
+class MixtureClassifier(ClassifierMixin, _BaseMixture):
     """Several DNN2GPClassifiers from different starts, as one mixture of Gaussian processes.
 
     Probabilities are the members' mean (:ref:`math-mixtures`). Where one process is meant

@@ -43,7 +43,7 @@ __all__ = [
 ]
 
 
-class DensityScorer(Documented, BaseEstimator):
+class _DensityScorer(Documented, BaseEstimator):
     """What the scorers share: how scikit-learn asks them for sample weights."""
 
     def set_score_request(self, *, sample_weight: bool | str | None = None) -> Any:
@@ -67,7 +67,7 @@ class DensityScorer(Documented, BaseEstimator):
         return True
 
 
-class MarginalLikelihoodScorer(DensityScorer):
+class MarginalLikelihoodScorer(_DensityScorer):
     """A scorer that is the log marginal likelihood of the data it is given (:ref:`math-evidence`).
 
     For every search class of scikit-learn, ``cross_validate`` and multi-metric scoring; larger is
@@ -126,7 +126,7 @@ class MarginalLikelihoodScorer(DensityScorer):
         return value if math.isfinite(value) else _unusable(f"it is {value}")
 
 
-class LogPredictiveDensityScorer(DensityScorer):
+class LogPredictiveDensityScorer(_DensityScorer):
     """A scorer that is the mean log density of held-out targets (:ref:`math-predicting`).
 
     What papers call the test log likelihood, and its opposite the NLL: the mean over rows of
@@ -186,7 +186,7 @@ class LogPredictiveDensityScorer(DensityScorer):
         return float((weight @ rows + offset) / weight.sum())
 
 
-class LeaveOneOutScorer(DensityScorer):
+class LeaveOneOutScorer(_DensityScorer):
     """A scorer that is the mean log density of each row given the others (math-leave-one-out).
 
     In closed form at the trained weights, for :class:`~sk_dnn2gp.TrainingSetSplit`: no data is held
@@ -247,7 +247,7 @@ class LeaveOneOutScorer(DensityScorer):
         return float((weight @ rows.reshape(len(y), -1).sum(axis=1) + offset) / weight.sum())
 
 
-class ConditionalEvidenceScorer(DensityScorer):
+class ConditionalEvidenceScorer(_DensityScorer):
     """A scorer that is the evidence of some rows given the others (math-leave-one-out).
 
     See :func:`~sk_dnn2gp.model_selection.conditional_evidence`; for
