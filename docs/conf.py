@@ -95,6 +95,7 @@ nitpick_ignore_regex = [
     # Bases that are no public names.
     (r"py:class", r"sk_dnn2gp\.(estimators|kernels\.infinite)\.base\..*"),
     (r"py:class", r"sk_dnn2gp\.optim\.update\..*"),
+    (r"py:class", r"sk_dnn2gp\.estimators\.distributional\..*"),
 ]
 autodoc_typehints = "none"  # docstrings say them in words
 exclude_patterns = ["generated/README*", "*.md"]

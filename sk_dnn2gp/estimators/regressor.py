@@ -63,7 +63,7 @@ class DNN2GPRegressor(DistributionMixin, MultiOutputMixin, RegressorMixin, BaseD
         σ > 0, in the units of y as the network sees it (standardised if ``normalize_y``).
     likelihood : Likelihood or None, default=None
         How y is distributed given the network's output f. None is the Gaussian of ``noise_std``; an
-        object of :mod:`sk_dnn2gp.likelihoods` otherwise, as ``Poisson()`` for counts (f is then the
+        object of ``sk_dnn2gp.likelihoods`` otherwise, as ``Poisson()`` for counts (f is then the
         logarithm of the rate) or ``StudentT(scale)`` for outliers, or one of your own. It has its
         own parameters: leave ``noise_std`` as it is.
     inference : {"laplace", "vi"} or object, default="laplace"
