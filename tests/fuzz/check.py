@@ -208,7 +208,11 @@ def check_evidence(case: Case, model: Any) -> None:
         warnings.simplefilter("ignore")
         scored = marginal_likelihood_scorer(model, case.X[rows], case.y[rows], given)
     size = abs(own) + 1.0
-    assert abs(scored - own) <= 1e-6 * size, f"scorer {scored}, method {own}"
+    # A float32 network rounds its hidden inputs to 6e-8 of the largest term, raw columns of 1e5.
+    single = any(p.dtype == torch.float32 for p in model.module_.parameters())
+    reach = float(np.abs(case.X).max()) if single else 0.0
+    close = 1e-6 + 6e-8 * reach
+    assert abs(scored - own) <= close * size, f"scorer {scored}, method {own}"
 
 
 def check_probabilities(case: Case, model: Any) -> None:
