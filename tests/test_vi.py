@@ -97,6 +97,7 @@ def test_its_evidence_is_that_of_the_process_at_the_mean():
     assert model.log_marginal_likelihood(theta) == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_auto_goes_to_the_best_lower_bound(optimizers):
     auto = regressor(prior_precision="auto", noise_std="auto", n_restarts=1).fit(X, Y)
     q = optimizers[-1].posterior()
@@ -108,6 +109,7 @@ def test_auto_goes_to_the_best_lower_bound(optimizers):
     assert auto.noise_std_ == pytest.approx(np.sqrt((residual**2).mean()), rel=0.1)
 
 
+@pytest.mark.slow
 def test_the_network_with_drawn_weights_is_another_predictive():
     model = regressor().fit(X, Y)
     draws = model.sample_network(X_NEW, 4000)
