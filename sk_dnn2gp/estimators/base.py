@@ -26,7 +26,7 @@ from torch import Tensor
 from .._utils.documentation import Documented
 from .._utils.random import draw_seed, torch_generator
 from ..evidence import EvidenceSpectrum, leave_one_out
-from ..evidence.search import Freedom
+from ..evidence.freedom import Freedom
 from ..inference import LinearizedVariational, Result
 from ..inference.laplace import Task, fit_laplace
 from ..inference.linearized import fit_linearized

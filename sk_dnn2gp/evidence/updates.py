@@ -18,7 +18,7 @@ from ..linear_model import LinearModel
 from ..linearize import Linearization
 from ..posterior import PosteriorSpecification
 from ..training.objective import TrainingData
-from .search import NOISE_STD_BOUNDS, PRIOR_PRECISION_BOUNDS, Freedom
+from .freedom import NOISE_STD_BOUNDS, PRIOR_PRECISION_BOUNDS, Freedom
 from .spectrum import EvidenceSpectrum, updated_noise_std, updated_precision
 
 __all__ = ["EvidenceUpdates", "maximise_at_fixed_weights"]

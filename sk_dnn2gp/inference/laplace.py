@@ -26,17 +26,10 @@ from torch import Tensor, nn
 from .._utils.memory import limit_in_bytes
 from .._utils.random import seeded
 from .._utils.threads import few_threads
+from ..evidence.freedom import NOISE_STD_BOUNDS, PRIOR_PRECISION_BOUNDS, Freedom
 from ..evidence.groups import choose_groups, weight_groups
-from ..evidence.search import (
-    MANY,
-    NOISE_STD_BOUNDS,
-    PRIOR_PRECISION_BOUNDS,
-    Found,
-    Freedom,
-    Searcher,
-    fixed,
-    search,
-)
+from ..evidence.minima import MANY, Minima
+from ..evidence.search import Found, fixed, search
 from ..evidence.spectrum import log_marginal_likelihood
 from ..evidence.updates import EvidenceUpdates, maximise_at_fixed_weights
 from ..exceptions import ConvergenceError
@@ -157,7 +150,7 @@ def _second_order(task: Task, own: TrainingData, solver: FullBatch) -> Result:
     ones = torch.ones(linearization.n_params, dtype=torch.float64, device=own.X.device)
     data = _exact_data(task, own)
     objective = Objective(linearization, data, task.likelihood, task.prior_precision * ones)
-    searcher = Searcher(
+    minima = Minima(
         objective,
         task.freedom,
         task.specification,
@@ -170,14 +163,14 @@ def _second_order(task: Task, own: TrainingData, solver: FullBatch) -> Result:
     starts = _starts(task, module, _n_starts(task, linearization, data))
     began = time.perf_counter()
     if task.freedom.is_any:
-        found = search(searcher, starts)
+        found = search(minima, starts)
         names, index = weight_groups(linearization, task.groups, task.feature_names)
         if len(names) > 1:
-            found = choose_groups(searcher, found, index, len(names))
+            found = choose_groups(minima, found, index, len(names))
         _warn_at_bounds(found.objective, task.freedom)
     else:
         names, index = weight_groups(linearization, "all", ())
-        found = fixed(searcher, starts)
+        found = fixed(minima, starts)
     if task.verbose:
         seconds = time.perf_counter() - began
         steepness = f", slope {found.slope:.1e}" if math.isfinite(found.slope) else ""
@@ -216,7 +209,7 @@ def _factorise(task: Task, solver: FullBatch) -> Any:
     exact = Full(solver.memory_limit)
 
     def factorise(point: Point) -> Posterior:
-        return exact.build(point.objective.linear_model(point.w))
+        return exact.build(point.curvature.objective.linear_model(point.w))
 
     return (lambda point: None) if isinstance(solver, LBFGS) else factorise
 

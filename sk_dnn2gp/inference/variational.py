@@ -26,7 +26,7 @@ from torch import Tensor
 
 from .._utils.memory import limit_in_bytes, require_memory
 from .._utils.random import seeded
-from ..evidence.search import NOISE_STD_BOUNDS, PRIOR_PRECISION_BOUNDS
+from ..evidence.freedom import NOISE_STD_BOUNDS, PRIOR_PRECISION_BOUNDS
 from ..evidence.spectrum import log_marginal_likelihood
 from ..evidence.updates import model_at, near
 from ..exceptions import ApproximationWarning, ConvergenceError

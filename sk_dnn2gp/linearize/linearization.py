@@ -19,7 +19,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from sklearn.utils import gen_batches
 from torch import Tensor, nn
 
 from .._utils.memory import batches, chunk_length, limit_in_bytes
@@ -166,9 +165,9 @@ class Linearization:
     def _name_weights(self) -> None:
         if self._flat is None:
             return
-        parts = self._flat.split(list(self.parameter_sizes))
+        parts = self._flat.split_with_sizes(self.parameter_sizes)
         self._named = {
-            name: part.view(shape)
+            name: part if len(shape) == 1 else part.view(shape)
             for name, part, shape in zip(self.parameter_names, parts, self._shapes, strict=True)
         }
 
@@ -270,7 +269,7 @@ class Linearization:
             self._prepared(X)
             return self.at(self.weights()).forward(X)
         X, plan = self._prepared(X)
-        parts = list(gen_batches(len(X), chunk_length(6 * plan.graph_bytes, self.memory_limit)))
+        parts = list(batches(len(X), chunk_length(6 * plan.graph_bytes, self.memory_limit)))
         if plan.chain is not None and can_bend(plan.chain.steps):
             weights = self.chain_weights()
             places = [plan.slots[number] for number in plan.chain.numbers]

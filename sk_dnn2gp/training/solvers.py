@@ -45,7 +45,7 @@ class FullBatch(Documented, BaseEstimator):
     ----------
     max_iter : int, default=1000
         Steps at most to a minimum; where δ or σ is chosen, half as many to all true minima on the
-        way together.
+        way together, and of more than 65,536 rows fewer in proportion.
     tol : float, default=1e-8
         A minimum is where ‖∇loss‖ ≤ tol (1 + abs loss).
     memory_limit : float, default=None
@@ -124,7 +124,7 @@ class FirstOrder(Documented, BaseEstimator):
     Parameters
     ----------
     optimizer : {"adam", "sgd"} or torch.optim.Optimizer class, default="adam"
-    max_iter : int, default=1000
+    max_iter : int, default=500
         Epochs.
     learning_rate : float, default=0.01
     learning_rate_schedule : {"constant", "cosine", "plateau"}, default="constant"
