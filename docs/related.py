@@ -72,6 +72,7 @@ GROUPS = (
     ("networks.MLP", "networks.LeNet5", "networks.Residual"),
     ("networks.MLP", "networks.Standardize"),
     ("networks.MLP", "networks.Erf"),
+    ("DNN2GPRegressor", "integrations.BoTorchModel"),
     ("exceptions.ApproximationWarning", "posterior.Automatic"),
     ("exceptions.CholeskyJitterWarning", "exceptions.ConvergenceError"),
 )  # fmt: skip
