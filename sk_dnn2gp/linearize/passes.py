@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._utils.memory import joined_parts
 from .plan import TOLERANCE, Plan, plain_attention
 
 __all__ = ["ChainPass", "GraphPass", "Pass", "can_bend"]
@@ -236,7 +237,8 @@ class Pass:
         if self._only is not None:
             self.outputs = self._only.outputs
         else:
-            self.outputs = torch.cat([make(part).outputs for part in parts])
+            n = parts[-1].stop
+            self.outputs = joined_parts((make(part).outputs for part in parts), n)
 
     def pull(self, u: Tensor) -> Tensor:
         """Σ_i J_iᵀ u_i, of shape (n_params,), float64, for u (n, K)."""
