@@ -11,7 +11,14 @@ from collections.abc import Iterable, Iterator
 from sklearn import get_config
 from torch import Tensor
 
-__all__ = ["batches", "chunk_length", "joined_parts", "limit_in_bytes", "require_memory"]
+__all__ = [
+    "batches",
+    "chunk_length",
+    "joined_parts",
+    "limit_in_bytes",
+    "require_memory",
+    "sum_parts",
+]
 
 MIB = 2**20
 
@@ -52,6 +59,15 @@ def joined_parts(parts: Iterable[Tensor], n: int) -> Tensor:
         start += len(part)
     assert whole is not None and start == n
     return whole
+
+
+def sum_parts(parts: Iterable[Tensor]) -> Tensor:
+    """Their sum, one at a time."""
+    total = None
+    for part in parts:
+        total = part.clone() if total is None else total.add_(part)
+    assert total is not None
+    return total
 
 
 def require_memory(needed: float, memory_limit: float | None, what: str, advice: str) -> None:
