@@ -269,8 +269,9 @@ def _factors(posterior: Any) -> list[Any]:
 
 
 def _content_of_model(model: LinearModel, writer: _Writer) -> dict[str, Any]:
-    names = [f.name for f in fields(model) if f.name != "linearization"]
+    names = [f.name for f in fields(model) if f.name not in ("linearization", "X")]
     return {
+        "X": writer.value(model.X[:], "X"),  # of a file or a Dataset too: all rows
         **{name: writer.value(getattr(model, name), name) for name in names},
         "names": list(model.linearization.parameter_names),
         "limit": writer.value(model.linearization.memory_limit, "memory_limit"),

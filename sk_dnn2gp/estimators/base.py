@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from numbers import Integral, Real
 from typing import Any
 
@@ -17,14 +18,21 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
 from sklearn.frozen import FrozenEstimator
-from sklearn.utils import Tags
+from sklearn.utils import Tags, check_consistent_length
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from sklearn.utils.validation import (
+    _check_sample_weight,
+    _check_y,
+    check_is_fitted,
+    validate_data,
+)
 from skorch import NeuralNet
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from .._utils.documentation import Documented
 from .._utils.random import draw_seed, torch_generator
+from .._utils.rows import Loaded, Streamed, as_rows, is_mapped, moments, rows_where
 from ..evidence import EvidenceSpectrum, leave_one_out
 from ..evidence.freedom import Freedom
 from ..inference import LinearizedVariational, Result
@@ -105,16 +113,43 @@ class BaseDNN2GP(Documented, BaseEstimator):
     # --------------------------------------------------------------------- arrays to tensors
 
     def _validated(self, X: Any, y: Any = "no_validation", **check: Any) -> Any:
-        """X (and y) checked as scikit-learn does."""
+        """X (and y) checked as scikit-learn does; rows in a file or a Dataset are left there."""
         own = self.net is not None
-        return validate_data(
-            self, X, y, dtype="numeric" if own else np.float64, allow_nd=own, **check
+        if isinstance(X, (Dataset, DataLoader)):
+            return self._validated_rows(Loaded(X, self._loader()), y, own, **check)
+        mapped = is_mapped(X)
+        numbers = "numeric" if own or mapped else np.float64
+        checked = validate_data(self, X, y, dtype=numbers, allow_nd=own, **check)
+        if not mapped:
+            return checked
+        alone = isinstance(y, str)
+        return Streamed.of(checked) if alone else (Streamed.of(checked[0]), checked[1])
+
+    def _validated_rows(self, loaded: Loaded, y: Any, own: bool, **check: Any) -> Any:
+        """Rows of a Dataset, and its own y where None is given: the first row stands for all."""
+        rows = Streamed.of(loaded)
+        reset = check.get("reset", True)
+        validate_data(self, rows[:1].numpy(), dtype="numeric", allow_nd=own, reset=reset)
+        if isinstance(y, str):
+            return rows
+        y = _check_y(
+            loaded.targets() if y is None else y,
+            multi_output=check.get("multi_output", False),
+            y_numeric=check.get("y_numeric", False),
+            estimator=self,
         )
+        check_consistent_length(rows, y)
+        return rows, y
+
+    def _loader(self) -> Any:
+        """How a skorch net of the user's reads a Dataset when it predicts."""
+        net = self.net.estimator if self._is_frozen else self.net
+        return partial(net.get_iterator, training=False) if isinstance(net, NeuralNet) else None
 
     def _checked_training_set(
         self, X: Any, y: Any, sample_weight: ArrayLike | None, **check: Any
-    ) -> tuple[NDArray, NDArray, NDArray]:
-        """X, y and weights as arrays, rows of weight zero left out."""
+    ) -> tuple[Any, NDArray, NDArray]:
+        """X, y and weights."""
         X, y = self._validated(
             X, y, ensure_min_samples=2, y_numeric=check.pop("y_numeric", True), **check
         )
@@ -122,14 +157,14 @@ class BaseDNN2GP(Documented, BaseEstimator):
             weight = np.ones(len(X))
         else:
             weight = _check_sample_weight(
-                sample_weight, X, dtype=np.float64, ensure_non_negative=True
+                sample_weight, y, dtype=np.float64, ensure_non_negative=True
             )
         return X, y, weight
 
     @staticmethod
-    def _without_zeros(X: NDArray, y: NDArray, weight: NDArray) -> tuple[NDArray, NDArray, NDArray]:
+    def _without_zeros(X: Any, y: NDArray, weight: NDArray) -> tuple[Any, NDArray, NDArray]:
         """The rows of positive weight."""
-        X, y, weight = X[weight > 0], y[weight > 0], weight[weight > 0]
+        X, y, weight = (rows_where(rows, weight > 0) for rows in (X, y, weight))
         if len(X) < 2:
             raise ValueError(
                 f"sample_weight and class_weight leave {len(X)} sample(s) with a positive weight; "
@@ -137,15 +172,15 @@ class BaseDNN2GP(Documented, BaseEstimator):
             )
         return X, y, weight
 
-    def _checked_inputs(self, X: Any) -> Tensor:
-        """Test inputs as the tensor that the linearisation takes."""
+    def _checked_inputs(self, X: Any) -> Any:
+        """Test inputs as the rows that the linearisation takes."""
         check_is_fitted(self)
         return self._as_inputs(self._validated(X, reset=False))
 
-    def _as_inputs(self, X: NDArray) -> Tensor:
+    def _as_inputs(self, X: Any) -> Any:
         """On the network's device; of the kind of number that it was trained with."""
         trained = self._result.model.X
-        tensor = input_tensor(X)
+        tensor = as_rows(X)
         if trained.is_floating_point() and not tensor.is_floating_point():
             tensor = tensor.to(trained.dtype)
         return tensor.to(trained.device)
@@ -165,7 +200,7 @@ class BaseDNN2GP(Documented, BaseEstimator):
 
     def _fit_result(
         self,
-        X: NDArray,
+        X: Any,
         y: Tensor,
         weight: NDArray,
         likelihood: Likelihood,
@@ -185,7 +220,7 @@ class BaseDNN2GP(Documented, BaseEstimator):
         source = NetworkSource(
             self.net, self.hidden_layer_sizes, self.activation, n_outputs, standardize
         )
-        tensor = source.inputs(input_tensor(X))
+        tensor = source.inputs(as_rows(X))
         previous = self._previous(source, tensor)
         prior = 1.0 if freedom.prior_precision else float(self.prior_precision)
         if previous is not None and freedom.prior_precision:
@@ -382,18 +417,18 @@ class BaseDNN2GP(Documented, BaseEstimator):
     ) -> tuple[EvidenceSpectrum, NDArray]:
         """Spectrum of the linear model of other data at the trained weights."""
         X, y, weight = self._checked_data(X, y, sample_weight)
-        X, y, weight = X[weight > 0], y[weight > 0], weight[weight > 0]
+        X, y, weight = (rows_where(rows, weight > 0) for rows in (X, y, weight))
         return self._spectrum_from(self._model_of(X, y, weight), weight), weight
 
     def _checked_data(
         self, X: Any, y: Any, sample_weight: ArrayLike | None
-    ) -> tuple[NDArray, NDArray, NDArray]:
+    ) -> tuple[Any, NDArray, NDArray]:
         """Data given after ``fit``, with the weights of rows and classes."""
         X, y = self._validated(X, y, reset=False, multi_output=True)
-        weight = _check_sample_weight(sample_weight, X, dtype=np.float64)
+        weight = _check_sample_weight(sample_weight, y, dtype=np.float64)
         return X, y, self._weighed(y, weight)
 
-    def _model_of(self, X: NDArray, y: NDArray, weight: NDArray) -> LinearModel:
+    def _model_of(self, X: Any, y: NDArray, weight: NDArray) -> LinearModel:
         """The linear model of other data at the trained weights."""
         own = self.linear_model_
         return LinearModel.from_laplace(
@@ -474,16 +509,8 @@ class BaseDNN2GP(Documented, BaseEstimator):
         return isinstance(self.net, FrozenEstimator)
 
 
-def _mean_and_scale(X: NDArray, weight: NDArray) -> tuple[Tensor, Tensor]:
+def _mean_and_scale(X: Any, weight: NDArray) -> tuple[Tensor, Tensor]:
     """Weighted mean and standard deviation of the features; 1 where one is constant."""
-    mean = np.average(X, axis=0, weights=weight)
-    scale = np.sqrt(np.average((X - mean) ** 2, axis=0, weights=weight))
+    mean, scale = moments(X, weight)
     constant = scale <= 10 * np.finfo(float).eps * np.maximum(np.abs(mean), 1e-300)
     return torch.tensor(mean), torch.tensor(np.where(constant, 1.0, scale))
-
-
-def input_tensor(X: NDArray) -> Tensor:
-    """Copy to a tensor: float32 as it is, float64, or int64 for whole numbers (token indices)."""
-    whole = np.issubdtype(X.dtype, np.integer)
-    dtype = np.int64 if whole else np.float32 if X.dtype == np.float32 else np.float64
-    return torch.tensor(np.ascontiguousarray(X, dtype=dtype))

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from sklearn.frozen import FrozenEstimator
 from skorch import NeuralNet
 
+from .._utils.rows import as_rows, moments
 from ..inference import LinearizedVariational, Variational, resolve_inference
 from ..likelihoods import Bernoulli, Categorical, Gaussian
 from ..posterior import (
@@ -184,18 +184,19 @@ def check_target(target: str, allowed: tuple[str, ...]) -> None:
         raise ValueError(f"target must be {names} or {allowed[-1]!r}, got {target!r}.")
 
 
-def warn_of_scales(X: NDArray) -> None:
+def warn_of_scales(X: Any) -> None:
     """Warn of features whose spread or mean saturates or starves the first layer."""
-    if X.ndim != 2 or not np.issubdtype(X.dtype, np.floating):
+    if X.ndim != 2 or not as_rows(X[:1]).is_floating_point():
         return
-    spread, mean = X.std(axis=0), np.abs(X.mean(axis=0))
+    mean, spread = moments(X, np.ones(len(X)))
+    signed, mean = mean, np.abs(mean)
     odd = (spread > _SCALE_RANGE[1]) | ((spread > 0) & (spread < _SCALE_RANGE[0]))
     odd |= mean > _SHIFT * np.maximum(spread, 1e-300) * (spread > 0) + _SHIFT * (spread == 0)
     if odd.any():
         first = int(np.flatnonzero(odd)[0])
         warnings.warn(
             f"X has {int(odd.sum())} feature(s) of extreme scale (feature {first}: mean "
-            f"{X[:, first].mean():.1e}, standard deviation {spread[first]:.1e}), too much for a "
+            f"{signed[first]:.1e}, standard deviation {spread[first]:.1e}), too much for a "
             "network. Put StandardScaler before it.",
             UserWarning,
             stacklevel=2,

@@ -207,16 +207,18 @@ class DNN2GPRegressor(DistributionMixin, MultiOutputMixin, RegressorMixin, BaseD
 
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(
-        self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None
+        self, X: ArrayLike, y: ArrayLike | None = None, sample_weight: ArrayLike | None = None
     ) -> DNN2GPRegressor:
         """Train the network and make it a Gaussian process.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features) or (n_samples, ...)
-            Inputs; more than two dimensions where ``net`` takes them.
-        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
-            Targets.
+            Inputs; more than two dimensions where ``net`` takes them. A ``numpy.memmap``, a torch
+            or skorch Dataset and a DataLoader are read a part at a time, and stay where they are:
+            see the guide's page on large data.
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs), default=None
+            Targets. None takes those of a Dataset's items.
         sample_weight : array-like of shape (n_samples,), default=None
             How many times each example counts; zero leaves it out.
 

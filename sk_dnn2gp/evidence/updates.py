@@ -130,14 +130,13 @@ def model_at(
     """Theorem 1 at a module's present weights, in float64 whatever the module's precision."""
     linearization = Linearization(module, parameters=specification.parameters, dtype=torch.float64)
     linearization.outputs(data.X[:1])
-    own = data.astype(torch.float64)
     return LinearModel.from_laplace(
         linearization.at(linearization.weights()),
-        own.X,
-        own.y,
+        data.X,
+        data.y,
         likelihood,
         prior_precision,
-        own.sample_weight,
+        data.sample_weight,
     )
 
 

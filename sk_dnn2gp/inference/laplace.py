@@ -67,7 +67,7 @@ class Task:
     """
 
     source: NetworkSource
-    data: TrainingData  # in float64, on the CPU; cast to the network's precision and device here
+    data: TrainingData  # y in float64, on the CPU; cast to the network's precision and device here
     likelihood: Likelihood
     prior_precision: float
     freedom: Freedom
@@ -119,7 +119,7 @@ def _own_data(task: Task, module: nn.Module, device: Any) -> TrainingData:
 
 def _exact_data(task: Task, own: TrainingData) -> TrainingData:
     """In float64, targets and weights not rounded to the network's precision."""
-    return task.data.astype(torch.float64).to(own.X.device)
+    return task.data.to(own.X.device)
 
 
 def _start(task: Task, restart: int) -> tuple[nn.Module, Any]:

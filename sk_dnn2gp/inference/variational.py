@@ -216,7 +216,7 @@ class _Training:
         def closure() -> Tensor:
             if backward:
                 self.optimizer.zero_grad()
-            nll = criterion.likelihood.negative_log_likelihood(self.module(batch.X), batch.y)
+            nll = criterion.likelihood.negative_log_likelihood(self.module(batch.X[:]), batch.y)
             loss = (batch.sample_weight.to(nll) * nll).mean()
             if backward:
                 loss.backward()

@@ -123,6 +123,23 @@ def part_of(whole: Linearization, part: Linearization, values: Tensor) -> Tensor
     return torch.cat([pieces[name] for name in part.parameter_names])
 
 
+@dataclass(frozen=True)
+class _DataLoss:
+    """Σ s ℓ of the rows of a slice, as a function of their outputs."""
+
+    likelihood: Likelihood
+    y: Tensor
+    sample_weight: Tensor
+
+    def __call__(self, f: Tensor, part: slice) -> Tensor:
+        nll = self.likelihood.negative_log_likelihood(f, self.y[part])
+        return self.sample_weight[part] @ nll
+
+    def of(self, part: slice) -> _DataLoss:
+        """That of a shard, which holds nothing of the others."""
+        return replace(self, y=self.y[part].clone(), sample_weight=self.sample_weight[part].clone())
+
+
 class Point:
     """loss(w) at one w (P,); its gradient and its Hessian are made when they are asked for."""
 
@@ -146,12 +163,9 @@ class Point:
     @cached_property
     def _data_hessian(self) -> Callable[[Tensor], Tensor]:
         likelihood, data = self.objective.likelihood, self.objective.data
-        s = data.sample_weight.double()
-
-        def loss(f: Tensor, part: slice) -> Tensor:
-            return s[part] @ likelihood.negative_log_likelihood(f, data.y[part])
-
-        return self._pass.hessian_products(loss)
+        return self._pass.hessian_products(
+            _DataLoss(likelihood, data.y, data.sample_weight.double())
+        )
 
     @cached_property
     def curvature(self) -> Point:
