@@ -27,15 +27,17 @@ from ..likelihoods import HeteroscedasticGaussian, Likelihood
 from ..linearize import Linearization
 from ..training.objective import Objective
 from .groups import choose_groups
-from .search import Found, Searcher, Trial, found
+from .search import PRIOR_PRECISION_BOUNDS, Found, Searcher, Trial, found
 
 __all__ = ["choose_noise_head", "head_group", "noise_head"]
 
 # How much stronger the means' prior is on the way; factor by which δ_s falls in a step, at most so
 # many steps, and so many of lower evidence. δ_s that stands for infinity, beside the data's.
 _FIRMER, _STEP, _STEPS, _PATIENCE, _INFINITE = 3.0, 4.0, 9, 2, 1e4
-# Of the minima on the way: ‖∇loss‖ ≤ tol (1 + |loss|).
-_TOL = 1e-5
+# Of the minima on the way: ‖∇loss‖ ≤ tol (1 + |loss|), and steps.
+_TOL, _FEW = 1e-6, 250
+# Nats a row behind constant noise that the other δ do not make up for.
+_HOPELESS = 0.05
 # Derivatives of g below this part of the largest are none.
 _ASLEEP = 1e-6
 
@@ -76,20 +78,37 @@ def choose_noise_head(
     likelihood = HeteroscedasticGaussian(start.objective.likelihood.noise_std)  # type: ignore[attr-defined]
     before, delta = searcher.trial(start), start.objective.prior_precision
     known = _information(searcher.objective, start.w, head)
-    few = copy.copy(searcher.of_few())
-    few.tol = max(few.tol, _TOL)
-    best = _at(few, before, likelihood, torch.where(head, known, _FIRMER * delta), head)
-    here, lower = best, 0
+    infinite = min(_INFINITE * known, 0.5 * PRIOR_PRECISION_BOUNDS[1])
+    constant = _at(searcher, before, likelihood, torch.where(head, infinite, delta), head)
+    firmer = torch.where(head, known, _FIRMER * delta)
+    best = _on_the_way(searcher, _at(_rough(searcher), before, likelihood, firmer, head), head)
+    if best.evidence < constant.evidence - _HOPELESS * len(searcher.objective.data):
+        return found(searcher, constant)
+    exact = _at(searcher, best, likelihood, best.objective.prior_precision, head)
+    varying = choose_groups(_rough(searcher), found(searcher, exact), index, n_groups)
+    delta = varying.objective.prior_precision
+    last = _at(searcher, searcher.trial(varying), likelihood, delta, head)
+    return found(searcher, max(constant, last, key=lambda trial: trial.evidence))
+
+
+def _on_the_way(searcher: Searcher, first: Trial, head: Tensor) -> Trial:
+    """The best of falling δ_s, up to where the evidence falls too."""
+    here, best, lower = first, first, 0
     for _ in range(_STEPS):
-        weaker = torch.where(head, 1.0 / _STEP, 1.0) * here.objective.prior_precision
-        here = _at(few, here, likelihood, weaker, head)
+        objective = here.objective
+        weaker = torch.where(head, 1.0 / _STEP, 1.0) * objective.prior_precision
+        here = _at(_rough(searcher), here, objective.likelihood, weaker, head)
         best, lower = (here, 0) if here.evidence > best.evidence else (best, lower + 1)
         if lower >= _PATIENCE:
             break
-    exact = _at(searcher, best, likelihood, best.objective.prior_precision, head)
-    varying = choose_groups(searcher, found(searcher, exact), index, n_groups)
-    constant = _at(searcher, before, likelihood, torch.where(head, _INFINITE * known, delta), head)
-    return found(searcher, constant) if constant.evidence > varying.evidence else varying
+    return best
+
+
+def _rough(searcher: Searcher) -> Searcher:
+    """The same with less asked of each minimum: what needs many steps has little evidence."""
+    rough = copy.copy(searcher)
+    rough.tol, rough.max_iter = max(rough.tol, _TOL), min(rough.max_iter, _FEW)
+    return rough
 
 
 def _at(
