@@ -62,6 +62,8 @@ GROUPS = (
      "predictive.Quadrature", "predictive.PoissonLognormal", "predictive.StudentNormal"),
     ("likelihoods.Poisson", "predictive.PoissonLognormal"),
     ("likelihoods.StudentT", "predictive.StudentNormal"),
+    ("likelihoods.Gaussian", "likelihoods.DiagonalGaussian",
+     "likelihoods.HeteroscedasticGaussian", "predictive.NormalLognormal"),
     ("plotting.CoverageDisplay", "plotting.QuantileCalibrationDisplay"),
     ("log_predictive_density_scorer", "model_selection.LogPredictiveDensityScorer",
      "marginal_likelihood_scorer"),

@@ -70,7 +70,7 @@ _PRECISIONS: dict[str, Any] = {c.__name__: c for c in (DensePrecision, DiagonalP
 # What a fit sets beside the result, where it does.
 _ATTRIBUTES = (
     "n_features_in_", "feature_names_in_", "classes_", "y_mean_", "y_scale_",
-    "_one_dimensional", "_draw_seed", "_fit_sample_weight",
+    "_one_dimensional", "_draw_seed", "_fit_sample_weight", "_noise_offset",
 )  # fmt: skip
 _PLAIN = (
     "prior_precision", "prior_precisions", "evidence", "evidence_kind", "gradient", "converged",

@@ -46,7 +46,7 @@ from ..networks import ACTIVATIONS
 from ..posterior import Full, IndependentOutputs
 from ..training.first_order import shown_as_net
 from ..training.objective import TrainingData
-from ..training.source import NetworkSource
+from ..training.source import NetworkSource, of_first_half
 from .options import SHORTHANDS, Options, options_of, warn_of_scales
 
 __all__: list[str] = []
@@ -206,9 +206,10 @@ class BaseDNN2GP(Documented, BaseEstimator):
         likelihood: Likelihood,
         n_outputs: int,
         options: Options,
+        free_noise: bool = False,
     ) -> Result:
         """Train, choose δ and σ, find q."""
-        free_noise = getattr(self, "noise_std", None) == "auto"
+        n_outputs = n_outputs * likelihood.outputs_per_target
         freedom = Freedom(
             self.prior_precision == "auto", free_noise and isinstance(likelihood, Gaussian)
         )
@@ -302,6 +303,8 @@ class BaseDNN2GP(Documented, BaseEstimator):
     def kernel_(self) -> NTKKernel:
         """The neural tangent kernel J Jᵀ/δ of the trained network, a scikit-learn kernel.
 
+        Of a network with a noise that depends on x, the kernel of its means.
+
         Raises
         ------
         AttributeError
@@ -310,7 +313,10 @@ class BaseDNN2GP(Documented, BaseEstimator):
         """
         check_is_fitted(self)
         self._require_network_process("kernel_", AttributeError)
-        return NTKKernel(self.module_, prior_precision=self.prior_precision_)
+        network = self.module_
+        if self._result.likelihood.outputs_per_target > 1:
+            network = of_first_half(network, self.linear_model_.noise_factor.shape[1] // 2)
+        return NTKKernel(network, prior_precision=self.prior_precision_)
 
     def _require_network_process(self, what: str, error: type[Exception] = ValueError) -> None:
         """Refuse what holds for the process of the whole network's tangent kernel alone."""
@@ -319,7 +325,8 @@ class BaseDNN2GP(Documented, BaseEstimator):
                 f"{what} is of the process whose kernel is the whole network's tangent kernel; "
                 f"posterior={self.posterior!r} is another process. Use posterior='full'."
             )
-        if len(self.prior_precisions_) > 1:
+        # The noise's head has a δ of its own, and no part in the kernel of the means.
+        if set(self.prior_precisions_) - {"noise"} != {"all"}:
             raise error(
                 f"{what} is of one prior precision for all weights, and prior_groups="
                 f"{self.prior_groups!r} chose {len(self.prior_precisions_)}."

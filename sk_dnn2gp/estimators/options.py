@@ -13,7 +13,13 @@ from skorch import NeuralNet
 
 from .._utils.rows import as_rows, moments
 from ..inference import LinearizedVariational, Variational, resolve_inference
-from ..likelihoods import Bernoulli, Categorical, Gaussian
+from ..likelihoods import (
+    Bernoulli,
+    Categorical,
+    DiagonalGaussian,
+    Gaussian,
+    HeteroscedasticGaussian,
+)
 from ..posterior import (
     Diagonal,
     IndependentOutputs,
@@ -22,7 +28,14 @@ from ..posterior import (
 )
 from ..training import FirstOrder, resolve_solver
 
-__all__ = ["SHORTHANDS", "Options", "check_target", "options_of", "warn_of_scales"]
+__all__ = [
+    "SHORTHANDS",
+    "Options",
+    "check_target",
+    "is_heteroscedastic",
+    "options_of",
+    "warn_of_scales",
+]
 
 # Arguments that hold an object with settings, and what makes one of a string.
 SHORTHANDS: dict[str, Any] = {
@@ -62,6 +75,7 @@ def options_of(estimator: Any, is_classifier: bool) -> Options:
         if part is not None:
             part.validate()
     _check_likelihood(estimator, options)
+    _check_noise(estimator, options)
     _check_inference(estimator, options, is_classifier)
     _check_posterior(estimator, options)
     _check_groups(estimator, options)
@@ -74,9 +88,9 @@ def _check_likelihood(estimator: Any, options: Options) -> None:
     if likelihood is None:
         return
     wrong = []
-    if estimator.noise_std != "auto":
+    if not isinstance(estimator.noise_std, str) or estimator.noise_std != "auto":
         wrong.append(f"noise_std={estimator.noise_std!r} (its own parameters tell the noise)")
-    if isinstance(likelihood, Gaussian):
+    if isinstance(likelihood, Gaussian | DiagonalGaussian | HeteroscedasticGaussian):
         wrong.append("Gaussian (leave likelihood=None, and give noise_std)")
     if isinstance(likelihood, Bernoulli | Categorical):
         wrong.append("labels (take DNN2GPClassifier)")
@@ -84,6 +98,30 @@ def _check_likelihood(estimator: Any, options: Options) -> None:
         wrong.append("inference='vi' (take 'laplace')")
     if wrong:
         raise ValueError(f"likelihood={likelihood!r} does not go with {'; '.join(wrong)}.")
+
+
+def _check_noise(estimator: Any, options: Options) -> None:
+    if not is_heteroscedastic(estimator):
+        return
+    wrong = []
+    if options.is_variational:
+        wrong.append("inference='vi' (take 'laplace')")
+    own = isinstance(estimator.net, NeuralNet | FrozenEstimator)
+    first = isinstance(options.solver, FirstOrder) or own
+    whole = options.posterior.is_network_process or first
+    if estimator.prior_precision == "auto" and not whole:
+        wrong.append(
+            f"posterior={estimator.posterior!r} while prior_precision is 'auto': the noise has its "
+            "own, chosen by the evidence of all weights (take 'full', or give a number)"
+        )
+    if wrong:
+        raise ValueError(f"noise_std='heteroscedastic' does not go with {'; '.join(wrong)}.")
+
+
+def is_heteroscedastic(estimator: Any) -> bool:
+    """Whether the size of the noise is asked to depend on x."""
+    noise_std = getattr(estimator, "noise_std", None)
+    return isinstance(noise_std, str) and noise_std == "heteroscedastic"
 
 
 def _check_inference(estimator: Any, options: Options, is_classifier: bool) -> None:

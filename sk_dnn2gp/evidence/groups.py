@@ -21,10 +21,9 @@ from torch import Tensor
 
 from ..likelihoods import Gaussian
 from ..linearize import Linearization
-from ..training.minimum import ExactPosterior, Minimum
 from .freedom import NOISE_STD_BOUNDS, PRIOR_PRECISION_BOUNDS
 from .minima import Minima, Trial
-from .search import Found, found, polish
+from .search import Found, found, polish, resumed
 from .spectrum import GroupedEvidence
 
 __all__ = ["choose_groups", "weight_groups"]
@@ -107,7 +106,7 @@ def choose_groups(minima: Minima, start: Found, index: Tensor, n_groups: int) ->
     ``index`` (P,) holds the number of each weight's group. MemoryError if three P × P matrices do
     not fit.
     """
-    best, trust = _trial(minima, start), _TRUST
+    best, trust = resumed(minima, start), _TRUST
     evidence = _evidence(best, index)
     for _ in range(_MOVES):
         minima.left = minima.max_iter  # of each move: there are many
@@ -126,15 +125,6 @@ def choose_groups(minima: Minima, start: Found, index: Tensor, n_groups: int) ->
             break
     minima.left = minima.max_iter
     return found(minima, *polish(minima, best))
-
-
-def _trial(minima: Minima, start: Found) -> Trial:
-    """What a search ended with, to go on from."""
-    factor = start.posterior if isinstance(start.posterior, ExactPosterior) else None
-    factor = factor if minima.is_of_all else None
-    point = start.objective.at(start.w)
-    minimum = Minimum(point, factor, start.converged, start.n_iter, start.losses)
-    return Trial(0.0, minimum, start.objective, start.posterior, start.evidence)
 
 
 def _evidence(trial: Trial, index: Tensor) -> GroupedEvidence:

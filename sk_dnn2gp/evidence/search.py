@@ -24,12 +24,13 @@ from numpy.linalg import LinAlgError
 from torch import Tensor
 
 from ..posterior import Posterior
+from ..training.minimum import ExactPosterior, Minimum
 from ..training.objective import Objective, part_of
 from .bracket import Bracket, Sample, secant
 from .minima import Minima, Trial
 from .spectrum import log_marginal_likelihood
 
-__all__ = ["Found", "fixed", "found", "polish", "search"]
+__all__ = ["Found", "fixed", "found", "polish", "resumed", "search"]
 
 logger = logging.getLogger("sk_dnn2gp")
 
@@ -300,3 +301,22 @@ def found(minima: Minima, trial: Trial, slope: float = math.nan) -> Found:
         losses=minimum.losses,
         gradient=gradient,
     )
+
+
+def resumed(minima: Minima, found: Found) -> Trial:
+    """What a search ended with, as a trial to go on from.
+
+    Parameters
+    ----------
+    minima : Minima
+    found : Found
+
+    Returns
+    -------
+    Trial
+    """
+    factor = found.posterior if isinstance(found.posterior, ExactPosterior) else None
+    factor = factor if minima.is_of_all else None
+    point = found.objective.at(found.w)
+    minimum = Minimum(point, factor, found.converged, found.n_iter, found.losses)
+    return Trial(0.0, minimum, found.objective, found.posterior, found.evidence)

@@ -29,6 +29,7 @@ from .._utils.threads import few_threads
 from ..evidence.freedom import NOISE_STD_BOUNDS, PRIOR_PRECISION_BOUNDS, Freedom
 from ..evidence.groups import choose_groups, weight_groups
 from ..evidence.minima import MANY, Minima
+from ..evidence.noise import choose_noise_head, head_group, noise_head
 from ..evidence.search import Found, fixed, search
 from ..evidence.spectrum import log_marginal_likelihood
 from ..evidence.updates import EvidenceUpdates, maximise_at_fixed_weights
@@ -45,6 +46,7 @@ from ..training.source import (
     check_outputs,
     check_trainable,
     module_dtype,
+    of_first_half,
 )
 from .result import Result
 
@@ -100,7 +102,7 @@ def fit_laplace(task: Task) -> Result:
     with seeded(task.seed, task.device):
         module, net = _start(task, 0)
     own = _own_data(task, module, task.device if net is None else net.device)
-    check_outputs(module, own.X, task.source.n_outputs)
+    check_outputs(module, own.X, task.source.n_outputs, task.likelihood.outputs_per_target)
     n_params = sum(p.numel() for p in module.parameters() if p.requires_grad)
     n_rows = own.total_weight * task.source.n_outputs
     if net is None and solver is None:
@@ -144,29 +146,15 @@ def _second_order(task: Task, own: TrainingData, solver: FullBatch) -> Result:
     """A search over θ, or one minimum where δ and σ are given."""
     with seeded(task.seed, task.device):
         module, _ = _start(task, 0)
-    linearization = Linearization(module, dtype=torch.float64, memory_limit=solver.memory_limit)
-    linearization.outputs(own.X[:1])
-    linearization = linearization.at(linearization.weights())  # moves with no module
+    linearization = _float64(module, own.X, solver)
     ones = torch.ones(linearization.n_params, dtype=torch.float64, device=own.X.device)
     data = _exact_data(task, own)
     objective = Objective(linearization, data, task.likelihood, task.prior_precision * ones)
-    minima = Minima(
-        objective,
-        task.freedom,
-        task.specification,
-        _factorise(task, solver),
-        task.rows,
-        solver.tol,
-        solver.max_iter,
-        damped=isinstance(solver, GaussNewtonLM),
-    )
+    minima = _minima(task, solver, objective, task.freedom)
     starts = _starts(task, module, _n_starts(task, linearization, data))
     began = time.perf_counter()
     if task.freedom.is_any:
-        found = search(minima, starts)
-        names, index = weight_groups(linearization, task.groups, task.feature_names)
-        if len(names) > 1:
-            found = choose_groups(minima, found, index, len(names))
+        found, names, index = _searched(task, solver, minima, starts, module)
         _warn_at_bounds(found.objective, task.freedom)
     else:
         names, index = weight_groups(linearization, "all", ())
@@ -178,6 +166,48 @@ def _second_order(task: Task, own: TrainingData, solver: FullBatch) -> Result:
         print(line)
     _warn_of_minimum(found, solver)
     return _result_of(task, own, module, found, names, index, type(solver).__name__)
+
+
+def _minima(task: Task, solver: FullBatch, objective: Objective, freedom: Freedom) -> Minima:
+    return Minima(
+        objective,
+        freedom,
+        task.specification,
+        _factorise(task, solver),
+        task.rows,
+        solver.tol,
+        solver.max_iter,
+        damped=isinstance(solver, GaussNewtonLM),
+    )
+
+
+def _searched(
+    task: Task, solver: FullBatch, minima: Minima, starts: Iterator[Tensor], module: nn.Module
+) -> tuple[Found, list[str], Tensor]:
+    """The best δ and σ, with names and index of the groups of weights that have a δ each."""
+    objective = minima.objective
+    linearization, X = objective.linearization, objective.data.X
+    names, index = weight_groups(linearization, task.groups, task.feature_names)
+    if task.likelihood.outputs_per_target > 1:
+        n_targets = objective.data.y.shape[1]
+        head = noise_head(linearization, X, n_targets)
+        if bool(head.any()):
+            means = _float64(of_first_half(module, n_targets), X, solver)
+            constant = replace(objective, linearization=means, likelihood=Gaussian())
+            start = search(_minima(task, solver, constant, Freedom(True, True)), starts)
+            names, index = head_group(names, index, head)
+            return choose_noise_head(minima, start, head, index, len(names)), names, index
+    found = search(minima, starts)
+    if len(names) > 1:
+        found = choose_groups(minima, found, index, len(names))
+    return found, names, index
+
+
+def _float64(module: nn.Module, X: Tensor, solver: FullBatch) -> Linearization:
+    """A module's linearisation at its weights: it moves with no module."""
+    linearization = Linearization(module, dtype=torch.float64, memory_limit=solver.memory_limit)
+    linearization.outputs(X[:1])
+    return linearization.at(linearization.weights())
 
 
 def _starts(task: Task, module: nn.Module, n_starts: int) -> Iterator[Tensor]:
@@ -382,7 +412,7 @@ def _frozen(task: Task) -> Result:
     """Take the network as trained; the evidence may choose δ and σ at its weights."""
     module = task.source.frozen_module().to(task.device).eval()
     own = _own_data(task, module, task.device)
-    check_outputs(module, own.X, task.source.n_outputs)
+    check_outputs(module, own.X, task.source.n_outputs, task.likelihood.outputs_per_target)
     loss = BatchLoss(task.likelihood, task.prior_precision, len(own))
     net = task.source.net.estimator
     return _at_trained_weights(task, own, module, net, loss, [], "frozen")
