@@ -449,8 +449,10 @@ def test_what_does_not_go_together(options, match):
         HeteroscedasticGaussian(0.0)
 
 
+# A strong prior: with a weak one the checks' fifteen rows are interpolated, s → 0, and which of the
+# minima is found depends on the last digits.
 @pytest.mark.filterwarnings("ignore")  # the checks fit odd data on purpose
-@parametrize_with_checks([DNN2GPRegressor(**VARYING)])
+@parametrize_with_checks([DNN2GPRegressor(**{**FIXED, "prior_precision": 20.0})])
 def test_estimator_checks(estimator, check):
     check(estimator)
 

@@ -2,9 +2,13 @@
 Noise whose size depends on x
 =============================
 
-@CLAIM@
+Where the noise grows from 0.05 to 0.8 along x, 90% intervals of constant noise
+hold all of the targets on the quiet side and three in four on the loud one.
+With ``noise_std="heteroscedastic"`` they hold 88% and 86%, and the density of
+new targets is twice as high: the test negative log density falls from 0.79 to
+0.08. The evidence says so without them: -159 against -17.
 
-Takes 9 seconds.
+Takes 17 seconds.
 """
 
 import matplotlib.pyplot as plt

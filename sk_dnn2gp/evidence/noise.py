@@ -31,15 +31,15 @@ from .groups import choose_groups
 from .minima import Minima, Trial
 from .search import Found, found, resumed
 
-__all__ = ["choose_noise_head", "head_group", "noise_head"]
+__all__ = ["awake", "choose_noise_head", "head_group", "noise_head"]
 
 # How much stronger the means' prior is on the way; factor by which δ_s falls in a step, at most so
 # many steps, and so many of lower evidence. δ_s that stands for infinity, beside the data's.
-_FIRMER, _STEP, _STEPS, _PATIENCE, _INFINITE = 3.0, 4.0, 9, 2, 1e4
+_FIRMER, _STEP, _STEPS, _PATIENCE, _INFINITE = 2.5, 4.0, 9, 2, 1e4
 # Of the minima on the way: ‖∇loss‖ ≤ tol (1 + |loss|), and steps.
 _TOL, _FEW = 1e-6, 250
 # Nats a row behind constant noise that the other δ do not make up for.
-_HOPELESS = 0.05
+_HOPELESS = 0.1
 # Derivatives of g below this part of the largest are none.
 _ASLEEP = 1e-6
 
@@ -119,7 +119,7 @@ def _at(
     """The minimum of another objective, begun where ``before`` stands."""
     minima.left = minima.max_iter  # of each minimum: there are many
     objective = minima.objective.under(likelihood, delta)
-    w = _awake(objective, before.w, head)
+    w = awake(objective, before.w, head)
     return minima.at(
         objective, replace(before, minimum=replace(before.minimum, point=objective.at(w)))
     )
@@ -135,7 +135,7 @@ def _information(objective: Objective, w: Tensor, head: Tensor) -> float:
     return float(linearization.ggn_diagonal(data.X, cotangents=L)[head].sum())
 
 
-def _awake(objective: Objective, w: Tensor, head: Tensor) -> Tensor:
+def awake(objective: Objective, w: Tensor, head: Tensor) -> Tensor:
     """w, with untrained weights for those on which g no longer depends.
 
     A strong prior takes a noise network of several layers to zero everywhere, which is a saddle.

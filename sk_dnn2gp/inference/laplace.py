@@ -29,7 +29,7 @@ from .._utils.threads import few_threads
 from ..evidence.freedom import NOISE_STD_BOUNDS, PRIOR_PRECISION_BOUNDS, Freedom
 from ..evidence.groups import choose_groups, weight_groups
 from ..evidence.minima import MANY, Minima
-from ..evidence.noise import choose_noise_head, head_group, noise_head
+from ..evidence.noise import awake, choose_noise_head, head_group, noise_head
 from ..evidence.search import Found, fixed, search
 from ..evidence.spectrum import log_marginal_likelihood
 from ..evidence.updates import EvidenceUpdates, maximise_at_fixed_weights
@@ -40,6 +40,7 @@ from ..linearize import Linearization
 from ..posterior import Full, Posterior, PosteriorSpecification
 from ..training.first_order import BatchLoss, default_net, train
 from ..training.objective import Objective, Point, TrainingData, part_of
+from ..training.second_order import minimise
 from ..training.solvers import LBFGS, FirstOrder, FullBatch, GaussNewtonLM, automatic_solver
 from ..training.source import (
     NetworkSource,
@@ -158,7 +159,7 @@ def _second_order(task: Task, own: TrainingData, solver: FullBatch) -> Result:
         _warn_at_bounds(found.objective, task.freedom)
     else:
         names, index = weight_groups(linearization, "all", ())
-        found = fixed(minima, starts)
+        found = fixed(minima, _smooth(starts, minima, solver, module))
     if task.verbose:
         seconds = time.perf_counter() - began
         steepness = f", slope {found.slope:.1e}" if math.isfinite(found.slope) else ""
@@ -192,8 +193,7 @@ def _searched(
         n_targets = objective.data.y.shape[1]
         head = noise_head(linearization, X, n_targets)
         if bool(head.any()):
-            means = _float64(of_first_half(module, n_targets), X, solver)
-            constant = replace(objective, linearization=means, likelihood=Gaussian())
+            constant = _constant(objective, solver, module)
             start = search(_minima(task, solver, constant, Freedom(True, True)), starts)
             names, index = head_group(names, index, head)
             return choose_noise_head(minima, start, head, index, len(names)), names, index
@@ -201,6 +201,28 @@ def _searched(
     if len(names) > 1:
         found = choose_groups(minima, found, index, len(names))
     return found, names, index
+
+
+def _constant(objective: Objective, solver: FullBatch, module: nn.Module) -> Objective:
+    """Of the means alone, under constant noise."""
+    data = objective.data
+    means = _float64(of_first_half(module, data.y.shape[1]), data.X, solver)
+    return replace(objective, linearization=means, likelihood=Gaussian())
+
+
+def _smooth(
+    starts: Iterator[Tensor], minima: Minima, solver: FullBatch, module: nn.Module
+) -> Iterator[Tensor]:
+    """Starts; of a varying noise, minima under constant noise of the spread of the targets."""
+    objective = minima.objective
+    if objective.likelihood.outputs_per_target == 1:
+        yield from starts
+        return
+    head = noise_head(objective.linearization, objective.data.X, objective.data.y.shape[1])
+    constant = _constant(objective, solver, module)
+    for w in starts:
+        smooth = minimise(constant, w, minima.factorise, None, solver.tol, solver.max_iter)
+        yield awake(objective, smooth.point.w, head)
 
 
 def _float64(module: nn.Module, X: Tensor, solver: FullBatch) -> Linearization:
