@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from joblib import effective_n_jobs
 from numpy.typing import NDArray
+from sklearn import config_context, get_config
 from sklearn.utils.parallel import Parallel, delayed
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
@@ -113,10 +114,13 @@ def over_workers(function: Callable[..., Any], tasks: Sequence[tuple]) -> list[A
     """
     results: list[Any] = [None] * len(tasks)
     todo, whole, deaths = list(range(len(tasks))), set[int](), 0
+    # Together they take what one process would; and loky takes one that grows by 300 MB for a leak.
+    share = get_config()["working_memory"] / effective_n_jobs(None)
     while todo:
         packed = [_packed(tasks[i], i in whole) for i in todo]
         try:
-            found = Parallel(max_nbytes=None)(delayed(_run)(function, *one) for one in packed)
+            with config_context(working_memory=share):
+                found = Parallel(max_nbytes=None)(delayed(_run)(function, *one) for one in packed)
         except Exception as error:
             deaths += 1
             if not _is_death(error):
@@ -140,8 +144,9 @@ def _is_death(error: Exception) -> bool:
 def _told(error: Exception) -> RuntimeError:
     return RuntimeError(
         f"Workers died in {_TRIES} rounds of a sum over rows ({type(error).__name__}), most often "
-        "for want of memory: each takes scikit-learn's working_memory for itself, beside its share "
-        "of the rows. Lower sklearn.set_config(working_memory=...), or take fewer workers."
+        "for want of memory: beside its share of the rows and of scikit-learn's working_memory "
+        "each holds the network and libraries. Lower sklearn.set_config(working_memory=...), or "
+        "take fewer workers."
     )
 
 
