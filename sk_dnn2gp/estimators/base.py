@@ -7,6 +7,7 @@ strings become objects; ``inference`` trains the network (``training``), chooses
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from numbers import Integral, Real
@@ -22,9 +23,13 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 from skorch import NeuralNet
 from torch import Tensor
+from torch.nn import Module
 
+from .._utils.checkpoint import Checkpoint, digest
 from .._utils.documentation import Documented
+from .._utils.progress import CallbackSupport, Progress
 from .._utils.random import draw_seed, torch_generator
+from .._utils.tensor_file import read, write
 from ..evidence import EvidenceSpectrum, leave_one_out
 from ..evidence.search import Freedom
 from ..inference import LinearizedVariational, Result
@@ -40,11 +45,15 @@ from ..training.first_order import shown_as_net
 from ..training.objective import TrainingData
 from ..training.source import NetworkSource
 from .options import SHORTHANDS, Options, options_of, warn_of_scales
+from .storage import FitWriter, content_of_fit, fill
 
 __all__: list[str] = []
 
+# Fitted attributes that do not end like one.
+_FITTED = {"_result", "_fit_sample_weight", "_spectrum", "_net", "_draw_seed", "_one_dimensional"}
 
-class BaseDNN2GP(Documented, BaseEstimator):
+
+class BaseDNN2GP(Documented, CallbackSupport, BaseEstimator):
     """The walk that both estimators share. Not for use on its own."""
 
     _parameter_constraints: dict = {
@@ -159,9 +168,46 @@ class BaseDNN2GP(Documented, BaseEstimator):
         try:
             yield
         except BaseException:
-            self.__dict__.clear()
-            self.__dict__.update(before)
+            self.__dict__ = before  # at once: no second signal can come between
             raise
+
+    @contextmanager
+    def _fitting(self, X: Any, y: Any, sample_weight: Any) -> Iterator[Progress]:
+        """The block is the fit: told to callbacks where scikit-learn has them, and all or none."""
+        context, told = None, {"X": X, "y": y, "metadata": {"sample_weight": sample_weight}}
+        if hasattr(self, "_init_callback_context"):
+            context = self._init_callback_context(max_subtasks=None)
+            context.call_on_fit_task_begin(estimator=self, **told)
+        with self._all_or_none():
+            yield Progress(self.verbose, self, context)
+        if context is not None:
+            context.call_on_fit_task_end(estimator=self, **told, reconstruction_attributes={})
+
+    def _opened(
+        self, path: Any, X: Tensor, y: Tensor, weight: NDArray, previous: Any
+    ) -> Checkpoint:
+        """The checkpoint of this very fit; one that keeps nothing where there is no path."""
+        if path is None:
+            return Checkpoint()
+        if not isinstance(self.random_state, Integral):
+            raise ValueError(
+                f"checkpoint={path!r} needs random_state to be a whole number, and it is "
+                f"{self.random_state!r}: a fit that goes on must draw what the one before it drew."
+            )
+        if isinstance(self.net, NeuralNet):
+            raise ValueError(
+                f"checkpoint={path!r}, and net is a skorch net, whose own callbacks keep its "
+                "training (skorch.callbacks.Checkpoint). Leave checkpoint out."
+            )
+        states = {"net": self.net, "the last fit": previous}
+        given = self.get_params(deep=False).items()
+        identity = {
+            "the estimator": type(self).__name__,
+            **{name: repr(value) for name, value in given if name != "verbose"},
+            **{name: digest(v.state_dict()) for name, v in states.items() if isinstance(v, Module)},
+            **{name: digest(v) for name, v in (("X", X), ("y", y), ("sample_weight", weight))},
+        }
+        return Checkpoint(path, identity)
 
     def _fit_result(
         self,
@@ -171,6 +217,8 @@ class BaseDNN2GP(Documented, BaseEstimator):
         likelihood: Likelihood,
         n_outputs: int,
         options: Options,
+        progress: Progress,
+        checkpoint: Any,
     ) -> Result:
         """Train, choose δ and σ, find q."""
         free_noise = getattr(self, "noise_std", None) == "auto"
@@ -204,13 +252,18 @@ class BaseDNN2GP(Documented, BaseEstimator):
             previous=previous,
             groups=self.prior_groups,
             feature_names=self._feature_names(),
-            verbose=self.verbose,
+            progress=progress,
+            checkpoint=self._opened(checkpoint, tensor, y, weight, previous),
         )
+        progress.offset = self._evidence_offset(weight if task.rows is None else weight[task.rows])
         result = fit_laplace(task)
         if options.is_variational:
-            return fit_variational(task, result, options.inference)
+            result = fit_variational(task, result, options.inference)
         if isinstance(options.inference, LinearizedVariational):
-            return fit_linearized(task, result, options.inference)
+            with progress.stage("linearized variational") as stage:
+                result = fit_linearized(task, result, options.inference)
+                stage.evidence = result.evidence
+        task.checkpoint.remove()
         return result
 
     def _previous(self, source: NetworkSource, X: Tensor) -> Any:
@@ -260,6 +313,25 @@ class BaseDNN2GP(Documented, BaseEstimator):
             device = result.model.X.device
             self._net = shown_as_net(result.module, result.likelihood, result.loss_curve, device)
         return self._net
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Of a fitted default network numbers and text alone, which skops takes as pickle does."""
+        state = super().__getstate__()
+        if self.net is not None or "_result" not in state:
+            return state
+        writer, stream = FitWriter(), io.BytesIO()
+        try:
+            write(stream, content_of_fit(self, writer), writer.tensors)
+        except ValueError:  # a likelihood or labels of the user's own classes
+            return state
+        public = {n: v for n, v in state.items() if not n.endswith("_") and n not in _FITTED}
+        return {**public, "_stored": np.frombuffer(stream.getvalue(), dtype=np.uint8)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        stored = state.get("_stored")
+        super().__setstate__({name: value for name, value in state.items() if name != "_stored"})
+        if stored is not None:
+            fill(self, *read(io.BytesIO(stored.tobytes())))
 
     # ----------------------------------------------------------------- the Gaussian process
 

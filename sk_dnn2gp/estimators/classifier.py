@@ -5,6 +5,7 @@ Mathematics: :ref:`math-objective` to :ref:`math-predicting`, :ref:`math-choosin
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -219,7 +220,12 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
 
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(
-        self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None
+        self,
+        X: ArrayLike,
+        y: ArrayLike,
+        sample_weight: ArrayLike | None = None,
+        *,
+        checkpoint: str | os.PathLike | None = None,
     ) -> DNN2GPClassifier:
         """Train the network and make it a Gaussian process.
 
@@ -232,6 +238,10 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
             Labels, of any type that scikit-learn takes.
         sample_weight : array-like of shape (n_samples,), default=None
             How many times each example counts; zero leaves it out.
+        checkpoint : str or path-like, default=None
+            A file that keeps what the fit has done so far. A fit that was killed goes on from it
+            when it is called again with the same data, parameters and versions: with one thread to
+            the same bits. It is taken away when the fit is done. Needs a whole ``random_state``.
 
         Returns
         -------
@@ -247,7 +257,7 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
             If an argument or the data cannot be used: fewer than two classes, a network whose
             outputs are probabilities, or of the wrong number.
         """
-        with self._all_or_none():
+        with self._fitting(X, y, sample_weight) as progress:
             options = options_of(self, is_classifier=True)
             X, y, weight = self._checked_training_set(X, y, sample_weight, y_numeric=False)
             check_classification_targets(y)
@@ -264,7 +274,9 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
             likelihood: Likelihood = Bernoulli() if n_outputs == 1 else Categorical()
             draws = draw_seed(self.random_state)
             codes = self._codes(y, n_outputs)
-            result = self._fit_result(X, codes, weight, likelihood, n_outputs, options)
+            result = self._fit_result(
+                X, codes, weight, likelihood, n_outputs, options, progress, checkpoint
+            )
             self._draw_seed = draws
             self._show(result, weight)
         return self

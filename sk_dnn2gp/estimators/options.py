@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from sklearn.frozen import FrozenEstimator
 from skorch import NeuralNet
 
+from .._utils.warn import warn
 from ..inference import LinearizedVariational, Variational, resolve_inference
 from ..likelihoods import Bernoulli, Categorical, Gaussian
 from ..posterior import (
@@ -193,10 +193,9 @@ def warn_of_scales(X: NDArray) -> None:
     odd |= mean > _SHIFT * np.maximum(spread, 1e-300) * (spread > 0) + _SHIFT * (spread == 0)
     if odd.any():
         first = int(np.flatnonzero(odd)[0])
-        warnings.warn(
+        warn(
             f"X has {int(odd.sum())} feature(s) of extreme scale (feature {first}: mean "
             f"{X[:, first].mean():.1e}, standard deviation {spread[first]:.1e}), too much for a "
             "network. Put StandardScaler before it.",
             UserWarning,
-            stacklevel=2,
         )

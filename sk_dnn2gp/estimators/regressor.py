@@ -5,7 +5,7 @@ Mathematics: :ref:`math-objective` to :ref:`math-predicting`, :ref:`math-choosin
 
 from __future__ import annotations
 
-import warnings
+import os
 from numbers import Real
 from typing import Any
 
@@ -21,6 +21,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from .._utils.random import torch_generator
+from .._utils.warn import warn
 from ..likelihoods import Gaussian, Likelihood
 from ..predictive import Affine, Predictive
 from .base import BaseDNN2GP
@@ -207,7 +208,12 @@ class DNN2GPRegressor(DistributionMixin, MultiOutputMixin, RegressorMixin, BaseD
 
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(
-        self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None
+        self,
+        X: ArrayLike,
+        y: ArrayLike,
+        sample_weight: ArrayLike | None = None,
+        *,
+        checkpoint: str | os.PathLike | None = None,
     ) -> DNN2GPRegressor:
         """Train the network and make it a Gaussian process.
 
@@ -219,6 +225,10 @@ class DNN2GPRegressor(DistributionMixin, MultiOutputMixin, RegressorMixin, BaseD
             Targets.
         sample_weight : array-like of shape (n_samples,), default=None
             How many times each example counts; zero leaves it out.
+        checkpoint : str or path-like, default=None
+            A file that keeps what the fit has done so far. A fit that was killed goes on from it
+            when it is called again with the same data, parameters and versions: with one thread to
+            the same bits. It is taken away when the fit is done. Needs a whole ``random_state``.
 
         Returns
         -------
@@ -233,7 +243,7 @@ class DNN2GPRegressor(DistributionMixin, MultiOutputMixin, RegressorMixin, BaseD
         MemoryError
             If the posterior does not fit ``memory_limit``.
         """
-        with self._all_or_none():
+        with self._fitting(X, y, sample_weight) as progress:
             options = options_of(self, is_classifier=False)
             X, y, weight = self._checked_training_set(X, y, sample_weight, multi_output=True)
             X, y, weight = self._without_zeros(X, y.astype(np.float64), weight)
@@ -243,8 +253,10 @@ class DNN2GPRegressor(DistributionMixin, MultiOutputMixin, RegressorMixin, BaseD
             if likelihood.is_additive:
                 mean, scale = self._mean_and_scale_of(y, weight)
             targets = torch.tensor((y - mean) / scale)
-            result = self._fit_result(X, targets, weight, likelihood, y.shape[1], options)
             self._one_dimensional, self.y_mean_, self.y_scale_ = one_dimensional, mean, scale
+            result = self._fit_result(
+                X, targets, weight, likelihood, y.shape[1], options, progress, checkpoint
+            )
             self._show(result, weight)
         return self
 
@@ -516,11 +528,10 @@ class DNN2GPRegressor(DistributionMixin, MultiOutputMixin, RegressorMixin, BaseD
         scale = np.sqrt(np.average((y - mean) ** 2, axis=0, weights=weight))
         constant = scale <= 10 * np.finfo(float).eps * np.abs(mean)
         if constant.any():
-            warnings.warn(
+            warn(
                 "y is constant" + (" in an output" if y.shape[1] > 1 else "") + ": there is "
                 "nothing to learn, and the prediction is that constant.",
                 UserWarning,
-                stacklevel=3,
             )
         return mean, np.where(constant, 1.0, scale)
 

@@ -7,6 +7,7 @@ trained; optimiser, batch size, callbacks, schedule and device are the net's own
 
 from __future__ import annotations
 
+import copy
 import math
 import signal
 import threading
@@ -16,18 +17,30 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from skorch import NeuralNet
 from skorch.callbacks import Callback, EarlyStopping, EpochTimer, LRScheduler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, default_collate
 
+from .._utils.checkpoint import Checkpoint
+from .._utils.progress import Stage
 from ..exceptions import ConvergenceError
-from ..likelihoods import Likelihood
+from ..likelihoods import Gaussian, Likelihood
 from .objective import TrainingData
 from .solvers import FirstOrder
 
-__all__ = ["BatchLoss", "NegativeLogLikelihood", "as_is", "default_net", "shown_as_net", "train"]
+__all__ = [
+    "BatchLoss",
+    "KeptEpochs",
+    "NegativeLogLikelihood",
+    "ToldEpochs",
+    "as_is",
+    "default_net",
+    "shown_as_net",
+    "train",
+]
 
 _COLLATE = "iterator_train__collate_fn"
 
@@ -101,13 +114,18 @@ def train(
     net.get_loss = partial(_map_loss, objective)
     try:
         with _interruptible():
-            net.partial_fit(set_, None)
+            net.partial_fit(set_, None, epochs=net.max_epochs - sum(map(_done, callbacks)))
     finally:
         del net.get_loss
         net.callbacks_ = own_callbacks
     if net.get_params().get(_COLLATE) is as_is:  # from here on it takes arrays, one by one
         setattr(net, _COLLATE, default_collate)
     return record.losses
+
+
+def _done(callback: Callback) -> int:
+    """Epochs that a checkpoint holds already."""
+    return callback.n_epochs if isinstance(callback, KeptEpochs) else 0
 
 
 class _OneByOne(torch.utils.data.Dataset):
@@ -181,13 +199,87 @@ class LossRecord(Callback):
         self.losses.append(loss)
 
 
+class ToldEpochs(Callback):
+    """Tells a stage of every epoch, and stops training where it is stopped."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+
+    def on_epoch_begin(self, net: NeuralNet, **_: Any) -> None:
+        """A step begins."""
+        self.stage.begin_step()
+
+    def on_epoch_end(self, net: NeuralNet, **_: Any) -> None:
+        """A step ends; KeyboardInterrupt is what skorch takes for a wish to stop."""
+        if self.stage.end_step():
+            raise KeyboardInterrupt
+
+
+class KeptEpochs(Callback):
+    """Keeps the state of training in a checkpoint after every epoch, and begins with the one there.
+
+    ``loss``: the objective, whose δ and σ are part of the state.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, name: str, loss: BatchLoss) -> None:
+        self.checkpoint, self.name, self.loss = checkpoint, name, loss
+
+    @property
+    def n_epochs(self) -> int:
+        """Epochs of the state that is there."""
+        state = self.checkpoint.states.get(self.name)
+        return 0 if state is None else len(state["history"])
+
+    def on_train_begin(self, net: NeuralNet, **_: Any) -> None:
+        """Go back to the state: after the other callbacks, which begin anew."""
+        state = self.checkpoint.states.get(self.name)
+        if state is None:
+            return
+        net.module_.load_state_dict(state["module"])
+        net.optimizer_.load_state_dict(state["optimizer"])
+        net.history.extend({"batches": [], **epoch} for epoch in state["history"])
+        for (_name, callback), own in zip(net.callbacks_, state["callbacks"], strict=True):
+            vars(callback).update({k: v for k, v in own.items() if k != "schedule"})
+            if "schedule" in own:
+                callback.lr_scheduler_.load_state_dict(own["schedule"])
+        self.loss.prior_precision = state["prior_precision"]
+        if state["noise_std"] is not None:
+            self.loss.likelihood = Gaussian(state["noise_std"])
+        torch.set_rng_state(state["torch"])
+        np.random.set_state(state["numpy"])  # noqa: NPY002
+
+    def on_epoch_end(self, net: NeuralNet, **_: Any) -> None:
+        """Keep the state."""
+        if self.checkpoint.path is None:
+            return
+        history = [{k: v for k, v in epoch.items() if k != "batches"} for epoch in net.history]
+        state = {
+            "module": dict(net.module_.state_dict()),
+            "optimizer": net.optimizer_.state_dict(),
+            "history": history,
+            "callbacks": [_state_of(callback) for _, callback in net.callbacks_],
+            "prior_precision": self.loss.prior_precision,
+            "noise_std": getattr(self.loss.likelihood, "noise_std", None),
+            "torch": torch.get_rng_state(),
+            "numpy": np.random.get_state(),  # noqa: NPY002
+        }
+        self.checkpoint.keep_state(self.name, copy.deepcopy(state))
+
+
+def _state_of(callback: Callback) -> dict[str, Any]:
+    """What a callback of the default net remembers: numbers, losses, and its schedule."""
+    kinds = (int, float, list)
+    own = {name: value for name, value in vars(callback).items() if isinstance(value, kinds)}
+    schedule = getattr(callback, "lr_scheduler_", None)
+    return own if schedule is None else {**own, "schedule": schedule.state_dict()}
+
+
 def default_net(
     module: nn.Module,
     n_samples: int,
     solver: FirstOrder,
     likelihood: Likelihood,
     device: Any = "cpu",
-    verbose: int = 0,
 ) -> NeuralNet:
     """An initialised skorch net that trains ``module``, in place, with the chosen optimiser."""
     optimizer, options = _optimizer(solver.optimizer)
@@ -206,7 +298,7 @@ def default_net(
         train_split=None,
         callbacks="disable",
         device=device,
-        verbose=verbose,
+        verbose=0,
         **{f"optimizer__{name}": value for name, value in options.items()},
     )
     net.initialize()

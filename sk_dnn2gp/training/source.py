@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from sklearn.frozen import FrozenEstimator
 from skorch import NeuralNet
 from torch import Tensor, nn
 
+from .._utils.warn import warn
 from ..exceptions import ApproximationWarning
 from ..networks import MLP
 
@@ -125,11 +125,10 @@ class NetworkSource:
                 )
         elif isinstance(self.net, NeuralNet):
             if getattr(self.net, "history_", None):
-                warnings.warn(
+                warn(
                     "net is a fitted skorch net: a clone of it is trained from new weights. Wrap "
                     "it as sklearn.frozen.FrozenEstimator(net) to use it as trained.",
                     UserWarning,
-                    stacklevel=4,
                 )
         elif not (
             self.net is None
@@ -187,12 +186,11 @@ def check_trainable(module: nn.Module) -> None:
                 "sklearn.frozen.FrozenEstimator(net)."
             )
         if isinstance(layer, nn.modules.dropout._DropoutNd) and layer.p > 0:
-            warnings.warn(
+            warn(
                 f"net holds a dropout layer ({name!r}): it is active in training and off in the "
                 "Gaussian process, whose weights are then not at a minimum of the MAP loss. "
                 "Set p=0; prior_precision is the regulariser here.",
                 ApproximationWarning,
-                stacklevel=4,
             )
 
 
