@@ -8,7 +8,7 @@ strings become objects; ``inference`` trains the network (``training``), chooses
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from numbers import Integral, Real
 from typing import Any
@@ -115,6 +115,11 @@ class BaseDNN2GP(Documented, CallbackSupport, BaseEstimator):
 
     def _validated(self, X: Any, y: Any = "no_validation", **check: Any) -> Any:
         """X (and y) checked as scikit-learn does."""
+        if isinstance(X, Mapping):
+            raise ValueError(
+                f"X is a dict of {list(X)}, and inputs here are one array: put its parts side by "
+                "side, and take them apart in the network's forward."
+            )
         own = self.net is not None
         return validate_data(
             self, X, y, dtype="numeric" if own else np.float64, allow_nd=own, **check
@@ -178,7 +183,7 @@ class BaseDNN2GP(Documented, CallbackSupport, BaseEstimator):
         if hasattr(self, "_init_callback_context"):
             context = self._init_callback_context(max_subtasks=None)
             context.call_on_fit_task_begin(estimator=self, **told)
-        with self._all_or_none():
+        with self._all_or_none(), torch.inference_mode(False), torch.enable_grad():
             yield Progress(self.verbose, self, context)
         if context is not None:
             context.call_on_fit_task_end(estimator=self, **told, reconstruction_attributes={})
@@ -252,6 +257,7 @@ class BaseDNN2GP(Documented, CallbackSupport, BaseEstimator):
             previous=previous,
             groups=self.prior_groups,
             feature_names=self._feature_names(),
+            encode=lambda y: self._targets(y, n_outputs),
             progress=progress,
             checkpoint=self._opened(checkpoint, tensor, y, weight, previous),
         )

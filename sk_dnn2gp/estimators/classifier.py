@@ -50,7 +50,9 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         its inputs. A module is trained with ``solver``; an instance is copied, never changed, and
         training begins at its weights (those that need no gradient stay). A skorch net is cloned,
         and trained with its own optimiser, batch size, callbacks and device, under this likelihood
-        and prior. A fitted net inside :class:`~sklearn.frozen.FrozenEstimator` is used as trained.
+        and prior; a validation split that it asks for, or that its callbacks need, is kept, while
+        the posterior is of all rows. A fitted net inside
+        :class:`~sklearn.frozen.FrozenEstimator` is used as trained.
     hidden_layer_sizes : sequence of int, default=(50,)
         Width of each hidden layer, for ``net=None``.
     activation : {"tanh", "relu", "sigmoid", "logistic", "erf", "gelu", "identity"}, default="tanh"
@@ -615,6 +617,10 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
                 f"y holds labels that fit has not seen: {unseen[:5].tolist()}; the classes are "
                 f"{self.classes_.tolist()[:10]}."
             )
+
+    def _targets(self, y: Tensor, n_outputs: int) -> Tensor:
+        """Other labels as class numbers."""
+        return self._codes(y.cpu().numpy().reshape(-1), n_outputs)
 
     def _codes(self, y: NDArray, n_outputs: int) -> Tensor:
         index = torch.tensor(np.searchsorted(self.classes_, y))

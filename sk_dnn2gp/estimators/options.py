@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from sklearn.frozen import FrozenEstimator
 from skorch import NeuralNet
@@ -61,12 +62,23 @@ def options_of(estimator: Any, is_classifier: bool) -> Options:
     for part in (options.inference, options.posterior, options.solver):
         if part is not None:
             part.validate()
+    _check_device(estimator.device)
     _check_likelihood(estimator, options)
     _check_inference(estimator, options, is_classifier)
     _check_posterior(estimator, options)
     _check_groups(estimator, options)
     _check_net(estimator, options)
     return options
+
+
+def _check_device(device: Any) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError, NotImplementedError) as error:
+        raise ValueError(
+            f"device={device!r} cannot be used here: {str(error).splitlines()[0]} Take "
+            "device='cpu', or a build of torch with that device."
+        ) from error
 
 
 def _check_likelihood(estimator: Any, options: Options) -> None:

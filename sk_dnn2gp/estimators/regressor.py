@@ -46,9 +46,10 @@ class DNN2GPRegressor(DistributionMixin, MultiOutputMixin, RegressorMixin, BaseD
         The network. None builds an MLP whose first layer standardises its inputs. A module is
         trained with ``solver``; an instance is copied, never changed, and training begins at its
         weights (those that need no gradient stay). A skorch net is cloned and trained with its own
-        optimiser, batch size, callbacks and device, under this likelihood and prior. A fitted net
-        inside :class:`~sklearn.frozen.FrozenEstimator` is used as trained, in its own
-        units: ``normalize_y`` is then left aside.
+        optimiser, batch size, callbacks and device, under this likelihood and prior; a validation
+        split that it asks for, or that its callbacks need, is kept, while the posterior is of all
+        rows. A fitted net inside :class:`~sklearn.frozen.FrozenEstimator` is used as trained, in
+        its own units: ``normalize_y`` is then left aside.
     hidden_layer_sizes : sequence of int, default=(50,)
         Width of each hidden layer, for ``net=None``.
     activation : {"tanh", "relu", "sigmoid", "logistic", "erf", "gelu", "identity"}, default="tanh"
@@ -520,6 +521,11 @@ class DNN2GPRegressor(DistributionMixin, MultiOutputMixin, RegressorMixin, BaseD
         check_is_fitted(self)
         return self._shaped(self.linear_model_.transformed_targets().cpu().numpy())
 
+    def _targets(self, y: Tensor, n_outputs: int) -> Tensor:
+        """Other targets in the units of training."""
+        mean, scale = torch.tensor(self.y_mean_), torch.tensor(self.y_scale_)
+        return (y.double().reshape(len(y), -1) - mean) / scale
+
     def _mean_and_scale_of(self, y: NDArray, weight: NDArray) -> tuple[NDArray, NDArray]:
         """What y is standardised with; a frozen net keeps the units that it was trained in."""
         if not self.normalize_y or self._is_frozen:
@@ -544,7 +550,7 @@ class DNN2GPRegressor(DistributionMixin, MultiOutputMixin, RegressorMixin, BaseD
 
     def _joint_covariance(self, inputs: Tensor, distribution: Predictive) -> NDArray:
         K, n = len(self.y_scale_), len(inputs)
-        joint = self.posterior_.joint_covariance(inputs).cpu().numpy().reshape(n, K, n, K)
+        joint = self._result.joint_covariance(inputs).numpy().reshape(n, K, n, K)
         V = np.einsum("ikjk->ijk", joint)
         return self._squeezed_last(distribution.joint_covariance(V))
 

@@ -87,6 +87,7 @@ class Task:
     previous: nn.Module | None = None  # a trained network to go on with (``warm_start``)
     groups: Any = "all"  # which weights share a δ
     feature_names: Sequence[str] = ()  # for groups by feature
+    encode: Any = None  # what takes targets of a user's own validation set to those of ``data``
     progress: Progress = field(default_factory=Progress)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
 
@@ -326,7 +327,7 @@ def _first_order(task: Task, own: TrainingData, solver: FirstOrder | None) -> Re
 def _trained(
     task: Task, own: TrainingData, net: Any, solver: FirstOrder | None, name: str
 ) -> Result:
-    loss = BatchLoss(task.likelihood, task.prior_precision, len(own))
+    loss = BatchLoss(task.likelihood, task.prior_precision, len(own), encode=task.encode)
     interval = 20 if solver is None else solver.evidence_interval
     updates: list[Any] = []
     if task.freedom.is_any:

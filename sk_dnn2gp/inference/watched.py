@@ -1,5 +1,9 @@
 """A search that tells of its steps, keeps them in a checkpoint, and ends where it is asked to.
 
+``max_iter`` bounds it whole: rough minima may take three quarters of it, and the true ones what is
+left then, half of it at most; a prior for each group may take as much again. Where it is spent,
+the search goes back to the best that it knows.
+
 A step is a minimum of the loss at one θ. Its record holds what a Trial is made of, posteriors
 apart, which are built anew from the weights: with one thread, to the same bits.
 """
@@ -24,6 +28,9 @@ from ..training.second_order import ExactPosterior, Minimum
 
 __all__ = ["WatchedSearcher"]
 
+# Steps that one rough minimum may take, and a few more: they are kept back.
+_KEPT = 200
+
 
 class WatchedSearcher(Searcher):
     """As its base; ``progress`` hears of every step, and ``checkpoint`` keeps it."""
@@ -36,6 +43,10 @@ class WatchedSearcher(Searcher):
         self._make, self.factorise = self.factorise, self._remembered
         # Where factors were made: w, δ and σ.
         self._origins: WeakKeyDictionary[Any, list[Any]] = WeakKeyDictionary()
+        # Steps that are left to rough minima, to all, and to groups: of all parts of the data.
+        rough = max(1, min(3 * self.max_iter // 4, self.max_iter - _KEPT))
+        self._left = {"rough": rough, "all": self.max_iter, "groups": self.max_iter}
+        self._purse = "all"
         self._n_starts = 0
         self._last: Trial | None = None
 
@@ -48,9 +59,11 @@ class WatchedSearcher(Searcher):
     # ------------------------------------------------------------------------------------- steps
 
     def first(self, w: Tensor, theta: float) -> Trial:
-        if self.progress.current.stopped and self._last is not None:
+        if self._ended and self._last is not None:
             return replace(self._last, evidence=-math.inf)
-        return self._step(super().first, w, theta)
+        trial = self._step(super().first, w, theta)
+        self._spend(trial.minimum.n_iter, "rough", "all")
+        return trial
 
     def trained(self, w: Tensor) -> Trial:
         self._n_starts += 1
@@ -60,16 +73,30 @@ class WatchedSearcher(Searcher):
         return trial
 
     def at(self, objective: Objective, before: Trial) -> Trial:
-        if self.progress.current.stopped:
+        if self.progress.current.stopped or self._left["groups"] <= 0:
             return replace(before, evidence=-math.inf)
-        return self._step(super().at, objective, before)
+        self._purse, self.left = "groups", min(self.left, self._left["groups"])
+        trial = self._step(super().at, objective, before)
+        self._spend(trial.minimum.n_iter - before.minimum.n_iter, "groups")
+        return trial
 
     def moved(self, before: Trial, step: float, exact: bool = False) -> Trial:
-        if self.progress.current.stopped:  # no evidence: the search goes back to the best one
+        if self._ended and not exact:  # no evidence: the search goes back to the best one
             return replace(before, evidence=-math.inf)
         trial = self._step(super().moved, before, step, exact)
         trial.guess = before.derivative
+        steps = trial.minimum.n_iter - before.minimum.n_iter
+        self._spend(steps, *([self._purse] if exact else ["rough", "all"]))
         return trial
+
+    @property
+    def _ended(self) -> bool:
+        """Whether rough minima are over."""
+        return self.progress.current.stopped or self._left["rough"] <= 0
+
+    def _spend(self, steps: int, *purses: str) -> None:
+        for purse in purses:
+            self._left[purse] -= max(1, steps)
 
     def taken_over(self, before: Trial) -> Trial:
         return self._step(super().taken_over, before)
@@ -100,6 +127,8 @@ class WatchedSearcher(Searcher):
     # ------------------------------------------------------------------------------------ stages
 
     def started(self, w: Tensor, theta: float) -> Trial:
+        if self._left["rough"] <= 0 and self._last is not None:
+            return replace(self._last, evidence=-math.inf)
         self._n_starts += 1
         with self.progress.stage(f"start {self._n_starts}") as stage:
             best = super().started(w, theta)
@@ -109,6 +138,7 @@ class WatchedSearcher(Searcher):
     def polish(self, trial: Trial) -> tuple[Trial, float]:
         if self.progress.stopped:
             return trial, math.nan
+        self.left = min(self.left, max(1, self._left[self._purse]))
         with self.progress.stage("best prior and noise") as stage:
             found = super().polish(trial)
             stage.evidence = found[0].evidence

@@ -11,7 +11,7 @@ import copy
 import math
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from skorch import NeuralNet
-from skorch.callbacks import Callback, EarlyStopping, EpochTimer, LRScheduler
+from skorch import NeuralNet, NeuralNetBinaryClassifier
+from skorch.callbacks import Callback, EarlyStopping, EpochScoring, EpochTimer, LRScheduler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, default_collate
 
@@ -68,7 +68,8 @@ class NegativeLogLikelihood(nn.Module):
 class BatchLoss:
     """loss(w)/N of a batch; δ and the likelihood's σ may change between epochs.
 
-    ``has_prior`` is False where the optimiser itself adds it; ``parameters``, the trainable
+    ``has_prior`` is False where the optimiser itself adds it; ``encode`` takes targets of a
+    validation set of the user's to those of training; ``parameters``, the trainable
     weights, are set by :func:`train`.
     """
 
@@ -76,6 +77,7 @@ class BatchLoss:
     prior_precision: Any
     n_samples: int
     has_prior: bool = True
+    encode: Callable[[Tensor], Tensor] | None = None
     parameters: list[Tensor] = field(repr=False, default_factory=list)
 
     def __call__(self, f: Tensor, y: Tensor, sample_weight: Tensor) -> Tensor:
@@ -112,15 +114,42 @@ def train(
     if not (net.iterator_train is DataLoader and net.get_params().get(_COLLATE) is as_is):
         set_ = _OneByOne(data)
     net.get_loss = partial(_map_loss, objective)
+    epochs = net.max_epochs - sum(map(_done, callbacks))
     try:
-        with _interruptible():
-            net.partial_fit(set_, None, epochs=net.max_epochs - sum(map(_done, callbacks)))
+        with _interruptible(), _scored_by_targets(own_callbacks):
+            net.partial_fit(set_, _targets_of(net, data), epochs=epochs)
     finally:
         del net.get_loss
         net.callbacks_ = own_callbacks
     if net.get_params().get(_COLLATE) is as_is:  # from here on it takes arrays, one by one
         setattr(net, _COLLATE, default_collate)
     return record.losses
+
+
+@contextmanager
+def _scored_by_targets(callbacks: Sequence[Any]) -> Iterator[None]:
+    """Let scores see the targets of a batch, beside which lie the weights."""
+    scores = [callback for _, callback in callbacks if isinstance(callback, EpochScoring)]
+    before = [callback.target_extractor for callback in scores]
+    for callback, extract in zip(scores, before, strict=True):
+        callback.target_extractor = partial(_extracted, extract)
+    try:
+        yield
+    finally:
+        for callback, extract in zip(scores, before, strict=True):
+            callback.target_extractor = extract
+
+
+def _extracted(extract: Callable[[Any], Any], y: Any) -> Any:
+    return extract(y[0] if isinstance(y, tuple | list) else y)
+
+
+def _targets_of(net: NeuralNet, data: TrainingData) -> Any:
+    """What a split by classes needs; None where nothing is split."""
+    if net.train_split is None:
+        return None
+    y = data.y.cpu().numpy()
+    return y[:, 0].astype(int) if isinstance(net, NeuralNetBinaryClassifier) else y
 
 
 def _done(callback: Callback) -> int:
@@ -172,6 +201,9 @@ def _map_loss(
     objective: BatchLoss, y_pred: Tensor, y_true: Any, X: Any = None, training: bool = False
 ) -> Tensor:
     """Stand in for ``NeuralNet.get_loss``: the loss of a batch under the MAP objective."""
+    if isinstance(y_true, Tensor):  # of a validation set of the user's own
+        y_true = y_true if objective.encode is None else objective.encode(y_true)
+        y_true = y_true, torch.ones(len(y_true), dtype=y_pred.dtype)
     y, sample_weight = (part.to(y_pred.device) for part in y_true)
     return objective(y_pred, y, sample_weight)
 

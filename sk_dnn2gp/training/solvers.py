@@ -44,8 +44,8 @@ class FullBatch(Documented, BaseEstimator):
     Parameters
     ----------
     max_iter : int, default=1000
-        Steps at most to a minimum; where δ or σ is chosen, half as many to all true minima on the
-        way together.
+        Steps at most; where δ or σ is chosen, of all minima on the way together (but for the first
+        rough one), and as many again for a prior of each group.
     tol : float, default=1e-8
         A minimum is where ‖∇loss‖ ≤ tol (1 + abs loss).
     memory_limit : float, default=None
