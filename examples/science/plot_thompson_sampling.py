@@ -5,8 +5,8 @@ Thompson sampling: several looks at a time
 Four rounds of three looks find the narrow, higher hill of an unknown function.
 Each look is the maximum of a curve drawn from the network's process: draws
 differ where the data leave room, so that the looks of one round spread by
-themselves, with nothing to set. ``sk_dnn2gp.integrations.BoTorchModel`` hands the
-same process to BoTorch's optimisers, for inputs of many dimensions.
+themselves, with nothing to set. ``sk_dnn2gp.integrations.BoTorchModel`` hands
+the same process to BoTorch's optimisers, for inputs of many dimensions.
 
 Takes 15 seconds.
 """

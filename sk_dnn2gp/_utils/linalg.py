@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
-
 import torch
 from numpy.linalg import LinAlgError
 from torch import Tensor
+
+from .warn import warn
 
 __all__ = ["CholeskyJitterWarning", "cholesky", "nonnegative_variance", "symmetric_eigenvalues"]
 
@@ -37,11 +37,10 @@ def cholesky(A: Tensor, what: str = "the matrix", advice: str = "") -> Tensor:
         jittered.diagonal().add_(relative * mean_diagonal)
         L, info = torch.linalg.cholesky_ex(jittered)
         if not info.any():
-            warnings.warn(
+            warn(
                 f"The Cholesky factorisation of {what} needed jitter {relative:.0e} times the "
                 f"mean of its diagonal ({float(mean_diagonal):.3g}). {advice}".strip(),
                 CholeskyJitterWarning,
-                stacklevel=3,
             )
             return L
     raise LinAlgError(

@@ -7,7 +7,8 @@ strings become objects; ``inference`` trains the network (``training``), chooses
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import io
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from numbers import Integral, Real
@@ -28,11 +29,15 @@ from sklearn.utils.validation import (
 )
 from skorch import NeuralNet
 from torch import Tensor
+from torch.nn import Module
 from torch.utils.data import DataLoader, Dataset
 
+from .._utils.checkpoint import Checkpoint, digest
 from .._utils.documentation import Documented
+from .._utils.progress import CallbackSupport, Progress
 from .._utils.random import draw_seed, torch_generator
 from .._utils.rows import Loaded, Streamed, as_rows, is_mapped, moments, rows_where
+from .._utils.tensor_file import read, write
 from ..evidence import EvidenceSpectrum, leave_one_out
 from ..evidence.freedom import Freedom
 from ..inference import LinearizedVariational, Result
@@ -48,11 +53,15 @@ from ..training.first_order import shown_as_net
 from ..training.objective import TrainingData
 from ..training.source import NetworkSource, of_first_half
 from .options import SHORTHANDS, Options, options_of, warn_of_scales
+from .storage import FitWriter, content_of_fit, fill
 
 __all__: list[str] = []
 
+# Fitted attributes that do not end like one.
+_FITTED = {"_result", "_fit_sample_weight", "_spectrum", "_net", "_draw_seed", "_one_dimensional"}
 
-class BaseDNN2GP(Documented, BaseEstimator):
+
+class BaseDNN2GP(Documented, CallbackSupport, BaseEstimator):
     """The walk that both estimators share. Not for use on its own."""
 
     _parameter_constraints: dict = {
@@ -114,6 +123,11 @@ class BaseDNN2GP(Documented, BaseEstimator):
 
     def _validated(self, X: Any, y: Any = "no_validation", **check: Any) -> Any:
         """X (and y) checked as scikit-learn does; rows in a file or a Dataset are left there."""
+        if isinstance(X, Mapping):
+            raise ValueError(
+                f"X is a dict of {list(X)}, and inputs here are one array: put its parts side by "
+                "side, and take them apart in the network's forward."
+            )
         own = self.net is not None
         if isinstance(X, (Dataset, DataLoader)):
             return self._validated_rows(Loaded(X, self._loader()), y, own, **check)
@@ -194,9 +208,56 @@ class BaseDNN2GP(Documented, BaseEstimator):
         try:
             yield
         except BaseException:
-            self.__dict__.clear()
-            self.__dict__.update(before)
+            self.__dict__ = before  # at once: no second signal can come between
             raise
+
+    @contextmanager
+    def _fitting(self, X: Any, y: Any, sample_weight: Any) -> Iterator[Progress]:
+        """The block is the fit: told to callbacks where scikit-learn has them, and all or none."""
+        context, told = None, {"X": X, "y": y, "metadata": {"sample_weight": sample_weight}}
+        if hasattr(self, "_init_callback_context"):
+            context = self._init_callback_context(max_subtasks=None)
+            context.call_on_fit_task_begin(estimator=self, **told)
+        with self._all_or_none(), torch.inference_mode(False), torch.enable_grad():
+            yield Progress(self.verbose, self, context)
+        if context is not None:
+            context.call_on_fit_task_end(estimator=self, **told, reconstruction_attributes={})
+
+    def _opened(
+        self,
+        path: Any,
+        X: Any,
+        y: Tensor,
+        weight: NDArray,
+        previous: Any,
+        likelihood: Likelihood,
+    ) -> Checkpoint:
+        """The checkpoint of this very fit; one that keeps nothing where there is no path."""
+        if path is None:
+            return Checkpoint()
+        if not isinstance(self.random_state, Integral):
+            raise ValueError(
+                f"checkpoint={path!r} needs random_state to be a whole number, and it is "
+                f"{self.random_state!r}: a fit that goes on must draw what the one before it drew."
+            )
+        if isinstance(self.net, NeuralNet):
+            raise ValueError(
+                f"checkpoint={path!r}, and net is a skorch net, whose own callbacks keep its "
+                "training (skorch.callbacks.Checkpoint). Leave checkpoint out."
+            )
+        if not isinstance(X, Tensor) or likelihood.outputs_per_target > 1:
+            what = "a noise that varies" if isinstance(X, Tensor) else "rows in a file or a Dataset"
+            raise ValueError(f"checkpoint={path!r} does not go with {what}. Leave checkpoint out.")
+        states = {"net": self.net, "the last fit": previous}
+        given = self.get_params(deep=False).items()
+        identity = {
+            "the estimator": type(self).__name__,
+            "the likelihood": repr(likelihood),
+            **{name: repr(value) for name, value in given if name != "verbose"},
+            **{name: digest(v.state_dict()) for name, v in states.items() if isinstance(v, Module)},
+            **{name: digest(v) for name, v in (("X", X), ("y", y), ("sample_weight", weight))},
+        }
+        return Checkpoint(path, identity)
 
     def _fit_result(
         self,
@@ -206,6 +267,8 @@ class BaseDNN2GP(Documented, BaseEstimator):
         likelihood: Likelihood,
         n_outputs: int,
         options: Options,
+        progress: Progress,
+        checkpoint: Any,
         free_noise: bool = False,
     ) -> Result:
         """Train, choose δ and σ, find q."""
@@ -240,13 +303,19 @@ class BaseDNN2GP(Documented, BaseEstimator):
             previous=previous,
             groups=self.prior_groups,
             feature_names=self._feature_names(),
-            verbose=self.verbose,
+            encode=lambda y: self._targets(y, n_outputs),
+            progress=progress,
+            checkpoint=self._opened(checkpoint, tensor, y, weight, previous, likelihood),
         )
+        progress.offset = self._evidence_offset(weight if task.rows is None else weight[task.rows])
         result = fit_laplace(task)
         if options.is_variational:
-            return fit_variational(task, result, options.inference)
+            result = fit_variational(task, result, options.inference)
         if isinstance(options.inference, LinearizedVariational):
-            return fit_linearized(task, result, options.inference)
+            with progress.stage("linearized variational") as stage:
+                result = fit_linearized(task, result, options.inference)
+                stage.evidence = result.evidence
+        task.checkpoint.remove()
         return result
 
     def _previous(self, source: NetworkSource, X: Tensor) -> Any:
@@ -296,6 +365,25 @@ class BaseDNN2GP(Documented, BaseEstimator):
             device = result.model.X.device
             self._net = shown_as_net(result.module, result.likelihood, result.loss_curve, device)
         return self._net
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Of a fitted default network numbers and text alone, which skops takes as pickle does."""
+        state = super().__getstate__()
+        if self.net is not None or "_result" not in state:
+            return state
+        writer, stream = FitWriter(), io.BytesIO()
+        try:
+            write(stream, content_of_fit(self, writer), writer.tensors)
+        except ValueError:  # a likelihood or labels of the user's own classes
+            return state
+        public = {n: v for n, v in state.items() if not n.endswith("_") and n not in _FITTED}
+        return {**public, "_stored": np.frombuffer(stream.getvalue(), dtype=np.uint8)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        stored = state.get("_stored")
+        super().__setstate__({name: value for name, value in state.items() if name != "_stored"})
+        if stored is not None:
+            fill(self, *read(io.BytesIO(stored.tobytes())))
 
     # ----------------------------------------------------------------- the Gaussian process
 

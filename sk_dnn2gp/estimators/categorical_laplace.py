@@ -11,12 +11,13 @@ D_c = diag π_c, E_c = (K + D_c⁻¹)⁻¹, and with R the C identities one over
 
 from __future__ import annotations
 
-import warnings
 from typing import NamedTuple
 
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
+
+from .._utils.warn import warn
 
 __all__ = ["Mode", "find_mode", "latent"]
 
@@ -84,8 +85,8 @@ def find_mode(K: Tensor, Y: Tensor, tol: float = 1e-10) -> Mode:
         if value - before < tol * len(K):
             break
     else:
-        warnings.warn(f"The mode was not reached in {_MAX_ITER} Newton steps.",
-                      ConvergenceWarning, stacklevel=3)  # fmt: skip
+        warn(f"The mode was not reached in {_MAX_ITER} Newton steps.",
+                      ConvergenceWarning)  # fmt: skip
     E, M, half = _curvature(K, f.softmax(1))
     return Mode(a, E, M, value - float(half), n_iter)
 

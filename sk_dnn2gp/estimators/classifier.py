@@ -5,6 +5,7 @@ Mathematics: :ref:`math-objective` to :ref:`math-predicting`, :ref:`math-choosin
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -50,7 +51,9 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         its inputs. A module is trained with ``solver``; an instance is copied, never changed, and
         training begins at its weights (those that need no gradient stay). A skorch net is cloned,
         and trained with its own optimiser, batch size, callbacks and device, under this likelihood
-        and prior. A fitted net inside :class:`~sklearn.frozen.FrozenEstimator` is used as trained.
+        and prior; a validation split that it asks for, or that its callbacks need, is kept, while
+        the posterior is of all rows. A fitted net inside
+        :class:`~sklearn.frozen.FrozenEstimator` is used as trained.
     hidden_layer_sizes : sequence of int, default=(50,)
         Width of each hidden layer, for ``net=None``.
     activation : {"tanh", "relu", "sigmoid", "logistic", "erf", "gelu", "identity"}, default="tanh"
@@ -220,7 +223,12 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
 
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(
-        self, X: ArrayLike, y: ArrayLike | None = None, sample_weight: ArrayLike | None = None
+        self,
+        X: ArrayLike,
+        y: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
+        *,
+        checkpoint: str | os.PathLike | None = None,
     ) -> DNN2GPClassifier:
         """Train the network and make it a Gaussian process.
 
@@ -234,6 +242,10 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
             Labels, of any type that scikit-learn takes. None takes those of a Dataset's items.
         sample_weight : array-like of shape (n_samples,), default=None
             How many times each example counts; zero leaves it out.
+        checkpoint : str or path-like, default=None
+            A file that keeps what the fit has done so far. A fit that was killed goes on from it
+            when it is called again with the same data, parameters and versions: with one thread to
+            the same bits. It is taken away when the fit is done. Needs a whole ``random_state``.
 
         Returns
         -------
@@ -249,7 +261,7 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
             If an argument or the data cannot be used: fewer than two classes, a network whose
             outputs are probabilities, or of the wrong number.
         """
-        with self._all_or_none():
+        with self._fitting(X, y, sample_weight) as progress:
             options = options_of(self, is_classifier=True)
             X, y, weight = self._checked_training_set(X, y, sample_weight, y_numeric=False)
             check_classification_targets(y)
@@ -266,7 +278,9 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
             likelihood: Likelihood = Bernoulli() if n_outputs == 1 else Categorical()
             draws = draw_seed(self.random_state)
             codes = self._codes(y, n_outputs)
-            result = self._fit_result(X, codes, weight, likelihood, n_outputs, options)
+            result = self._fit_result(
+                X, codes, weight, likelihood, n_outputs, options, progress, checkpoint
+            )
             self._draw_seed = draws
             self._show(result, weight)
         return self
@@ -605,6 +619,10 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
                 f"y holds labels that fit has not seen: {unseen[:5].tolist()}; the classes are "
                 f"{self.classes_.tolist()[:10]}."
             )
+
+    def _targets(self, y: Tensor, n_outputs: int) -> Tensor:
+        """Other labels as class numbers."""
+        return self._codes(y.cpu().numpy().reshape(-1), n_outputs)
 
     def _codes(self, y: NDArray, n_outputs: int) -> Tensor:
         index = torch.tensor(np.searchsorted(self.classes_, y))

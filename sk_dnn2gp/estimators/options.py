@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from sklearn.frozen import FrozenEstimator
 from skorch import NeuralNet
 
 from .._utils.rows import as_rows, moments
+from .._utils.warn import warn
 from ..inference import LinearizedVariational, Variational, resolve_inference
 from ..likelihoods import (
     Bernoulli,
@@ -74,6 +75,7 @@ def options_of(estimator: Any, is_classifier: bool) -> Options:
     for part in (options.inference, options.posterior, options.solver):
         if part is not None:
             part.validate()
+    _check_device(estimator.device)
     _check_likelihood(estimator, options)
     _check_noise(estimator, options)
     _check_inference(estimator, options, is_classifier)
@@ -81,6 +83,16 @@ def options_of(estimator: Any, is_classifier: bool) -> Options:
     _check_groups(estimator, options)
     _check_net(estimator, options)
     return options
+
+
+def _check_device(device: Any) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError, NotImplementedError) as error:
+        raise ValueError(
+            f"device={device!r} cannot be used here: {str(error).splitlines()[0]} Take "
+            "device='cpu', or a build of torch with that device."
+        ) from error
 
 
 def _check_likelihood(estimator: Any, options: Options) -> None:
@@ -232,10 +244,9 @@ def warn_of_scales(X: Any) -> None:
     odd |= mean > _SHIFT * np.maximum(spread, 1e-300) * (spread > 0) + _SHIFT * (spread == 0)
     if odd.any():
         first = int(np.flatnonzero(odd)[0])
-        warnings.warn(
+        warn(
             f"X has {int(odd.sum())} feature(s) of extreme scale (feature {first}: mean "
             f"{signed[first]:.1e}, standard deviation {spread[first]:.1e}), too much for a "
             "network. Put StandardScaler before it.",
             UserWarning,
-            stacklevel=2,
         )

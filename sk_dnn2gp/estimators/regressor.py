@@ -6,7 +6,7 @@ Mathematics: :ref:`math-objective` to :ref:`math-predicting`, :ref:`math-choosin
 from __future__ import annotations
 
 import math
-import warnings
+import os
 from numbers import Real
 from typing import Any
 
@@ -22,6 +22,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from .._utils.random import torch_generator
+from .._utils.warn import warn
 from ..likelihoods import DiagonalGaussian, Gaussian, HeteroscedasticGaussian, Likelihood
 from ..predictive import Affine, Predictive
 from .base import BaseDNN2GP
@@ -46,9 +47,10 @@ class DNN2GPRegressor(DistributionMixin, MultiOutputMixin, RegressorMixin, BaseD
         The network. None builds an MLP whose first layer standardises its inputs. A module is
         trained with ``solver``; an instance is copied, never changed, and training begins at its
         weights (those that need no gradient stay). A skorch net is cloned and trained with its own
-        optimiser, batch size, callbacks and device, under this likelihood and prior. A fitted net
-        inside :class:`~sklearn.frozen.FrozenEstimator` is used as trained, in its own
-        units: ``normalize_y`` is then left aside.
+        optimiser, batch size, callbacks and device, under this likelihood and prior; a validation
+        split that it asks for, or that its callbacks need, is kept, while the posterior is of all
+        rows. A fitted net inside :class:`~sklearn.frozen.FrozenEstimator` is used as trained, in
+        its own units: ``normalize_y`` is then left aside.
     hidden_layer_sizes : sequence of int, default=(50,)
         Width of each hidden layer, for ``net=None``.
     activation : {"tanh", "relu", "sigmoid", "logistic", "erf", "gelu", "identity"}, default="tanh"
@@ -222,6 +224,8 @@ class DNN2GPRegressor(DistributionMixin, MultiOutputMixin, RegressorMixin, BaseD
         y: ArrayLike | None = None,
         sample_weight: ArrayLike | None = None,
         noise_std: ArrayLike | None = None,
+        *,
+        checkpoint: str | os.PathLike | None = None,
     ) -> DNN2GPRegressor:
         """Train the network and make it a Gaussian process.
 
@@ -240,6 +244,10 @@ class DNN2GPRegressor(DistributionMixin, MultiOutputMixin, RegressorMixin, BaseD
             estimator's own ``noise_std`` is then left at "auto". A row to be predicted has the
             noise of the mean precision. Standard deviations that are known up to a factor are
             ``sample_weight=1/noise_std**2`` (scaled to a mean of one), and "auto" finds the factor.
+        checkpoint : str or path-like, default=None
+            A file that keeps what the fit has done so far. A fit that was killed goes on from it
+            when it is called again with the same data, parameters and versions: with one thread to
+            the same bits. It is taken away when the fit is done. Needs a whole ``random_state``.
 
         Returns
         -------
@@ -254,7 +262,7 @@ class DNN2GPRegressor(DistributionMixin, MultiOutputMixin, RegressorMixin, BaseD
         MemoryError
             If the posterior does not fit ``memory_limit``.
         """
-        with self._all_or_none():
+        with self._fitting(X, y, sample_weight) as progress:
             options = options_of(self, is_classifier=False)
             X, y, weight = self._checked_training_set(X, y, sample_weight, multi_output=True)
             level, weight, offsets = self._known_noise(noise_std, y, weight)
@@ -269,12 +277,17 @@ class DNN2GPRegressor(DistributionMixin, MultiOutputMixin, RegressorMixin, BaseD
                 likelihood = Gaussian(level / float(scale[0]))
             free = level is None and isinstance(self.noise_std, str)
             targets = torch.tensor((y - mean) / scale)
-            result = self._fit_result(X, targets, weight, likelihood, y.shape[1], options, free)
             self._one_dimensional, self.y_mean_, self.y_scale_ = one_dimensional, mean, scale
+            self._noise_offset = float(offsets.sum())
+            result = self._fit_result(
+                X, targets, weight, likelihood, y.shape[1], options, progress, checkpoint, free
+            )
             rows = slice(None) if result.posterior_indices is None else result.posterior_indices
             self._noise_offset = float(offsets[rows].sum())
             self._show(result, weight)
         return self
+
+    _noise_offset = 0.0  # of a fit with the noise of each row: Σ log of their ratios to the level
 
     def _known_noise(
         self, noise_std: ArrayLike | None, y: NDArray, weight: NDArray
@@ -582,6 +595,11 @@ class DNN2GPRegressor(DistributionMixin, MultiOutputMixin, RegressorMixin, BaseD
         check_is_fitted(self)
         return self._shaped(self.linear_model_.transformed_targets().cpu().numpy())
 
+    def _targets(self, y: Tensor, n_outputs: int) -> Tensor:
+        """Other targets in the units of training."""
+        mean, scale = torch.tensor(self.y_mean_), torch.tensor(self.y_scale_)
+        return (y.double().reshape(len(y), -1) - mean) / scale
+
     def _mean_and_scale_of(self, y: NDArray, weight: NDArray) -> tuple[NDArray, NDArray]:
         """What y is standardised with; a frozen net keeps the units that it was trained in."""
         if not self.normalize_y or self._is_frozen:
@@ -590,11 +608,10 @@ class DNN2GPRegressor(DistributionMixin, MultiOutputMixin, RegressorMixin, BaseD
         scale = np.sqrt(np.average((y - mean) ** 2, axis=0, weights=weight))
         constant = scale <= 10 * np.finfo(float).eps * np.abs(mean)
         if constant.any():
-            warnings.warn(
+            warn(
                 "y is constant" + (" in an output" if y.shape[1] > 1 else "") + ": there is "
                 "nothing to learn, and the prediction is that constant.",
                 UserWarning,
-                stacklevel=3,
             )
         return mean, np.where(constant, 1.0, scale)
 
@@ -612,7 +629,7 @@ class DNN2GPRegressor(DistributionMixin, MultiOutputMixin, RegressorMixin, BaseD
 
     def _joint_covariance(self, inputs: Tensor, distribution: Predictive) -> NDArray:
         K, n = len(self.y_scale_), len(inputs)
-        joint = self.posterior_.joint_covariance(inputs).cpu().numpy()
+        joint = self._result.joint_covariance(inputs).numpy()
         outputs = joint.reshape(n, len(joint) // n, n, -1)
         V = np.einsum("ikjk->ijk", outputs)[..., :K]
         return self._squeezed_last(distribution.joint_covariance(V))
@@ -622,7 +639,7 @@ class DNN2GPRegressor(DistributionMixin, MultiOutputMixin, RegressorMixin, BaseD
 
     def _evidence_offset(self, weight: NDArray) -> float:
         """log of the change of units: the density of y is its standardised value's over scale."""
-        known = self._noise_offset if weight is self._fit_sample_weight else 0.0
+        known = self._noise_offset if weight is getattr(self, "_fit_sample_weight", None) else 0.0
         return known - float(weight.sum() * np.log(self.y_scale_).sum())
 
     def _hyperparameters(self) -> list[float]:

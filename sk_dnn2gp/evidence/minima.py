@@ -15,7 +15,10 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 from numpy.linalg import LinAlgError
@@ -38,6 +41,8 @@ __all__ = ["MANY", "Minima", "Trial"]
 _LEFT = 0.1
 # Nats that a rough minimum may still be above its bottom, and steps to get there.
 _ROUGH, _ROUGH_STEPS = 0.03, 80
+# Steps of ``max_iter`` for true minima: so many, within a half and an eighth of it.
+_TRUE = 500
 # Nats of its way that a true minimum leaves to Newton's steps.
 _GAIN = 1e-3
 # The derivative, in nats, that a one-sided difference will do for; the step of the quotient.
@@ -110,12 +115,28 @@ class Minima:
         self.tol, self.max_iter = tol, max_iter
         self.left = self._budget()
 
+    # What a search asks between its steps; a subclass that is watched knows more.
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether the user asked for the end."""
+        return False
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether there are no steps left for rough minima."""
+        return False
+
+    def stage(self, name: str) -> AbstractContextManager[Any]:
+        """Around a part of a search; what it gives takes the ``evidence`` that the part found."""
+        return nullcontext(SimpleNamespace())
+
     def _budget(self) -> int:
         """Steps for all true minima of a search together, fewer where each is of very many rows."""
         if not self.freedom.is_any:
             return self.max_iter
-        share = 0.5 * min(1.0, _GROWTH * MANY / len(self.objective.data))
-        return max(1, int(share * self.max_iter))
+        steps = max(self.max_iter // 8, min(self.max_iter // 2, _TRUE))
+        return max(1, int(steps * min(1.0, _GROWTH * MANY / len(self.objective.data))))
 
     def first(self, w: Tensor, theta: float) -> Trial:
         """The rough minimum at θ from weights that have not been trained."""

@@ -120,10 +120,14 @@ def _best_start(minima: Minima, starts: Iterable[Tensor]) -> tuple[Trial, Way]:
     best: Trial | None = None
     best_way: Way = []
     for number, w in enumerate(starts):
+        if best is not None and minima.is_spent:
+            break
         theta = _strong(minima)
         if best is not None and not minima.is_flat(best):
             theta = best.theta + _ABOVE[(number - 1) % len(_ABOVE)]
-        trial, way = _started(minima, w, theta, best_way)
+        with minima.stage(f"start {number + 1}") as stage:
+            trial, way = _started(minima, w, theta, best_way)
+            stage.evidence = trial.evidence
         logger.debug("start: theta %.2f, evidence %.2f", trial.theta, trial.evidence)
         if best is None or trial.evidence > best.evidence:
             best, best_way = trial, way
@@ -215,7 +219,16 @@ def polish(minima: Minima, trial: Trial) -> tuple[Trial, float]:
     slope : float
         dE/dθ there.
     """
-    here = minima.moved(trial, 0.0, exact=True)
+    if minima.is_stopped and trial.posterior is not None:
+        return trial, math.nan
+    with minima.stage("best prior and noise") as stage:
+        best = _stationary(minima, minima.moved(trial, 0.0, exact=True))
+        stage.evidence = best[0].evidence
+    return best
+
+
+def _stationary(minima: Minima, here: Trial) -> tuple[Trial, float]:
+    """Secants from a true minimum on."""
     slope = minima.slope(here, roughly=True)
     best, lost, bracket = (here, slope), 0, Bracket()
     step = math.copysign(min(0.3, max(0.02, 0.2 * abs(slope))), slope)
@@ -261,7 +274,11 @@ def fixed(minima: Minima, starts: Iterable[Tensor]) -> Found:
     numpy.linalg.LinAlgError
         If no minimum has a posterior.
     """
-    trials = [minima.trained(w) for w in starts]
+    trials = []
+    for number, w in enumerate(starts):
+        with minima.stage(f"start {number + 1}") as stage:
+            trials.append(minima.trained(w))
+            stage.evidence = trials[-1].evidence
     best = max(trials, key=lambda trial: trial.evidence)
     if best.posterior is None:
         raise LinAlgError(

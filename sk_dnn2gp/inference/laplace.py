@@ -12,10 +12,8 @@ from __future__ import annotations
 import copy
 import logging
 import math
-import time
-import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,9 +21,12 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 
+from .._utils.checkpoint import Checkpoint
 from .._utils.memory import limit_in_bytes
+from .._utils.progress import Progress
 from .._utils.random import seeded
 from .._utils.threads import few_threads
+from .._utils.warn import warn
 from ..evidence.freedom import NOISE_STD_BOUNDS, PRIOR_PRECISION_BOUNDS, Freedom
 from ..evidence.groups import choose_groups, weight_groups
 from ..evidence.minima import MANY, Minima
@@ -38,7 +39,7 @@ from ..likelihoods import Gaussian, Likelihood
 from ..linear_model import LinearModel
 from ..linearize import Linearization
 from ..posterior import Full, Posterior, PosteriorSpecification
-from ..training.first_order import BatchLoss, default_net, train
+from ..training.first_order import BatchLoss, KeptEpochs, ToldEpochs, default_net, train
 from ..training.objective import Objective, Point, TrainingData, part_of
 from ..training.second_order import minimise
 from ..training.solvers import LBFGS, FirstOrder, FullBatch, GaussNewtonLM, automatic_solver
@@ -50,6 +51,7 @@ from ..training.source import (
     of_first_half,
 )
 from .result import Result
+from .watched import WatchedMinima
 
 __all__ = ["Task", "fit_laplace"]
 
@@ -82,7 +84,9 @@ class Task:
     previous: nn.Module | None = None  # a trained network to go on with (``warm_start``)
     groups: Any = "all"  # which weights share a δ
     feature_names: Sequence[str] = ()  # for groups by feature
-    verbose: int = 0
+    encode: Any = None  # what takes targets of a user's own validation set to those of ``data``
+    progress: Progress = field(default_factory=Progress)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
 
     @property
     def rows(self) -> Tensor | None:
@@ -153,24 +157,18 @@ def _second_order(task: Task, own: TrainingData, solver: FullBatch) -> Result:
     objective = Objective(linearization, data, task.likelihood, task.prior_precision * ones)
     minima = _minima(task, solver, objective, task.freedom)
     starts = _starts(task, module, _n_starts(task, linearization, data))
-    began = time.perf_counter()
     if task.freedom.is_any:
         found, names, index = _searched(task, solver, minima, starts, module)
         _warn_at_bounds(found.objective, task.freedom)
     else:
         names, index = weight_groups(linearization, "all", ())
         found = fixed(minima, _smooth(starts, minima, solver, module))
-    if task.verbose:
-        seconds = time.perf_counter() - began
-        steepness = f", slope {found.slope:.1e}" if math.isfinite(found.slope) else ""
-        line = f"[sk_dnn2gp] trained in {seconds:.1f} s, evidence {found.evidence:.2f}{steepness}"
-        print(line)
     _warn_of_minimum(found, solver)
     return _result_of(task, own, module, found, names, index, type(solver).__name__)
 
 
 def _minima(task: Task, solver: FullBatch, objective: Objective, freedom: Freedom) -> Minima:
-    return Minima(
+    return WatchedMinima(
         objective,
         freedom,
         task.specification,
@@ -179,6 +177,10 @@ def _minima(task: Task, solver: FullBatch, objective: Objective, freedom: Freedo
         solver.tol,
         solver.max_iter,
         damped=isinstance(solver, GaussNewtonLM),
+        progress=task.progress,
+        checkpoint=task.checkpoint,
+        # A noise that varies is looked for along a way of its own.
+        group_searches=4 if objective.likelihood.outputs_per_target > 1 else 1,
     )
 
 
@@ -196,10 +198,15 @@ def _searched(
             constant = _constant(objective, solver, module)
             start = search(_minima(task, solver, constant, Freedom(True, True)), starts)
             names, index = head_group(names, index, head)
-            return choose_noise_head(minima, start, head, index, len(names)), names, index
+            with task.progress.stage("noise that varies") as stage:
+                found = choose_noise_head(minima, start, head, index, len(names))
+                stage.evidence = found.evidence
+            return found, names, index
     found = search(minima, starts)
     if len(names) > 1:
-        found = choose_groups(minima, found, index, len(names))
+        with task.progress.stage("prior of each group") as stage:
+            found = choose_groups(minima, found, index, len(names))
+            stage.evidence = found.evidence
     return found, names, index
 
 
@@ -221,7 +228,7 @@ def _smooth(
     head = noise_head(objective.linearization, objective.data.X, objective.data.y.shape[1])
     constant = _constant(objective, solver, module)
     for w in starts:
-        smooth = minimise(constant, w, minima.factorise, None, solver.tol, solver.max_iter)
+        smooth = minimise(constant.at(w), minima.factorise, None, solver.tol, solver.max_iter)
         yield awake(objective, smooth.point.w, head)
 
 
@@ -236,6 +243,8 @@ def _starts(task: Task, module: nn.Module, n_starts: int) -> Iterator[Tensor]:
     """Untrained weights, one start after the other."""
     yield Linearization(module).weights()
     for restart in range(1, n_starts):
+        if task.progress.stopped:
+            return
         with seeded((task.seed + restart) % 2**31, task.device):
             other, _ = _start(task, restart)
         yield Linearization(other).weights()
@@ -353,40 +362,45 @@ def _model(
 def _first_order(task: Task, own: TrainingData, solver: FirstOrder | None) -> Result:
     """The best of the restarts, each trained by skorch."""
     n_starts = 1 if task.n_restarts == "auto" or task.previous is not None else task.n_restarts
-    results = []
+    results: list[Result] = []
     for restart in range(int(n_starts)):
+        if results and task.progress.stopped:
+            break
         with seeded((task.seed + restart) % 2**31, task.device):
             module, net = _start(task, restart)
             if net is None:
                 assert solver is not None
-                net = default_net(
-                    module, len(own), solver, task.likelihood, task.device, task.verbose
-                )
-            results.append(_trained(task, own, net, solver))
+                net = default_net(module, len(own), solver, task.likelihood, task.device)
+            results.append(_trained(task, own, net, solver, f"start {restart + 1}"))
     return max(results, key=lambda result: result.evidence)
 
 
-def _trained(task: Task, own: TrainingData, net: Any, solver: FirstOrder | None) -> Result:
-    loss = BatchLoss(task.likelihood, task.prior_precision, len(own))
+def _trained(
+    task: Task, own: TrainingData, net: Any, solver: FirstOrder | None, name: str
+) -> Result:
+    loss = BatchLoss(task.likelihood, task.prior_precision, len(own), encode=task.encode)
     interval = 20 if solver is None else solver.evidence_interval
-    updates = []
+    updates: list[Any] = []
     if task.freedom.is_any:
         updates = [
             EvidenceUpdates(own, loss, task.freedom, task.specification, task.rows, interval)
         ]
-    losses = train(net, own, loss, updates)
+    with task.progress.stage(name, net.max_epochs) as stage:
+        told = [*updates, ToldEpochs(stage), KeptEpochs(task.checkpoint, name, loss)]
+        losses = train(net, own, loss, told)
+        module = net.module_.eval()
+        for p in module.parameters():
+            p.grad = None
+        name = type(net.optimizer_).__name__
+        result = _at_trained_weights(task, own, module, net, loss, losses, name)
+        stage.evidence = result.evidence
     if len(losses) > 1 and losses[-1] > losses[0]:
-        warnings.warn(
+        warn(
             f"Training ended with a higher loss ({losses[-1]:.3g}) than it began with "
             f"({losses[0]:.3g}). Lower learning_rate, or use solver='newton-cg'.",
             ConvergenceWarning,
-            stacklevel=2,
         )
-    module = net.module_.eval()
-    for p in module.parameters():
-        p.grad = None
-    name = type(net.optimizer_).__name__
-    return _at_trained_weights(task, own, module, net, loss, losses, name)
+    return result
 
 
 def _at_trained_weights(
@@ -437,7 +451,10 @@ def _frozen(task: Task) -> Result:
     check_outputs(module, own.X, task.source.n_outputs, task.likelihood.outputs_per_target)
     loss = BatchLoss(task.likelihood, task.prior_precision, len(own))
     net = task.source.net.estimator
-    return _at_trained_weights(task, own, module, net, loss, [], "frozen")
+    with task.progress.stage("posterior of the frozen network") as stage:
+        result = _at_trained_weights(task, own, module, net, loss, [], "frozen")
+        stage.evidence = result.evidence
+    return result
 
 
 # ----------------------------------------------------------------------------------- warnings
@@ -447,12 +464,11 @@ def _warn_of_minimum(found: Found, solver: FullBatch) -> None:
     if found.converged:
         return
     norm = float(found.gradient.norm())
-    warnings.warn(
+    warn(
         f"Training stopped with gradient norm {norm:.1e}: the network is not at a minimum of the "
         f"loss to tol={solver.tol:g}. Raise max_iter ({solver.max_iter}) or tol of the solver; "
         "where the activation has kinks (relu), no step may lower the loss any more.",
         ConvergenceWarning,
-        stacklevel=2,
     )
 
 
@@ -466,10 +482,9 @@ def _warn_at_bounds(objective: Objective, freedom: Freedom) -> None:
         found.append(("noise_std", objective.likelihood.noise_std, NOISE_STD_BOUNDS))
     for name, value, (low, high) in found:
         if not low * 1.01 < value < high / 1.01:
-            warnings.warn(
+            warn(
                 f"{name} chosen by the evidence is {value:.3g}, an end of its range "
                 f"[{low:g}, {high:g}]: the targets hold no noise, no signal, or too little data. "
                 f"Set {name} to a number if that is not what you expect.",
                 ConvergenceWarning,
-                stacklevel=2,
             )

@@ -23,7 +23,6 @@ Shapes: f, r̄ (n_samples, n_outputs); V, Λ̄ (n_samples, n_outputs, n_outputs)
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -34,6 +33,7 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from .._utils.memory import batches, chunk_length
+from .._utils.warn import warn
 from ..likelihoods import Likelihood
 from ..linear_model import LinearModel
 from ..posterior import Posterior, make_posterior
@@ -179,11 +179,10 @@ def maximise_linearized_elbo(
             break
         rate = min(1.0, 2.0 * rate)
     else:
-        warnings.warn(
+        warn(
             f"The lower bound of the linearised network still rises after {max_iter} steps (last "
             f"to {q.elbo:.6g}). Raise prior_precision.",
             ConvergenceWarning,
-            stacklevel=4,
         )
     q.posterior.model = _as_model(problem, q)  # of the same Λ̄: the factorisation is its own
     return LinearizedPosterior(q.posterior, q.mean - model.weights, curve)

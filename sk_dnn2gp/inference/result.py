@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
+from .._utils.memory import require_memory
 from .._utils.parallel import Kept, kept_rows, over_workers
 from ..likelihoods import Likelihood
 from ..linear_model import LinearModel
 from ..linearize.shared import workers_of
-from ..posterior import Posterior
+from ..posterior import FunctionSpacePosterior, IndependentPosterior, Posterior
 
 __all__ = ["Result"]
 
@@ -107,8 +108,25 @@ class Result:
     def _kept_posterior(self) -> Kept:
         return Kept(self.posterior)
 
+    def joint_covariance(self, X: Tensor) -> Tensor:
+        """V_* over all rows and outputs, of shape (n K, n K), on the CPU."""
+        self._require(2.0 * self._joint_size(X), f"The joint covariance of {len(X)} rows")
+        return self.posterior.joint_covariance(X).cpu()
+
+    def _joint_size(self, X: Tensor) -> float:
+        return 8.0 * (len(X) * self.model.whitened_residual.shape[1]) ** 2
+
+    def _require(self, needed: float, what: str) -> None:
+        advice = "Take fewer at a time, or raise memory_limit."
+        require_memory(needed, getattr(self.posterior, "memory_limit", None), what, advice)
+
     def sample(self, X: Tensor, n_samples: int, generator: Generator) -> Tensor:
         """Draw functions from the process, of shape (n_samples, len(X), n_outputs)."""
+        drawn = 8.0 * n_samples * len(X) * self.model.whitened_residual.shape[1]
+        by_functions = isinstance(self.posterior, FunctionSpacePosterior | IndependentPosterior)
+        weights = 8.0 * n_samples * self.model.n_params
+        needed = drawn + (2.0 * self._joint_size(X) if by_functions else weights)
+        self._require(needed, f"A draw of {n_samples} functions at {len(X)} rows")
         return self.posterior.sample(X, n_samples, generator).cpu() + self.mean(X)
 
     def sample_network(self, X: Tensor, n_samples: int, generator: Generator) -> Tensor:

@@ -16,7 +16,6 @@ The converged q is a Gaussian process: theorem 1's linear model at μ, with q's 
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -25,7 +24,9 @@ from sklearn.utils import gen_batches
 from torch import Tensor
 
 from .._utils.memory import limit_in_bytes, require_memory
+from .._utils.progress import Stage
 from .._utils.random import seeded
+from .._utils.warn import warn
 from ..evidence.freedom import NOISE_STD_BOUNDS, PRIOR_PRECISION_BOUNDS
 from ..evidence.spectrum import log_marginal_likelihood
 from ..evidence.updates import model_at, near
@@ -105,10 +106,9 @@ def _evidence(model: LinearModel, kind: str) -> float:
     try:
         return log_marginal_likelihood(Full().build(model), kind)
     except MemoryError as error:
-        warnings.warn(
+        warn(
             f"The evidence of the converged process is not computed. {error}",
             ApproximationWarning,
-            stacklevel=2,
         )
         return math.nan
 
@@ -171,8 +171,13 @@ class _Training:
 
     def run(self) -> tuple[list[float], list[float]]:
         """The expected loss and the bound of every epoch."""
-        losses, curve, shorter = [], [], 1.0
-        for epoch in range(self.settings.max_iter):
+        with self.task.progress.stage("variational", self.settings.max_iter) as stage:
+            return self._epochs(stage)
+
+    def _epochs(self, stage: Stage) -> tuple[list[float], list[float]]:
+        losses, curve, shorter = self._recalled()
+        for epoch in range(len(losses), self.settings.max_iter):
+            stage.begin_step()
             part = 0.5 * (1.0 + math.cos(math.pi * epoch / self.settings.max_iter))
             rate = self.rate * max(part, 1e-3)
             shorter, loss = self._epoch(rate, shorter, epoch)
@@ -181,7 +186,38 @@ class _Training:
             _check_bound(curve)
             if self.task.freedom.is_any and (epoch + 1) % _INTERVAL == 0:
                 self._update(loss)
+            self._keep(losses, curve, shorter)
+            if stage.end_step():
+                break
+        stage.evidence = curve[-1]
         return losses, curve
+
+    def _keep(self, losses: list[float], curve: list[float], shorter: float) -> None:
+        """Put the state of this epoch into the checkpoint."""
+        if self.task.checkpoint.path is None:
+            return
+        state = {
+            "optimizer": self.optimizer.snapshot(),
+            "prior_precision": self.delta,
+            "noise_std": getattr(self.likelihood, "noise_std", None),
+            "curves": (list(losses), list(curve), shorter),
+            "generator": torch.get_rng_state(),
+        }
+        self.task.checkpoint.keep_state("variational", state)
+
+    def _recalled(self) -> tuple[list[float], list[float], float]:
+        """Go back to the state of a checkpoint: its losses, bounds, and part of the rate."""
+        state = self.task.checkpoint.states.get("variational")
+        if state is None:
+            return [], [], 1.0
+        self.optimizer.restore(state["optimizer"])
+        self.delta = state["prior_precision"]
+        self.optimizer.param_groups[0]["prior_precision"] = self.delta
+        if state["noise_std"] is not None:
+            self.likelihood = self.optimizer.likelihood = Gaussian(state["noise_std"])
+        torch.set_rng_state(state["generator"])
+        losses, curve, shorter = state["curves"]
+        return list(losses), list(curve), shorter
 
     def _epoch(self, rate: float, shorter: float, epoch: int) -> tuple[float, float]:
         """The part of the rate for the next epoch and E_q Σℓ after one pass over the data.

@@ -44,6 +44,12 @@ def chosen_names(
 
 
 def _check_alike(named: Mapping[str, Tensor]) -> None:
+    is_complex = [name for name, p in named.items() if p.is_complex()]
+    if is_complex:
+        raise ValueError(
+            f"module's weights {is_complex} are complex, and f is a function of real ones: hold "
+            "their real and imaginary parts, and put them together in forward (view_as_complex)."
+        )
     kinds = {(p.dtype, p.device) for p in named.values() if p.is_floating_point()}
     if len(kinds) != 1:
         raise ValueError(

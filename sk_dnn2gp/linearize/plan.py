@@ -8,11 +8,13 @@ network cannot be vectorised (GRU, LSTM).
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -353,9 +355,32 @@ def _vectorised_rows(net: nn.Module, leaves: dict[str, Tensor], X: Tensor, C: Te
         return vmap(one)(X, C).detach()
 
 
+# The flags of attention are those of the whole process: how many are inside, and what undoes it.
+_FLAGS = threading.Lock()
+_INSIDE: dict[str, Any] = {"count": 0, "undo": ExitStack()}
+
+
 @contextmanager
 def plain_attention() -> Iterator[None]:
-    """Attention by matrix products: its fused kernels have no rule for vmap."""
+    """Attention by matrix products: its fused kernels have no rule for vmap.
+
+    Of several threads the first sets the flags, and the last puts them back.
+    """
+    with _FLAGS:
+        if _INSIDE["count"] == 0:
+            _INSIDE["undo"].enter_context(_plain_flags())
+        _INSIDE["count"] += 1
+    try:
+        yield
+    finally:
+        with _FLAGS:
+            _INSIDE["count"] -= 1
+            if _INSIDE["count"] == 0:
+                _INSIDE["undo"].close()
+
+
+@contextmanager
+def _plain_flags() -> Iterator[None]:
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

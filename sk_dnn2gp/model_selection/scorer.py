@@ -18,7 +18,6 @@ Shapes: y (n_samples,) or (n_samples, n_outputs).
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.metadata_routing import MetadataRequest
 
 from .._utils.documentation import Documented
+from .._utils.warn import warn
 from .conditional import conditional_evidence
 from .inside import unwrapped
 
@@ -317,9 +317,8 @@ marginal_likelihood_scorer = MarginalLikelihoodScorer()
 
 
 def _unusable(reason: str) -> float:
-    warnings.warn(
+    warn(
         f"The marginal likelihood cannot be used ({reason}); the candidate scores -inf.",
         UserWarning,
-        stacklevel=3,
     )
     return -math.inf

@@ -12,7 +12,6 @@ Shapes: X (n, ...); f, r (n, K); sums of squares (P,) in the order of the optimi
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from .._utils.warn import warn
 from ..likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
 from ..linearize import Linearization
 from ..linearize.layers import has_rule
@@ -148,12 +148,11 @@ class Watcher:
             plan = make_plan(twin, slots, X.detach())
         if plan.explicit:
             self._explicit = Linearization(module, parameters=names)
-            warnings.warn(
+            warn(
                 f"No layer rule serves {list(plan.explicit)}: the curvature of this network is "
                 "taken from explicit derivatives of every example, a second forward pass and rows "
                 "of the size of those weights in each step.",
                 UserWarning,
-                stacklevel=2,
             )
         self._layers = [layer for layer in module.modules() if has_rule(layer)]
         self._plan = plan

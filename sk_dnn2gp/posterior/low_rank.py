@@ -15,7 +15,6 @@ c is the prior precision δ over the one that the sketch was made with: it serve
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -27,6 +26,7 @@ from torch import Generator, Tensor
 from .._utils.linalg import nonnegative_variance
 from .._utils.memory import batches, chunk_length, limit_in_bytes
 from .._utils.random import torch_generator
+from .._utils.warn import warn
 from ..exceptions import ApproximationWarning
 from ..linear_model import LinearModel
 from .contract import Posterior
@@ -149,14 +149,13 @@ class LowRankPosterior(Posterior):
         return min(wanted, fits, P)
 
     def _warn(self, tol: float) -> None:
-        warnings.warn(
+        warn(
             f"The low-rank posterior of rank {self.rank} is certified to η/δ = "
             f"{self.error_bound:.3g} ({self.error_kind}), not to tol={tol:g}: standard deviations "
             f"may be up to {self.std_factor:.3g} times too wide. Raise max_rank, max_seconds or "
             "memory_limit, or a stronger prior; refined_covariance narrows the bracket for given "
             "test points.",
             ApproximationWarning,
-            stacklevel=3,
         )
 
     def with_prior_precision(self, prior_precision: float | Tensor) -> LowRankPosterior:
@@ -280,11 +279,10 @@ class LowRankPosterior(Posterior):
     def _solved(self, V: Tensor, tol: float) -> Tensor:
         step, n_iter = solve(self._product, self._preconditioner, V, tol, _MAX_STEPS)
         if n_iter >= _MAX_STEPS:
-            warnings.warn(
+            warn(
                 f"Conjugate gradients stopped after {n_iter} steps with a relative error of "
                 f"{float(((step.upper / step.lower - 1.0).max()) ** 0.5):.1e}. Raise max_rank.",
                 ConvergenceWarning,
-                stacklevel=3,
             )
         return step.solution
 

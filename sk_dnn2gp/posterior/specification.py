@@ -8,7 +8,6 @@ file, and ``NAMES`` where a string is to mean it.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
@@ -21,6 +20,7 @@ from sklearn.utils import check_random_state
 from .._utils.documentation import Documented
 from .._utils.memory import limit_in_bytes, require_memory
 from .._utils.settings import require
+from .._utils.warn import warn
 from ..exceptions import ApproximationWarning
 from ..linear_model import LinearModel
 from .contract import Posterior
@@ -371,13 +371,12 @@ class Automatic(Full):
         if 2 * 8 * size**2 <= limit_in_bytes(self.memory_limit):
             return super().build(model)
         posterior = LowRankPosterior(model, memory_limit=self.memory_limit, random_state=0)
-        warnings.warn(
+        warn(
             f"The exact posterior (P={model.n_params} weights, NK={model.n_rows} rows) does not "
             f"fit the memory: a low-rank one of rank {posterior.rank} takes its place, whose "
             f"standard deviations are at most {posterior.std_factor:.3g} times too wide. Ask for "
             "posterior=LowRank(tol=...) by name, or raise memory_limit.",
             ApproximationWarning,
-            stacklevel=2,
         )
         return posterior
 

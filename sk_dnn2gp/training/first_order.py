@@ -7,27 +7,40 @@ trained; optimiser, batch size, callbacks, schedule and device are the net's own
 
 from __future__ import annotations
 
+import copy
 import math
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
-from skorch import NeuralNet
-from skorch.callbacks import Callback, EarlyStopping, EpochTimer, LRScheduler
+from skorch import NeuralNet, NeuralNetBinaryClassifier
+from skorch.callbacks import Callback, EarlyStopping, EpochScoring, EpochTimer, LRScheduler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, default_collate
 
+from .._utils.checkpoint import Checkpoint
+from .._utils.progress import Stage
 from ..exceptions import ConvergenceError
-from ..likelihoods import Likelihood
+from ..likelihoods import Gaussian, Likelihood
 from .objective import TrainingData
 from .solvers import FirstOrder
 
-__all__ = ["BatchLoss", "NegativeLogLikelihood", "as_is", "default_net", "shown_as_net", "train"]
+__all__ = [
+    "BatchLoss",
+    "KeptEpochs",
+    "NegativeLogLikelihood",
+    "ToldEpochs",
+    "as_is",
+    "default_net",
+    "shown_as_net",
+    "train",
+]
 
 _COLLATE = "iterator_train__collate_fn"
 
@@ -55,7 +68,8 @@ class NegativeLogLikelihood(nn.Module):
 class BatchLoss:
     """loss(w)/N of a batch; δ and the likelihood's σ may change between epochs.
 
-    ``has_prior`` is False where the optimiser itself adds it; ``parameters``, the trainable
+    ``has_prior`` is False where the optimiser itself adds it; ``encode`` takes targets of a
+    validation set of the user's to those of training; ``parameters``, the trainable
     weights, are set by :func:`train`.
     """
 
@@ -63,6 +77,7 @@ class BatchLoss:
     prior_precision: Any
     n_samples: int
     has_prior: bool = True
+    encode: Callable[[Tensor], Tensor] | None = None
     parameters: list[Tensor] = field(repr=False, default_factory=list)
 
     def __call__(self, f: Tensor, y: Tensor, sample_weight: Tensor) -> Tensor:
@@ -99,15 +114,47 @@ def train(
     if not (net.iterator_train is DataLoader and net.get_params().get(_COLLATE) is as_is):
         set_ = _OneByOne(data)
     net.get_loss = partial(_map_loss, objective)
+    epochs = net.max_epochs - sum(map(_done, callbacks))
     try:
-        with _interruptible():
-            net.partial_fit(set_, None)
+        with _interruptible(), _scored_by_targets(own_callbacks):
+            net.partial_fit(set_, _targets_of(net, data), epochs=epochs)
     finally:
         del net.get_loss
         net.callbacks_ = own_callbacks
     if net.get_params().get(_COLLATE) is as_is:  # from here on it takes arrays, one by one
         setattr(net, _COLLATE, default_collate)
     return record.losses
+
+
+@contextmanager
+def _scored_by_targets(callbacks: Sequence[Any]) -> Iterator[None]:
+    """Let scores see the targets of a batch, beside which lie the weights."""
+    scores = [callback for _, callback in callbacks if isinstance(callback, EpochScoring)]
+    before = [callback.target_extractor for callback in scores]
+    for callback, extract in zip(scores, before, strict=True):
+        callback.target_extractor = partial(_extracted, extract)
+    try:
+        yield
+    finally:
+        for callback, extract in zip(scores, before, strict=True):
+            callback.target_extractor = extract
+
+
+def _extracted(extract: Callable[[Any], Any], y: Any) -> Any:
+    return extract(y[0] if isinstance(y, tuple | list) else y)
+
+
+def _targets_of(net: NeuralNet, data: TrainingData) -> Any:
+    """What a split by classes needs; None where nothing is split."""
+    if net.train_split is None:
+        return None
+    y = data.y.cpu().numpy()
+    return y[:, 0].astype(int) if isinstance(net, NeuralNetBinaryClassifier) else y
+
+
+def _done(callback: Callback) -> int:
+    """Epochs that a checkpoint holds already."""
+    return callback.n_epochs if isinstance(callback, KeptEpochs) else 0
 
 
 class _OneByOne(torch.utils.data.Dataset):
@@ -154,6 +201,9 @@ def _map_loss(
     objective: BatchLoss, y_pred: Tensor, y_true: Any, X: Any = None, training: bool = False
 ) -> Tensor:
     """Stand in for ``NeuralNet.get_loss``: the loss of a batch under the MAP objective."""
+    if isinstance(y_true, Tensor):  # of a validation set of the user's own
+        y_true = y_true if objective.encode is None else objective.encode(y_true)
+        y_true = y_true, torch.ones(len(y_true), dtype=y_pred.dtype)
     y, sample_weight = (part.to(y_pred.device) for part in y_true)
     return objective(y_pred, y, sample_weight)
 
@@ -181,13 +231,87 @@ class LossRecord(Callback):
         self.losses.append(loss)
 
 
+class ToldEpochs(Callback):
+    """Tells a stage of every epoch, and stops training where it is stopped."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+
+    def on_epoch_begin(self, net: NeuralNet, **_: Any) -> None:
+        """A step begins."""
+        self.stage.begin_step()
+
+    def on_epoch_end(self, net: NeuralNet, **_: Any) -> None:
+        """A step ends; KeyboardInterrupt is what skorch takes for a wish to stop."""
+        if self.stage.end_step():
+            raise KeyboardInterrupt
+
+
+class KeptEpochs(Callback):
+    """Keeps the state of training in a checkpoint after every epoch, and begins with the one there.
+
+    ``loss``: the objective, whose δ and σ are part of the state.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, name: str, loss: BatchLoss) -> None:
+        self.checkpoint, self.name, self.loss = checkpoint, name, loss
+
+    @property
+    def n_epochs(self) -> int:
+        """Epochs of the state that is there."""
+        state = self.checkpoint.states.get(self.name)
+        return 0 if state is None else len(state["history"])
+
+    def on_train_begin(self, net: NeuralNet, **_: Any) -> None:
+        """Go back to the state: after the other callbacks, which begin anew."""
+        state = self.checkpoint.states.get(self.name)
+        if state is None:
+            return
+        net.module_.load_state_dict(state["module"])
+        net.optimizer_.load_state_dict(state["optimizer"])
+        net.history.extend({"batches": [], **epoch} for epoch in state["history"])
+        for (_name, callback), own in zip(net.callbacks_, state["callbacks"], strict=True):
+            vars(callback).update({k: v for k, v in own.items() if k != "schedule"})
+            if "schedule" in own:
+                callback.lr_scheduler_.load_state_dict(own["schedule"])
+        self.loss.prior_precision = state["prior_precision"]
+        if state["noise_std"] is not None:
+            self.loss.likelihood = Gaussian(state["noise_std"])
+        torch.set_rng_state(state["torch"])
+        np.random.set_state(state["numpy"])  # noqa: NPY002
+
+    def on_epoch_end(self, net: NeuralNet, **_: Any) -> None:
+        """Keep the state."""
+        if self.checkpoint.path is None:
+            return
+        history = [{k: v for k, v in epoch.items() if k != "batches"} for epoch in net.history]
+        state = {
+            "module": dict(net.module_.state_dict()),
+            "optimizer": net.optimizer_.state_dict(),
+            "history": history,
+            "callbacks": [_state_of(callback) for _, callback in net.callbacks_],
+            "prior_precision": self.loss.prior_precision,
+            "noise_std": getattr(self.loss.likelihood, "noise_std", None),
+            "torch": torch.get_rng_state(),
+            "numpy": np.random.get_state(),  # noqa: NPY002
+        }
+        self.checkpoint.keep_state(self.name, copy.deepcopy(state))
+
+
+def _state_of(callback: Callback) -> dict[str, Any]:
+    """What a callback of the default net remembers: numbers, losses, and its schedule."""
+    kinds = (int, float, list)
+    own = {name: value for name, value in vars(callback).items() if isinstance(value, kinds)}
+    schedule = getattr(callback, "lr_scheduler_", None)
+    return own if schedule is None else {**own, "schedule": schedule.state_dict()}
+
+
 def default_net(
     module: nn.Module,
     n_samples: int,
     solver: FirstOrder,
     likelihood: Likelihood,
     device: Any = "cpu",
-    verbose: int = 0,
 ) -> NeuralNet:
     """An initialised skorch net that trains ``module``, in place, with the chosen optimiser."""
     optimizer, options = _optimizer(solver.optimizer)
@@ -206,7 +330,7 @@ def default_net(
         train_split=None,
         callbacks="disable",
         device=device,
-        verbose=verbose,
+        verbose=0,
         **{f"optimizer__{name}": value for name, value in options.items()},
     )
     net.initialize()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,8 +12,10 @@ import torch
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 from skorch import NeuralNet
+from skorch.callbacks import EpochScoring
 from torch import Tensor, nn
 
+from .._utils.warn import warn
 from ..exceptions import ApproximationWarning
 from ..networks import MLP
 
@@ -78,12 +79,13 @@ class NetworkSource:
         if self.brings_own_net:
             net = _prepared(clone(self.net, safe=False))
             net.initialize()
-            return net.module_, net
+            return _materialised(net.module_, X), net
         if self.net is None:
             shape = (X.shape[1], tuple(np.atleast_1d(self.hidden_layer_sizes)))
             mlp = MLP(*shape, self.n_outputs, self.activation, standardize=self.standardize)
             return mlp, None
         module = self.net() if isinstance(self.net, type) else copy.deepcopy(self.net)
+        module = _materialised(module, X)
         if restart > 0 and not isinstance(self.net, type):
             _reset_parameters(module)
         return module, None
@@ -132,12 +134,16 @@ class NetworkSource:
                 )
         elif isinstance(self.net, NeuralNet):
             if getattr(self.net, "history_", None):
-                warnings.warn(
+                warn(
                     "net is a fitted skorch net: a clone of it is trained from new weights. Wrap "
                     "it as sklearn.frozen.FrozenEstimator(net) to use it as trained.",
                     UserWarning,
-                    stacklevel=4,
                 )
+        elif isinstance(self.net, torch.jit.ScriptModule):
+            raise ValueError(
+                "net is TorchScript, whose weights cannot be arguments of a function, as "
+                "derivatives need: give the module that it was made from."
+            )
         elif not (
             self.net is None
             or isinstance(self.net, nn.Module)
@@ -149,8 +155,19 @@ class NetworkSource:
             )
 
 
+def _materialised(module: nn.Module, X: Tensor) -> nn.Module:
+    """The module with the weights of lazy layers drawn, by its first pass."""
+    if any(nn.parameter.is_lazy(p) for p in (*module.parameters(), *module.buffers())):
+        kind = module_dtype(module) if X.is_floating_point() else X.dtype
+        with torch.no_grad():
+            module(X[:2].to(kind))
+    return module
+
+
 def _prepared(net: NeuralNet) -> NeuralNet:
-    """Train on all rows unless the user asked for a split: the GP conditions on all of them."""
+    """Train on all rows, on which the GP conditions, unless a split is asked for or needed."""
+    if _needs_validation(net):
+        return net
     signatures = [
         inspect.signature(vars(c).get("__init__", object)).parameters for c in type(net).__mro__
     ]
@@ -158,6 +175,18 @@ def _prepared(net: NeuralNet) -> NeuralNet:
     if net.train_split is not None and _same_split(net.train_split, default):
         net.set_params(train_split=None)
     return net
+
+
+def _needs_validation(net: NeuralNet) -> bool:
+    """Whether a callback of the user's looks at the validation loss."""
+    given = net.callbacks if isinstance(net.callbacks, list) else []
+    for item in given:
+        callback = item[1] if isinstance(item, tuple) else item
+        monitor = getattr(callback, "monitor", None)
+        scores = isinstance(callback, EpochScoring) and not callback.on_train
+        if scores or (isinstance(monitor, str) and monitor.startswith("valid")):
+            return True
+    return False
 
 
 def _same_split(split: Any, default: Any) -> bool:
@@ -194,12 +223,11 @@ def check_trainable(module: nn.Module) -> None:
                 "sklearn.frozen.FrozenEstimator(net)."
             )
         if isinstance(layer, nn.modules.dropout._DropoutNd) and layer.p > 0:
-            warnings.warn(
+            warn(
                 f"net holds a dropout layer ({name!r}): it is active in training and off in the "
                 "Gaussian process, whose weights are then not at a minimum of the MAP loss. "
                 "Set p=0; prior_precision is the regulariser here.",
                 ApproximationWarning,
-                stacklevel=4,
             )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ import torch
 
 from sk_dnn2gp import DNN2GPRegressor, load, save
 from sk_dnn2gp.linearize import Linearization
+from sk_dnn2gp.linearize.plan import plain_attention
 from sk_dnn2gp.training import NewtonCG
 
 from ..reference import jacobian, weights
@@ -116,3 +118,45 @@ def test_a_fit_its_pickle_and_its_file(name, tmp_path):
 def pickled(model, name):
     """Itself after a pickle; torch does not pickle parametrised modules."""
     return [] if name == "parametrised" else [pickle.loads(pickle.dumps(model))]
+
+
+ATTENTION = ["attention", "transformer", "transformer, norm first"]
+
+
+def attention_flags():
+    cuda = torch.backends.cuda
+    return (
+        torch.backends.mha.get_fastpath_enabled(), cuda.flash_sdp_enabled(),
+        cuda.mem_efficient_sdp_enabled(), cuda.math_sdp_enabled(),
+    )  # fmt: skip
+
+
+def test_flags_of_attention_go_back_when_the_last_is_done():
+    """They are the process's: two that overlap must neither lose nor keep the other's."""
+    before, first, second = attention_flags(), plain_attention(), plain_attention()
+    first.__enter__()
+    plain = attention_flags()
+    assert plain != before
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert attention_flags() == plain
+    with pytest.raises(RuntimeError, match="on purpose"), plain_attention():
+        raise RuntimeError("on purpose")
+    assert attention_flags() == plain
+    second.__exit__(None, None, None)
+    assert attention_flags() == before
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_threads_of_attention_agree_with_one(name):
+    net, X = network(name)
+    before = attention_flags()
+    alone = Linearization(net).gram(X)
+
+    def gram(_):
+        return Linearization(copy.deepcopy(net)).gram(X)
+
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(gram, range(12)):
+            close(found, alone)
+    assert attention_flags() == before

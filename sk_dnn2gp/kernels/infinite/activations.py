@@ -9,7 +9,6 @@ argument alone (its variance, the coefficients of a series) is a `Side`, prepare
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -19,6 +18,8 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import expit
 from torch import Tensor
+
+from ..._utils.warn import warn
 
 __all__ = ["Dual", "dual_activation"]
 
@@ -288,12 +289,11 @@ class Hermite(Dual):
     def _warn(self, k: float) -> None:
         error = self.error(k)
         if error > _STATED:
-            warnings.warn(
+            warn(
                 f"The Hermite series of activation has a relative error of up to {error:.0e} at "
                 f"variance {k:.3g}: more terms (terms={self.terms}) or smaller sigma_w2 help where "
                 "the activation is smooth.",
                 UserWarning,
-                stacklevel=2,
             )
 
     def side(self, k: Tensor) -> Side:

@@ -1,0 +1,180 @@
+"""SIGINT and SIGTERM at random moments: all or nothing, at once, and no process left behind.
+
+A process that has imported everything forks one child after the other, sends each a signal at a
+random moment of its work, and tells what became of it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import pytest
+
+KINDS = ("search of the prior", "minibatches", "variational", "grid", "grid of processes", "save")
+# Seconds from the signal to the end, beyond the running matrix operation: those here are short.
+PROMPT = 1.0
+
+
+def told(kind: str, name: str, times: int, seed: int = 0) -> list[dict]:
+    """What became of every child."""
+    command = [sys.executable, __file__, kind, name, str(times), str(seed)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def check(kind: str, name: str, times: int) -> None:
+    for one in told(kind, name, times):
+        assert one["end"] == ("as before" if name == "SIGINT" else "SIGTERM"), one
+        assert one["seconds"] < PROMPT, one
+        assert one["orphans"] == 0, one
+        assert one["file"] in ("none", "whole"), one
+
+
+posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes of POSIX")
+
+
+@posix
+@pytest.mark.parametrize("kind", ["search of the prior", "save"])
+def test_a_signal_ends_it_at_once(kind):
+    check(kind, "SIGINT", 2)
+    check(kind, "SIGTERM", 2)
+
+
+@posix
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_fifty_moments(kind, name):
+    """Fifty for every signal, over all kinds."""
+    check(kind, name, 9 if kind in ("save", "minibatches") else 8)
+
+
+# ---------------------------------------------------------------------------- the other process
+
+
+def work(kind: str, path: Path):
+    """A fitted estimator, and what goes on and on with it."""
+    import numpy as np
+    from sklearn.model_selection import GridSearchCV
+
+    from sk_dnn2gp import DNN2GPRegressor, save
+    from sk_dnn2gp.inference import Variational
+    from sk_dnn2gp.training import FirstOrder
+
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(80, 3))
+    y = np.sin(3 * X[:, 0]) * X[:, 1] + 0.1 * rng.normal(size=80)
+    fixed = {"hidden_layer_sizes": (5,), "prior_precision": 1.0, "noise_std": 0.2}
+    grid = {"noise_std": np.logspace(-2, 0, 20)}
+    long = FirstOrder(max_iter=10**6, batch_size=20, tol=0.0, n_iter_no_change=10**6)
+    estimators = {
+        "search of the prior": DNN2GPRegressor(hidden_layer_sizes=(5,), n_restarts=50),
+        "minibatches": DNN2GPRegressor(**fixed, solver=long),
+        "variational": DNN2GPRegressor(**fixed, inference=Variational(max_iter=10**5)),
+    }
+    model = estimators.get(kind, DNN2GPRegressor(**fixed, random_state=0))
+    settings = model.get_params()
+    model.set_params(**fixed, n_restarts=1, inference="laplace", solver="auto").fit(X, y)
+    if kind.startswith("grid"):
+        model = GridSearchCV(model, grid, cv=3).fit(X, y)
+        # Processes are the child's own: a pool that is forked with it is no one's.
+        model.set_params(n_jobs=2 if kind == "grid of processes" else None)
+        return model, lambda: model.fit(X, y)
+    if kind == "save":
+        return model, lambda: save(model, path)
+    model.set_params(**settings)
+    return model, lambda: model.fit(X, y)
+
+
+def as_before(model, before: dict) -> bool:
+    """Every attribute the same object, or every one of a fit that was done already."""
+    now = vars(model)
+    same = [now.get(name) is value for name, value in before.items() if name.endswith("_")]
+    return now.keys() == before.keys() and (all(same) or not any(same))
+
+
+def child(model, go_on) -> None:
+    """Work until a signal comes; the exit status tells whether the model is as before."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.setsid()
+    status, before = 3, dict(vars(model))
+    try:
+        while True:
+            before = dict(vars(model))
+            go_on()
+    except KeyboardInterrupt:
+        status = 0 if as_before(model, before) else 4
+    finally:
+        os._exit(status)
+
+
+def orphans(session: int) -> list[int]:
+    """Processes of the child's session."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = entry.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[3]) == session and fields[0] != "Z":
+            found.append(int(entry.parent.name))
+    return found
+
+
+def left_behind(session: int) -> list[int]:
+    """Those that are still there after three seconds; they are ended."""
+    deadline = time.perf_counter() + 3.0
+    while (found := orphans(session)) and time.perf_counter() < deadline:
+        time.sleep(0.05)
+    for pid in found:
+        os.kill(pid, signal.SIGKILL)
+    return found
+
+
+def end_of(pid: int) -> str:
+    status = os.waitpid(pid, 0)[1]
+    if os.WIFSIGNALED(status):
+        return signal.Signals(os.WTERMSIG(status)).name
+    return {0: "as before", 4: "changed"}.get(os.WEXITSTATUS(status), "an error")
+
+
+def state_of(path: Path) -> str:
+    from sk_dnn2gp import load
+
+    if not path.exists():
+        return "none"
+    load(path)
+    return "whole"
+
+
+def main(kind: str, name: str, times: str, seed: str) -> None:
+    warnings.simplefilter("ignore")
+    draws = random.Random(f"{kind} {name} {seed}")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.safetensors"
+        model, go_on = work(kind, path)
+        for _ in range(int(times)):
+            pid = os.fork()
+            if pid == 0:
+                child(model, go_on)
+            time.sleep(0.1 + draws.uniform(0.0, 1.5))
+            os.kill(pid, signal.Signals[name])
+            began = time.perf_counter()
+            end, seconds = end_of(pid), time.perf_counter() - began
+            rest = len(left_behind(pid))
+            line = {"end": end, "seconds": seconds, "orphans": rest, "file": state_of(path)}
+            print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
