@@ -78,6 +78,9 @@ class Elsewhere(TorchFunctionMode):
         target = self.target(name, args, kwargs)
         if target is not None and name != "__set__":
             return self.moved(func, args, kwargs, target)
+        indexed = name in ("__getitem__", "__setitem__") and not self.is_there(args[0])
+        if indexed and any(self.is_there(t) for t in tensors_in(args[1])):
+            raise RuntimeError("indices should be on the device of the indexed tensor, or here")
         if there and name not in MIXING:
             self.refuse_mixed(name, tensors, there)
         result = func(*args, **kwargs)
