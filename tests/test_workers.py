@@ -137,9 +137,8 @@ def numbers(model):
 def test_a_fit_is_that_of_one_process(workers, posterior):
     with parallel_config("sequential"):
         expected = numbers(fitted(posterior=posterior))
-    # A mean near zero is a difference of large terms: 1e-10 of the largest entry.
-    close = 1e-10 * abs(expected).max()
-    assert_allclose(numbers(fitted(posterior=posterior)), expected, rtol=1e-10, atol=close)
+    # A mean near zero is a difference of terms of size one.
+    assert_allclose(numbers(fitted(posterior=posterior)), expected, rtol=1e-10, atol=1e-10)
 
 
 def test_a_classifier_predicts_as_in_one_process(workers):
