@@ -221,7 +221,7 @@ def _smooth(
     head = noise_head(objective.linearization, objective.data.X, objective.data.y.shape[1])
     constant = _constant(objective, solver, module)
     for w in starts:
-        smooth = minimise(constant, w, minima.factorise, None, solver.tol, solver.max_iter)
+        smooth = minimise(constant.at(w), minima.factorise, None, solver.tol, solver.max_iter)
         yield awake(objective, smooth.point.w, head)
 
 
