@@ -242,7 +242,7 @@ class DiagonalGaussian(Likelihood):
 
     Parameters
     ----------
-    noise_std : tuple of float
+    noise_stds : tuple of float
         σ > 0 of each target, in the units of y as the network sees it.
 
     Raises
@@ -258,13 +258,15 @@ class DiagonalGaussian(Likelihood):
     [[4.0, 0.25]]
     """
 
-    noise_std: tuple[float, ...]
+    noise_stds: tuple[float, ...]
     is_definite: ClassVar[bool] = True
     is_additive: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not all(std > 0 and math.isfinite(std) for std in self.noise_std):
-            raise ValueError(f"noise_std must be positive finite numbers, got {self.noise_std!r}.")
+        if not all(std > 0 and math.isfinite(std) for std in self.noise_stds):
+            raise ValueError(
+                f"noise_stds must be positive finite numbers, got {self.noise_stds!r}."
+            )
 
     def negative_log_likelihood(self, f: Tensor, y: Tensor) -> Tensor:
         sigma = self._sigma(f)
@@ -301,10 +303,10 @@ class DiagonalGaussian(Likelihood):
         return f + self._sigma(f) * torch.randn(f.shape, dtype=f.dtype, generator=generator)
 
     def predictive(self, f: Tensor, V: Tensor) -> Predictive:
-        return Normal(f.numpy(), np.tile(np.square(self.noise_std), (len(f), 1)), V.numpy())
+        return Normal(f.numpy(), np.tile(np.square(self.noise_stds), (len(f), 1)), V.numpy())
 
     def _sigma(self, f: Tensor) -> Tensor:
-        return torch.tensor(self.noise_std, dtype=f.dtype, device=f.device)
+        return torch.tensor(self.noise_stds, dtype=f.dtype, device=f.device)
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,7 @@ def choose_noise_head(
     constant = _at(minima, before, likelihood, torch.where(head, infinite, delta), head)
     firmer = torch.where(head, known, _FIRMER * delta)
     best = _on_the_way(minima, _at(_rough(minima), before, likelihood, firmer, head), head)
-    if best.evidence < constant.evidence - _HOPELESS * len(minima.objective.data):
+    if best.evidence < constant.evidence - _HOPELESS * minima.objective.data.total_weight:
         return found(minima, constant)
     exact = _at(minima, best, likelihood, best.objective.prior_precision, head)
     varying = choose_groups(_rough(minima), found(minima, exact), index, n_groups)
