@@ -8,7 +8,7 @@ strings become objects; ``inference`` trains the network (``training``), chooses
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from numbers import Integral, Real
 from typing import Any
@@ -18,7 +18,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
 from sklearn.frozen import FrozenEstimator
-from sklearn.utils import Tags
+from sklearn.utils import Tags, gen_batches
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 from skorch import NeuralNet
@@ -27,7 +27,7 @@ from torch.nn import Module
 
 from .._utils.checkpoint import Checkpoint, digest
 from .._utils.documentation import Documented
-from .._utils.progress import CallbackSupport, Progress
+from .._utils.progress import Bar, CallbackSupport, Progress
 from .._utils.random import draw_seed, torch_generator
 from .._utils.tensor_file import read, write
 from ..evidence import EvidenceSpectrum, leave_one_out
@@ -49,6 +49,8 @@ from .storage import FitWriter, content_of_fit, fill
 
 __all__: list[str] = []
 
+# Rows of a part of a prediction, beyond which ``verbose`` shows a bar.
+_MANY = 1000
 # Fitted attributes that do not end like one.
 _FITTED = {"_result", "_fit_sample_weight", "_spectrum", "_net", "_draw_seed", "_one_dimensional"}
 
@@ -163,6 +165,17 @@ class BaseDNN2GP(Documented, CallbackSupport, BaseEstimator):
         if trained.is_floating_point() and not tensor.is_floating_point():
             tensor = tensor.to(trained.dtype)
         return tensor.to(trained.device)
+
+    def _in_parts(self, function: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
+        """``function`` of all inputs; of many, where ``verbose``, a part at a time under a bar."""
+        if not self.verbose or len(inputs) <= _MANY:
+            return function(inputs)
+        bar, parts = Bar("prediction", True, len(inputs)), []
+        for part in gen_batches(len(inputs), _MANY):
+            parts.append(function(inputs[part]))
+            bar.add(len(parts[-1]))
+        bar.end()
+        return torch.cat(parts)
 
     # -------------------------------------------------------------------- the walk of a fit
 

@@ -97,7 +97,7 @@ class DNN2GPRegressor(DistributionMixin, MultiOutputMixin, RegressorMixin, BaseD
     random_state : int, RandomState or None, default=None
         Initial weights, minibatches and draws. An int makes everything reproducible.
     verbose : int, default=0
-        1 prints a line for each stage with its time and evidence.
+        1 prints a line for each stage with its time and evidence, and a bar over long predictions.
 
     Attributes
     ----------
@@ -300,7 +300,7 @@ class DNN2GPRegressor(DistributionMixin, MultiOutputMixin, RegressorMixin, BaseD
         f = self._result.mean(inputs)
         if self._result.likelihood.is_additive and not (return_std or return_cov):
             return self._shaped(f.numpy() * self.y_scale_ + self.y_mean_)  # no variance is needed
-        distribution = self._distribution(f, self._result.variance(inputs))
+        distribution = self._distribution(f, self._in_parts(self._result.variance, inputs))
         mean = self._shaped(distribution.mean)
         if return_std:
             return mean, self._shaped(np.sqrt(distribution.variance))
@@ -331,7 +331,9 @@ class DNN2GPRegressor(DistributionMixin, MultiOutputMixin, RegressorMixin, BaseD
         check_target(target, ("y", "latent"))
         if target == "latent":
             inputs = self._checked_inputs(X)
-            return self._shaped(self._result.variance(inputs).sqrt().numpy() * self.y_scale_)
+            return self._shaped(
+                self._in_parts(self._result.variance, inputs).sqrt().numpy() * self.y_scale_
+            )
         return np.sqrt(self.predict_uncertainty(X).total)
 
     def predict_uncertainty(self, X: ArrayLike) -> Bunch:
@@ -381,7 +383,9 @@ class DNN2GPRegressor(DistributionMixin, MultiOutputMixin, RegressorMixin, BaseD
         0.05
         """
         inputs = self._checked_inputs(X)
-        return self._distribution(self._result.mean(inputs), self._result.variance(inputs))
+        return self._distribution(
+            self._result.mean(inputs), self._in_parts(self._result.variance, inputs)
+        )
 
     def leave_one_out(
         self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None
