@@ -87,6 +87,21 @@ def test_offline_says_where_a_copy_may_lie(folder, name):
         getattr(datasets, f"fetch_{name}")()
 
 
+class Explosive:
+    def __reduce__(self):
+        return os.mkdir, ("exploded",)
+
+
+def test_no_pickle_in_a_copy_is_read(folder, monkeypatch):
+    """A copy holds numbers: what would be run is refused."""
+    monkeypatch.chdir(folder)
+    images = np.array([Explosive()], dtype=object)
+    np.savez(folder / "cifar10.npz", images=images, labels=[0], allow_pickle=True)
+    with pytest.raises(ValueError, match="allow_pickle=False"):
+        datasets.fetch_cifar10()
+    assert not os.path.exists("exploded")
+
+
 def test_a_local_copy_without_an_array_is_named(folder):
     np.savez(folder / "cifar10.npz", images=[0])
     with pytest.raises(ValueError, match=r"cifar10.npz lacks \['labels'\]"):

@@ -67,6 +67,20 @@ def test_a_line_for_each_stage_with_time_and_evidence(name, capsys):
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize("make", [DNN2GPRegressor, DNN2GPClassifier])
+def test_a_bar_over_long_predictions(make, capsys):
+    noise = {"noise_std": 0.2} if make is DNN2GPRegressor else {}
+    model = make(**SMALL, prior_precision=1.0, **noise)
+    model.fit(X, targets(model))
+    many = RNG.standard_normal((2500, 3))
+    plain = model.predict_std(many)
+    assert capsys.readouterr().err == ""
+    np.testing.assert_allclose(model.set_params(verbose=1).predict_std(many), plain, rtol=1e-9)
+    assert "prediction [" in (shown := capsys.readouterr().err) and "100%" in shown
+    model.predict_std(X)
+    assert capsys.readouterr().err == ""
+
+
 # -------------------------------------------------------------------------------- callbacks
 
 

@@ -6,12 +6,13 @@ that the task is of: the steps of a stage, or the stages of the fit, with the be
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["CallbackSupport", "Progress", "Stage"]
+__all__ = ["Bar", "CallbackSupport", "Progress", "Stage"]
 
 try:
     from sklearn.callback import CallbackSupportMixin as CallbackSupport
@@ -77,3 +78,28 @@ class Progress:
             if stage.evidence is not None:
                 evidence = f", evidence {stage.evidence + self.offset:.2f}"
             print(f"[sk_dnn2gp] {name}: {seconds:.1f} s{evidence}", flush=True)
+
+
+class Bar:
+    """A bar on standard error for ``verbose`` work: what part is done and the time still needed."""
+
+    def __init__(self, what: str, verbose: Any, total: int) -> None:
+        self.what, self.on, self.total, self.done = what, bool(verbose), max(total, 1), 0
+        self.start = self.shown = time.monotonic()
+
+    def add(self, done: int) -> None:
+        """So much more of the total is done."""
+        self.done += done
+        now = time.monotonic()
+        if self.on and now - self.shown > 0.5:
+            self.shown, part = now, min(1.0, self.done / self.total)
+            left = (now - self.start) * (1 / part - 1)
+            bar = "#" * int(30 * part)
+            sys.stderr.write(f"\r{self.what} [{bar:<30}] {part:4.0%}, {left:.0f} s left ")
+            sys.stderr.flush()
+
+    def end(self) -> None:
+        """All of it is done."""
+        if self.on:
+            seconds = time.monotonic() - self.start
+            sys.stderr.write(f"\r{self.what} [{'#' * 30}] 100%, {seconds:.1f} s\n")

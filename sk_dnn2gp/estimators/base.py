@@ -8,7 +8,7 @@ strings become objects; ``inference`` trains the network (``training``), chooses
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from numbers import Integral, Real
@@ -19,7 +19,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
 from sklearn.frozen import FrozenEstimator
-from sklearn.utils import Tags, check_consistent_length
+from sklearn.utils import Tags, check_consistent_length, gen_batches
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import (
     _check_sample_weight,
@@ -34,7 +34,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from .._utils.checkpoint import Checkpoint, digest
 from .._utils.documentation import Documented
-from .._utils.progress import CallbackSupport, Progress
+from .._utils.progress import Bar, CallbackSupport, Progress
 from .._utils.random import draw_seed, torch_generator
 from .._utils.rows import Loaded, Streamed, as_rows, is_mapped, moments, rows_where
 from .._utils.tensor_file import read, write
@@ -57,6 +57,8 @@ from .storage import FitWriter, content_of_fit, fill
 
 __all__: list[str] = []
 
+# Rows of a part of a prediction, beyond which ``verbose`` shows a bar.
+_MANY = 1000
 # Fitted attributes that do not end like one.
 _FITTED = {"_result", "_fit_sample_weight", "_spectrum", "_net", "_draw_seed", "_one_dimensional"}
 
@@ -198,6 +200,17 @@ class BaseDNN2GP(Documented, CallbackSupport, BaseEstimator):
         if trained.is_floating_point() and not tensor.is_floating_point():
             tensor = tensor.to(trained.dtype)
         return tensor.to(trained.device)
+
+    def _in_parts(self, function: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
+        """``function`` of all inputs; of many, where ``verbose``, a part at a time under a bar."""
+        if not self.verbose or len(inputs) <= _MANY:
+            return function(inputs)
+        bar, parts = Bar("prediction", True, len(inputs)), []
+        for part in gen_batches(len(inputs), _MANY):
+            parts.append(function(inputs[part]))
+            bar.add(len(parts[-1]))
+        bar.end()
+        return torch.cat(parts)
 
     # -------------------------------------------------------------------- the walk of a fit
 

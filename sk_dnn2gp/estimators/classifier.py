@@ -105,7 +105,7 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
     random_state : int, RandomState or None, default=None
         Initial weights, minibatches and draws. An int makes everything reproducible.
     verbose : int, default=0
-        1 prints a line for each stage with its time and evidence.
+        1 prints a line for each stage with its time and evidence, and a bar over long predictions.
 
     Attributes
     ----------
@@ -465,7 +465,7 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         check_target(target, ("y", "p", "latent"))
         if target == "latent":
             inputs = self._checked_inputs(X)
-            return self._result.variance(inputs).sqrt().numpy()
+            return self._in_parts(self._result.variance, inputs).sqrt().numpy()
         parts = self.predict_uncertainty(X)
         return np.sqrt(parts.epistemic if target == "p" else parts.total)
 
@@ -507,7 +507,7 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         if link not in (None, "mc"):
             raise ValueError(f"link must be None or 'mc', got {link!r}.")
         inputs = self._checked_inputs(X)
-        f, V = self._result.mean(inputs), self._result.covariance(inputs)
+        f, V = self._result.mean(inputs), self._in_parts(self._result.covariance, inputs)
         if link == "mc":
             aleatoric, epistemic = mean_uncertainty(*of_difference(f, V), self._draw_seed)
         else:
@@ -659,7 +659,7 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         inputs = self._checked_inputs(X)
         if link == "map":
             return log_softmax(self._result.outputs(inputs))
-        f, V = self._result.mean(inputs), self._result.covariance(inputs)
+        f, V = self._result.mean(inputs), self._in_parts(self._result.covariance, inputs)
         return log_proba(link, f, V, self._draw_seed)
 
     def _evidence_offset(self, weight: NDArray) -> float:

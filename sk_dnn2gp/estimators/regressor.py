@@ -103,7 +103,7 @@ class DNN2GPRegressor(DistributionMixin, MultiOutputMixin, RegressorMixin, BaseD
     random_state : int, RandomState or None, default=None
         Initial weights, minibatches and draws. An int makes everything reproducible.
     verbose : int, default=0
-        1 prints a line for each stage with its time and evidence.
+        1 prints a line for each stage with its time and evidence, and a bar over long predictions.
 
     Attributes
     ----------
@@ -391,7 +391,7 @@ class DNN2GPRegressor(DistributionMixin, MultiOutputMixin, RegressorMixin, BaseD
         check_target(target, ("y", "latent"))
         if target == "latent":
             inputs = self._checked_inputs(X)
-            std = self._result.variance(inputs).sqrt().numpy()
+            std = self._in_parts(self._result.variance, inputs).sqrt().numpy()
             return self._shaped(std[:, : len(self.y_scale_)] * self.y_scale_)
         return np.sqrt(self.predict_uncertainty(X).total)
 
@@ -503,9 +503,9 @@ class DNN2GPRegressor(DistributionMixin, MultiOutputMixin, RegressorMixin, BaseD
 
     def _variance(self, inputs: Tensor) -> Tensor:
         """What the likelihood's predictive takes: covariances of several outputs of a target."""
-        if self._result.likelihood.outputs_per_target > 1:
-            return self._result.covariance(inputs)
-        return self._result.variance(inputs)
+        jointly = self._result.likelihood.outputs_per_target > 1
+        V = self._result.covariance if jointly else self._result.variance
+        return self._in_parts(V, inputs)
 
     def _distribution(self, f: Tensor, V: Tensor) -> Predictive:
         """Of y in its units, where f has this mean and such a V of :meth:`_variance`."""

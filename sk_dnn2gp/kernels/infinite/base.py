@@ -8,8 +8,6 @@ n_channels), so that dense and convolutional networks run the same code.
 from __future__ import annotations
 
 import math
-import sys
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +19,7 @@ from sklearn.gaussian_process.kernels import Hyperparameter, Kernel
 from torch import Tensor
 
 from ..._utils.memory import batches, limit_in_bytes
+from ..._utils.progress import Bar
 from ..._utils.threads import few_threads, over_threads
 from .activations import Hermite
 from .steps import Activation, Node, Weights
@@ -153,7 +152,7 @@ class InfiniteKernel(Kernel):
             length = min(length, max(1, -(-max(n, m) // (2 * n_workers))))
         rows, columns = list(batches(n, length)), list(batches(m, length))
         tasks = [(r, c) for r in rows for c in columns if not (symmetric and c.start < r.start)]
-        progress = _Progress(self.verbose, n * m // 2 if symmetric else n * m)
+        progress = Bar("kernel", self.verbose, n * m // 2 if symmetric else n * m)
         if n_workers == 1:
             for r, c in tasks:
                 out = (K[r, c], G[:, r, c])
@@ -174,9 +173,7 @@ class InfiniteKernel(Kernel):
     def _empty(self, n: int, m: int, gradient: bool) -> tuple[NDArray, NDArray]:
         return np.empty((n, m)), np.empty((self.n_dims if gradient else 0, n, m))
 
-    def _panel(
-        self, walk: Walk, x: Tensor, y: Tensor | None, out: tuple, progress: _Progress
-    ) -> None:
+    def _panel(self, walk: Walk, x: Tensor, y: Tensor | None, out: tuple, progress: Bar) -> None:
         """Fill K and G of a panel; ``y=None`` is a panel on the diagonal."""
         (K, G), symmetric, other = out, y is None, x if y is None else y
         left = self._tape(walk, x)
@@ -257,7 +254,7 @@ def len_of_series(step: Any) -> int:
 
 def _task(kernel: Any, x: Tensor, y: Tensor | None, gradient: bool) -> tuple[NDArray, NDArray]:
     out = kernel._empty(x.shape[-2], (x if y is None else y).shape[-2], gradient)
-    kernel._panel(kernel._walk(x, gradient), x, y, out, _Progress(False, 1))
+    kernel._panel(kernel._walk(x, gradient), x, y, out, Bar("kernel", False, 1))
     return out
 
 
@@ -318,25 +315,3 @@ def laid_out(x: Tensor, name: str) -> Tensor:
     if x.ndim not in (3, 4):
         raise ValueError(f"{name} must be rows, sequences or images, got shape {tuple(x.shape)}.")
     return (x if x.ndim == 4 else x[:, :, None]).permute(2, 3, 0, 1).contiguous()
-
-
-class _Progress:
-    """A bar on standard error for ``verbose`` kernels: parts done and the time still needed."""
-
-    def __init__(self, verbose: Any, total: int) -> None:
-        self.on, self.total, self.done = bool(verbose), max(total, 1), 0
-        self.start = self.shown = time.monotonic()
-
-    def add(self, entries: int) -> None:
-        self.done += entries
-        now = time.monotonic()
-        if self.on and now - self.shown > 0.5:
-            self.shown, part = now, min(1.0, self.done / self.total)
-            left = (now - self.start) * (1 / part - 1)
-            bar = "#" * int(30 * part)
-            sys.stderr.write(f"\rkernel [{bar:<30}] {part:4.0%}, {left:.0f} s left ")
-            sys.stderr.flush()
-
-    def end(self) -> None:
-        if self.on:
-            sys.stderr.write(f"\rkernel [{'#' * 30}] 100%, {time.monotonic() - self.start:.1f} s\n")
