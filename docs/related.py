@@ -62,6 +62,8 @@ GROUPS = (
      "predictive.Quadrature", "predictive.PoissonLognormal", "predictive.StudentNormal"),
     ("likelihoods.Poisson", "predictive.PoissonLognormal"),
     ("likelihoods.StudentT", "predictive.StudentNormal"),
+    ("likelihoods.Gaussian", "likelihoods.DiagonalGaussian",
+     "likelihoods.HeteroscedasticGaussian", "predictive.NormalLognormal"),
     ("plotting.CoverageDisplay", "plotting.QuantileCalibrationDisplay"),
     ("log_predictive_density_scorer", "model_selection.LogPredictiveDensityScorer",
      "marginal_likelihood_scorer"),
@@ -72,6 +74,7 @@ GROUPS = (
     ("networks.MLP", "networks.LeNet5", "networks.Residual"),
     ("networks.MLP", "networks.Standardize"),
     ("networks.MLP", "networks.Erf"),
+    ("DNN2GPRegressor", "integrations.BoTorchModel"),
     ("exceptions.ApproximationWarning", "posterior.Automatic"),
     ("exceptions.CholeskyJitterWarning", "exceptions.ConvergenceError"),
 )  # fmt: skip

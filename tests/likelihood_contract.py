@@ -18,15 +18,21 @@ def support(likelihood, low, high, n=400_001):
 
 
 def check(likelihood, f, low, high, tol=1e-9):
-    """The contract at the values f (n,) of one output; [low, high] holds all of y but ``tol``."""
+    """The contract at the values f (n,) of one output; [low, high] holds all of y but ``tol``.
+
+    Where a target has several outputs, f is (n, outputs_per_target), and the predictive has a test
+    of its own.
+    """
     y, weight = support(likelihood, low, high)
+    f = torch.as_tensor(f, dtype=torch.float64)
     for one in f:
-        at = torch.full((len(y), 1), float(one), dtype=torch.float64)
+        at = one.reshape(1, -1).expand(len(y), -1)
         _check_sums(likelihood, at, y[:, None], weight, tol)
         _check_derivatives(likelihood, at, y[:, None])
-    _check_several_outputs(likelihood, torch.as_tensor(f, dtype=torch.float64), y)
-    _check_predictive(likelihood, torch.as_tensor(f, dtype=torch.float64), y, weight, tol)
-    _check_sample(likelihood, torch.as_tensor(f, dtype=torch.float64))
+    _check_several_targets(likelihood, f.reshape(len(f), -1), y)
+    if likelihood.outputs_per_target == 1:
+        _check_predictive(likelihood, f, y, weight, tol)
+    _check_sample(likelihood, f.reshape(len(f), -1))
 
 
 def _check_sums(likelihood, at, y, weight, tol):
@@ -34,10 +40,10 @@ def _check_sums(likelihood, at, y, weight, tol):
     p = weight * torch.exp(-likelihood.negative_log_likelihood(at, y))
     total = p.cumsum(0)
     assert abs(total[-1] - 1) < tol
-    r, Lambda = likelihood.residual(at, y)[:, 0], likelihood.noise_precision(at)[0, 0, 0]
-    scale = Lambda.sqrt()
-    assert abs(p @ r) < tol * scale
-    assert abs(p @ r**2 - Lambda) < tol * Lambda * 10
+    r, Lambda = likelihood.residual(at, y), likelihood.noise_precision(at)[0]
+    scale = Lambda.diagonal().sqrt()
+    assert ((p @ r).abs() < tol * scale).all()
+    assert ((r.mT @ (p[:, None] * r) - Lambda).abs() < tol * 10 * scale * scale[:, None]).all()
     mean, variance = likelihood.mean(at)[0, 0], likelihood.aleatoric(at)[0, 0, 0]
     width = variance.sqrt()
     # Moments weigh the tails more than the sum does: a factor of the range over the width.
@@ -55,11 +61,12 @@ def _check_derivatives(likelihood, at, y):
     """r by differences of ℓ; L Lᵀ = Λ, L u = r; log det Λ/2π."""
     some = torch.linspace(0, len(y) - 1, 50).long()
     f, y, h = at[some], y[some], 1e-5
-    up, down = (likelihood.negative_log_likelihood(f + s * h, y) for s in (1, -1))
     r = likelihood.residual(f, y)
-    # Rounding of ℓ over 2h, and a third derivative of the size of ℓ times h².
-    size = 1 + float(up.abs().max())
-    torch.testing.assert_close((up - down) / (2 * h), r[:, 0], rtol=1e-7, atol=1e-9 * size)
+    for k, step in enumerate(h * torch.eye(f.shape[1], dtype=f.dtype)):
+        up, down = (likelihood.negative_log_likelihood(f + s * step, y) for s in (1, -1))
+        # Rounding of ℓ over 2h, and a third derivative of the size of ℓ times h².
+        size = 1 + float(up.abs().max())
+        torch.testing.assert_close((up - down) / (2 * h), r[:, k], rtol=1e-7, atol=1e-9 * size)
     L, Lambda = likelihood.noise_precision_factor(f), likelihood.noise_precision(f)
     torch.testing.assert_close(L @ L.mT, Lambda, rtol=1e-12, atol=0)
     u = likelihood.whitened_residual(f, y)
@@ -68,18 +75,21 @@ def _check_derivatives(likelihood, at, y):
     torch.testing.assert_close(likelihood.log_noise_determinant(f), log_det, rtol=1e-9, atol=1e-9)
 
 
-def _check_several_outputs(likelihood, f, y):
-    """Outputs are independent given f: sums and blocks of those of one."""
-    K = len(f)
+def _check_several_targets(likelihood, f, y):
+    """Targets are independent given f: sums and blocks of those of one."""
+    K, per_target = f.shape
     some = y[:: max(1, len(y) // 7)][:7]
-    at, targets = f.expand(len(some), K), some[:, None].expand(len(some), K)
-    ones = [likelihood.negative_log_likelihood(at[:, [k]], targets[:, [k]]) for k in range(K)]
+    targets = some[:, None].expand(len(some), K)
+    at = f.T.reshape(1, -1).expand(len(some), -1)
+    own = [torch.arange(k, K * per_target, K) for k in range(K)]
+    ones = [likelihood.negative_log_likelihood(at[:, own[k]], targets[:, [k]]) for k in range(K)]
     nll = likelihood.negative_log_likelihood(at, targets)
     torch.testing.assert_close(nll, sum(ones), rtol=1e-12, atol=1e-12)
-    Lambda = likelihood.noise_precision(at)
-    blocks = [likelihood.noise_precision(at[:, [k]])[:, 0, 0] for k in range(K)]
-    torch.testing.assert_close(Lambda, torch.diag_embed(torch.stack(blocks, 1)))
-    V = torch.eye(K, dtype=torch.float64).expand(len(some), K, K) * 0.3
+    Lambda = torch.zeros(len(some), *2 * [K * per_target], dtype=torch.float64)
+    for index in own:
+        Lambda[:, index[:, None], index] = likelihood.noise_precision(at[:, index])
+    torch.testing.assert_close(likelihood.noise_precision(at), Lambda)
+    V = torch.eye(K * per_target, dtype=torch.float64).expand(Lambda.shape) * 0.3
     slope = torch.autograd.functional.jacobian(lambda f: likelihood.mean(f).sum(0), at)
     J = slope.permute(1, 0, 2)
     torch.testing.assert_close(likelihood.epistemic(at, V), J @ V @ J.mT)
@@ -118,14 +128,14 @@ def _check_predictive(likelihood, f, y, weight, tol):
 
 def _check_sample(likelihood, f):
     """40,000 draws at each f: five standard errors of the distribution function at its middle."""
-    n = 40_000
-    at = f.expand(n, len(f))
+    n, K = 40_000, len(f)
+    at = f.T.reshape(1, -1).expand(n, -1)
     draws = likelihood.sample(at, torch.Generator().manual_seed(0))
-    assert draws.shape == at.shape
+    assert draws.shape == (n, K)
     again = likelihood.sample(at, torch.Generator().manual_seed(0))
     assert torch.equal(draws, again)
-    for k in range(len(f)):
-        centre = likelihood.mean(f[k].view(1, 1)).round()
-        expected = float(likelihood.cdf(f[k].view(1, 1), centre))
+    for k in range(K):
+        centre = likelihood.mean(f[[k]]).round()
+        expected = float(likelihood.cdf(f[[k]], centre))
         found = float((draws[:, k] <= centre).double().mean())
         assert abs(found - expected) < 5 * (expected * (1 - expected) / n) ** 0.5 + 1e-12

@@ -5,8 +5,8 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from sk_dnn2gp import DNN2GPClassifier, DNN2GPRegressor
 from sk_dnn2gp.inference import Variational
-from sk_dnn2gp.posterior import SubsetOfData
-from sk_dnn2gp.training import LBFGS, GaussNewtonLM, NewtonCG
+from sk_dnn2gp.posterior import SubsetOfData, SubsetOfWeights
+from sk_dnn2gp.training import LBFGS, FirstOrder, GaussNewtonLM, NewtonCG
 
 SMALL = {"hidden_layer_sizes": (5,), "n_restarts": 1}
 REGRESSION = {**SMALL, "prior_precision": 1.0, "noise_std": 0.3}
@@ -29,12 +29,17 @@ def test_small_estimators(estimator, check):
     [
         DNN2GPRegressor(**REGRESSION, posterior="diag"),
         DNN2GPRegressor(**REGRESSION, posterior="last_layer"),
+        DNN2GPRegressor(**REGRESSION, posterior="independent"),
+        DNN2GPRegressor(**REGRESSION, posterior=SubsetOfWeights(("1.weight",))),
         DNN2GPRegressor(**REGRESSION, posterior=SubsetOfData(10, random_state=0)),
         DNN2GPRegressor(**REGRESSION, **VI),
+        DNN2GPRegressor(**REGRESSION, **VI, posterior="diag"),
         DNN2GPClassifier(**CLASSIFICATION, **VI),
+        DNN2GPClassifier(**CLASSIFICATION, **VI, posterior="diag"),
         DNN2GPClassifier(**CLASSIFICATION, inference="linearized-vi"),
         DNN2GPClassifier(**CLASSIFICATION, posterior="diag", link="mc"),
         DNN2GPClassifier(**CLASSIFICATION, posterior="last_layer", link="map"),
+        DNN2GPClassifier(**CLASSIFICATION, posterior="independent", link="contrast"),
     ]
 )
 def test_other_posteriors(estimator, check):
@@ -45,8 +50,12 @@ def test_other_posteriors(estimator, check):
 @pytest.mark.filterwarnings("ignore")
 @parametrize_with_checks(
     [
+        DNN2GPRegressor(**REGRESSION, solver=FirstOrder(max_iter=100)),
+        DNN2GPRegressor(**REGRESSION, solver=LBFGS(tol=1e-10)),
         DNN2GPRegressor(**REGRESSION, solver=GaussNewtonLM(tol=1e-10)),
+        DNN2GPClassifier(**CLASSIFICATION, solver=FirstOrder(max_iter=100)),
         DNN2GPClassifier(**CLASSIFICATION, solver=LBFGS(tol=1e-10)),
+        DNN2GPClassifier(**CLASSIFICATION, solver=GaussNewtonLM(tol=1e-10)),
     ]
 )
 def test_other_solvers(estimator, check):

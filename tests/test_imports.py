@@ -15,7 +15,8 @@ ROOT = Path(sk_dnn2gp.__file__).parent
 ROOMS = (
     "_version", "_utils", "exceptions", "datasets", "predictive", "likelihoods", "links",
     "networks", "linearize", "linear_model", "posterior", "optim", "training", "evidence",
-    "kernels", "inference", "estimators", "model_selection", "plotting", "persistence", "",
+    "kernels", "inference", "estimators", "model_selection", "plotting", "persistence",
+    "integrations", "",
 )  # fmt: skip
 FILES = sorted(ROOT.rglob("*.py"))
 

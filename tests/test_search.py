@@ -9,7 +9,8 @@ from scipy.optimize import minimize_scalar
 from torch import nn
 
 from sk_dnn2gp import DNN2GPClassifier, DNN2GPRegressor
-from sk_dnn2gp.evidence.search import Freedom, Searcher
+from sk_dnn2gp.evidence.freedom import Freedom
+from sk_dnn2gp.evidence.minima import Minima
 from sk_dnn2gp.likelihoods import Bernoulli, Categorical, Gaussian
 from sk_dnn2gp.linearize import Linearization
 from sk_dnn2gp.networks import MLP
@@ -34,7 +35,7 @@ def factorise(point):
 
 
 def problem(kind, freedom, vector=False, sigma=0.4):
-    """A searcher that trains to rounding, and the same network and data for dense algebra."""
+    """A minima that trains to rounding, and the same network and data for dense algebra."""
     y, K = KINDS[kind]
     with torch.random.fork_rng():
         torch.manual_seed(3)
@@ -50,8 +51,8 @@ def problem(kind, freedom, vector=False, sigma=0.4):
     delta = 0.7 * spread.double().exp()
     data = TrainingData(inputs, y, torch.ones(len(X), dtype=torch.float64))
     objective = Objective(linearization, data, likelihood, delta)
-    searcher = Searcher(objective, freedom, Full(), factorise, tol=1e-12, max_iter=2000)
-    return searcher, Dense(module, inputs, y, kind)
+    minima = Minima(objective, freedom, Full(), factorise, tol=1e-12, max_iter=2000)
+    return minima, Dense(module, inputs, y, kind)
 
 
 def moved(dense, freedom, w, delta, sigma, step):
@@ -95,12 +96,12 @@ BOTH, DELTA, SIGMA = Freedom(True, True), Freedom(True, False), Freedom(False, T
     ],
 )
 def test_the_slope_is_that_of_the_evidence_at_retrained_minima(kind, freedom, vector):
-    searcher, dense = problem(kind, freedom, vector)
-    trial = searcher.trained(dense.start)
+    minima, dense = problem(kind, freedom, vector)
+    trial = minima.trained(dense.start)
     sigma = getattr(trial.objective.likelihood, "noise_std", 1.0)
     delta = trial.objective.prior_precision
     assert trial.evidence == pytest.approx(dense.evidence(trial.w, delta, sigma), rel=1e-10)
-    slope = searcher.slope(trial)
+    slope = minima.slope(trial)
     assert abs(slope) > 0.05  # not by chance a stationary point
     expected = difference(dense, freedom, trial.w, delta, sigma)
     assert slope == pytest.approx(expected, rel=1e-4, abs=1e-5)
@@ -112,16 +113,16 @@ def test_the_slope_is_that_of_the_evidence_at_retrained_minima(kind, freedom, ve
         for o in moves
     ]
     motion = (ends[0] - ends[1]) / (2 * h)
-    found = searcher.derivative(trial)
+    found = minima.derivative(trial)
     torch.testing.assert_close(found, motion, rtol=1e-4, atol=1e-5 * float(motion.norm()))
 
 
 @pytest.mark.parametrize("vector", [False, True])
 @pytest.mark.parametrize("sigma", [0.1, 0.4, 3.0])
 def test_the_profiled_noise_is_the_best_of_all(vector, sigma):
-    searcher, dense = problem("gaussian", BOTH, vector, sigma)
-    trial = searcher.trained(dense.start)
-    start, chosen = searcher.objective, trial.objective
+    minima, dense = problem("gaussian", BOTH, vector, sigma)
+    trial = minima.trained(dense.start)
+    start, chosen = minima.objective, trial.objective
     rho = start.prior_precision * sigma**2
     best = minimize_scalar(
         lambda log: -dense.evidence(trial.w, rho / math.exp(2 * log), math.exp(log)),
@@ -196,7 +197,7 @@ def test_no_fit_of_a_grid_has_more_evidence(name):
         FITS[name](prior_precision=delta).log_marginal_likelihood_value_
         for delta in np.logspace(-2, 3, 21)
     ]
-    # Stationary to 3e-4 nats per unit of log δ; a grid point within half a step of it is no higher.
+    # Stationary to 7e-4 nats per unit of log δ; a grid point within half a step of it is no higher.
     assert ours >= max(grid) - 1e-3
 
 

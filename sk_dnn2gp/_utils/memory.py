@@ -6,11 +6,19 @@ own setting, ``sklearn.get_config()["working_memory"]`` (1024 MiB unless the use
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from sklearn import get_config
+from torch import Tensor
 
-__all__ = ["batches", "chunk_length", "limit_in_bytes", "require_memory"]
+__all__ = [
+    "batches",
+    "chunk_length",
+    "joined_parts",
+    "limit_in_bytes",
+    "require_memory",
+    "sum_parts",
+]
 
 MIB = 2**20
 
@@ -33,6 +41,33 @@ def batches(n: int, length: int) -> Iterator[slice]:
     """Yield slices of at most ``length`` that cover ``range(n)`` in order."""
     for start in range(0, n, length):
         yield slice(start, min(start + length, n))
+
+
+def joined_parts(parts: Iterable[Tensor], n: int) -> Tensor:
+    """Parts one after the other, of ``n`` rows together, each in its place as soon as it is made.
+
+    Kept until the end as they are, small results would lie between large temporary arrays, whose
+    room a heap then cannot use again: as much memory would be taken as all rows have.
+    """
+    whole, start = None, 0
+    for part in parts:
+        if whole is None:
+            if len(part) == n:
+                return part
+            whole = part.new_empty(n, *part.shape[1:])
+        whole[start : start + len(part)] = part
+        start += len(part)
+    assert whole is not None and start == n
+    return whole
+
+
+def sum_parts(parts: Iterable[Tensor]) -> Tensor:
+    """Their sum, one at a time."""
+    total = None
+    for part in parts:
+        total = part.clone() if total is None else total.add_(part)
+    assert total is not None
+    return total
 
 
 def require_memory(needed: float, memory_limit: float | None, what: str, advice: str) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from numbers import Integral, Real
 from typing import Any
 
@@ -18,20 +19,27 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
 from sklearn.frozen import FrozenEstimator
-from sklearn.utils import Tags, gen_batches
+from sklearn.utils import Tags, check_consistent_length, gen_batches
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from sklearn.utils.validation import (
+    _check_sample_weight,
+    _check_y,
+    check_is_fitted,
+    validate_data,
+)
 from skorch import NeuralNet
 from torch import Tensor
 from torch.nn import Module
+from torch.utils.data import DataLoader, Dataset
 
 from .._utils.checkpoint import Checkpoint, digest
 from .._utils.documentation import Documented
 from .._utils.progress import Bar, CallbackSupport, Progress
 from .._utils.random import draw_seed, torch_generator
+from .._utils.rows import Loaded, Streamed, as_rows, is_mapped, moments, rows_where
 from .._utils.tensor_file import read, write
 from ..evidence import EvidenceSpectrum, leave_one_out
-from ..evidence.search import Freedom
+from ..evidence.freedom import Freedom
 from ..inference import LinearizedVariational, Result
 from ..inference.laplace import Task, fit_laplace
 from ..inference.linearized import fit_linearized
@@ -43,7 +51,7 @@ from ..networks import ACTIVATIONS
 from ..posterior import Full, IndependentOutputs
 from ..training.first_order import shown_as_net
 from ..training.objective import TrainingData
-from ..training.source import NetworkSource
+from ..training.source import NetworkSource, of_first_half
 from .options import SHORTHANDS, Options, options_of, warn_of_scales
 from .storage import FitWriter, content_of_fit, fill
 
@@ -116,21 +124,48 @@ class BaseDNN2GP(Documented, CallbackSupport, BaseEstimator):
     # --------------------------------------------------------------------- arrays to tensors
 
     def _validated(self, X: Any, y: Any = "no_validation", **check: Any) -> Any:
-        """X (and y) checked as scikit-learn does."""
+        """X (and y) checked as scikit-learn does; rows in a file or a Dataset are left there."""
         if isinstance(X, Mapping):
             raise ValueError(
                 f"X is a dict of {list(X)}, and inputs here are one array: put its parts side by "
                 "side, and take them apart in the network's forward."
             )
         own = self.net is not None
-        return validate_data(
-            self, X, y, dtype="numeric" if own else np.float64, allow_nd=own, **check
+        if isinstance(X, (Dataset, DataLoader)):
+            return self._validated_rows(Loaded(X, self._loader()), y, own, **check)
+        mapped = is_mapped(X)
+        numbers = "numeric" if own or mapped else np.float64
+        checked = validate_data(self, X, y, dtype=numbers, allow_nd=own, **check)
+        if not mapped:
+            return checked
+        alone = isinstance(y, str)
+        return Streamed.of(checked) if alone else (Streamed.of(checked[0]), checked[1])
+
+    def _validated_rows(self, loaded: Loaded, y: Any, own: bool, **check: Any) -> Any:
+        """Rows of a Dataset, and its own y where None is given: the first row stands for all."""
+        rows = Streamed.of(loaded)
+        reset = check.get("reset", True)
+        validate_data(self, rows[:1].numpy(), dtype="numeric", allow_nd=own, reset=reset)
+        if isinstance(y, str):
+            return rows
+        y = _check_y(
+            loaded.targets() if y is None else y,
+            multi_output=check.get("multi_output", False),
+            y_numeric=check.get("y_numeric", False),
+            estimator=self,
         )
+        check_consistent_length(rows, y)
+        return rows, y
+
+    def _loader(self) -> Any:
+        """How a skorch net of the user's reads a Dataset when it predicts."""
+        net = self.net.estimator if self._is_frozen else self.net
+        return partial(net.get_iterator, training=False) if isinstance(net, NeuralNet) else None
 
     def _checked_training_set(
         self, X: Any, y: Any, sample_weight: ArrayLike | None, **check: Any
-    ) -> tuple[NDArray, NDArray, NDArray]:
-        """X, y and weights as arrays, rows of weight zero left out."""
+    ) -> tuple[Any, NDArray, NDArray]:
+        """X, y and weights."""
         X, y = self._validated(
             X, y, ensure_min_samples=2, y_numeric=check.pop("y_numeric", True), **check
         )
@@ -138,14 +173,14 @@ class BaseDNN2GP(Documented, CallbackSupport, BaseEstimator):
             weight = np.ones(len(X))
         else:
             weight = _check_sample_weight(
-                sample_weight, X, dtype=np.float64, ensure_non_negative=True
+                sample_weight, y, dtype=np.float64, ensure_non_negative=True
             )
         return X, y, weight
 
     @staticmethod
-    def _without_zeros(X: NDArray, y: NDArray, weight: NDArray) -> tuple[NDArray, NDArray, NDArray]:
+    def _without_zeros(X: Any, y: NDArray, weight: NDArray) -> tuple[Any, NDArray, NDArray]:
         """The rows of positive weight."""
-        X, y, weight = X[weight > 0], y[weight > 0], weight[weight > 0]
+        X, y, weight = (rows_where(rows, weight > 0) for rows in (X, y, weight))
         if len(X) < 2:
             raise ValueError(
                 f"sample_weight and class_weight leave {len(X)} sample(s) with a positive weight; "
@@ -153,15 +188,15 @@ class BaseDNN2GP(Documented, CallbackSupport, BaseEstimator):
             )
         return X, y, weight
 
-    def _checked_inputs(self, X: Any) -> Tensor:
-        """Test inputs as the tensor that the linearisation takes."""
+    def _checked_inputs(self, X: Any) -> Any:
+        """Test inputs as the rows that the linearisation takes."""
         check_is_fitted(self)
         return self._as_inputs(self._validated(X, reset=False))
 
-    def _as_inputs(self, X: NDArray) -> Tensor:
+    def _as_inputs(self, X: Any) -> Any:
         """On the network's device; of the kind of number that it was trained with."""
         trained = self._result.model.X
-        tensor = input_tensor(X)
+        tensor = as_rows(X)
         if trained.is_floating_point() and not tensor.is_floating_point():
             tensor = tensor.to(trained.dtype)
         return tensor.to(trained.device)
@@ -202,7 +237,13 @@ class BaseDNN2GP(Documented, CallbackSupport, BaseEstimator):
             context.call_on_fit_task_end(estimator=self, **told, reconstruction_attributes={})
 
     def _opened(
-        self, path: Any, X: Tensor, y: Tensor, weight: NDArray, previous: Any
+        self,
+        path: Any,
+        X: Any,
+        y: Tensor,
+        weight: NDArray,
+        previous: Any,
+        likelihood: Likelihood,
     ) -> Checkpoint:
         """The checkpoint of this very fit; one that keeps nothing where there is no path."""
         if path is None:
@@ -217,10 +258,14 @@ class BaseDNN2GP(Documented, CallbackSupport, BaseEstimator):
                 f"checkpoint={path!r}, and net is a skorch net, whose own callbacks keep its "
                 "training (skorch.callbacks.Checkpoint). Leave checkpoint out."
             )
+        if not isinstance(X, Tensor) or likelihood.outputs_per_target > 1:
+            what = "a noise that varies" if isinstance(X, Tensor) else "rows in a file or a Dataset"
+            raise ValueError(f"checkpoint={path!r} does not go with {what}. Leave checkpoint out.")
         states = {"net": self.net, "the last fit": previous}
         given = self.get_params(deep=False).items()
         identity = {
             "the estimator": type(self).__name__,
+            "the likelihood": repr(likelihood),
             **{name: repr(value) for name, value in given if name != "verbose"},
             **{name: digest(v.state_dict()) for name, v in states.items() if isinstance(v, Module)},
             **{name: digest(v) for name, v in (("X", X), ("y", y), ("sample_weight", weight))},
@@ -229,7 +274,7 @@ class BaseDNN2GP(Documented, CallbackSupport, BaseEstimator):
 
     def _fit_result(
         self,
-        X: NDArray,
+        X: Any,
         y: Tensor,
         weight: NDArray,
         likelihood: Likelihood,
@@ -237,9 +282,10 @@ class BaseDNN2GP(Documented, CallbackSupport, BaseEstimator):
         options: Options,
         progress: Progress,
         checkpoint: Any,
+        free_noise: bool = False,
     ) -> Result:
         """Train, choose δ and σ, find q."""
-        free_noise = getattr(self, "noise_std", None) == "auto"
+        n_outputs = n_outputs * likelihood.outputs_per_target
         freedom = Freedom(
             self.prior_precision == "auto", free_noise and isinstance(likelihood, Gaussian)
         )
@@ -251,7 +297,7 @@ class BaseDNN2GP(Documented, CallbackSupport, BaseEstimator):
         source = NetworkSource(
             self.net, self.hidden_layer_sizes, self.activation, n_outputs, standardize
         )
-        tensor = source.inputs(input_tensor(X))
+        tensor = source.inputs(as_rows(X))
         previous = self._previous(source, tensor)
         prior = 1.0 if freedom.prior_precision else float(self.prior_precision)
         if previous is not None and freedom.prior_precision:
@@ -272,7 +318,7 @@ class BaseDNN2GP(Documented, CallbackSupport, BaseEstimator):
             feature_names=self._feature_names(),
             encode=lambda y: self._targets(y, n_outputs),
             progress=progress,
-            checkpoint=self._opened(checkpoint, tensor, y, weight, previous),
+            checkpoint=self._opened(checkpoint, tensor, y, weight, previous, likelihood),
         )
         progress.offset = self._evidence_offset(weight if task.rows is None else weight[task.rows])
         result = fit_laplace(task)
@@ -358,6 +404,8 @@ class BaseDNN2GP(Documented, CallbackSupport, BaseEstimator):
     def kernel_(self) -> NTKKernel:
         """The neural tangent kernel J Jᵀ/δ of the trained network, a scikit-learn kernel.
 
+        Of a network with a noise that depends on x, the kernel of its means.
+
         Raises
         ------
         AttributeError
@@ -366,7 +414,10 @@ class BaseDNN2GP(Documented, CallbackSupport, BaseEstimator):
         """
         check_is_fitted(self)
         self._require_network_process("kernel_", AttributeError)
-        return NTKKernel(self.module_, prior_precision=self.prior_precision_)
+        network = self.module_
+        if self._result.likelihood.outputs_per_target > 1:
+            network = of_first_half(network, self.linear_model_.noise_factor.shape[1] // 2)
+        return NTKKernel(network, prior_precision=self.prior_precision_)
 
     def _require_network_process(self, what: str, error: type[Exception] = ValueError) -> None:
         """Refuse what holds for the process of the whole network's tangent kernel alone."""
@@ -375,7 +426,8 @@ class BaseDNN2GP(Documented, CallbackSupport, BaseEstimator):
                 f"{what} is of the process whose kernel is the whole network's tangent kernel; "
                 f"posterior={self.posterior!r} is another process. Use posterior='full'."
             )
-        if len(self.prior_precisions_) > 1:
+        # The noise's head has a δ of its own, and no part in the kernel of the means.
+        if set(self.prior_precisions_) - {"noise"} != {"all"}:
             raise error(
                 f"{what} is of one prior precision for all weights, and prior_groups="
                 f"{self.prior_groups!r} chose {len(self.prior_precisions_)}."
@@ -473,18 +525,18 @@ class BaseDNN2GP(Documented, CallbackSupport, BaseEstimator):
     ) -> tuple[EvidenceSpectrum, NDArray]:
         """Spectrum of the linear model of other data at the trained weights."""
         X, y, weight = self._checked_data(X, y, sample_weight)
-        X, y, weight = X[weight > 0], y[weight > 0], weight[weight > 0]
+        X, y, weight = (rows_where(rows, weight > 0) for rows in (X, y, weight))
         return self._spectrum_from(self._model_of(X, y, weight), weight), weight
 
     def _checked_data(
         self, X: Any, y: Any, sample_weight: ArrayLike | None
-    ) -> tuple[NDArray, NDArray, NDArray]:
+    ) -> tuple[Any, NDArray, NDArray]:
         """Data given after ``fit``, with the weights of rows and classes."""
         X, y = self._validated(X, y, reset=False, multi_output=True)
-        weight = _check_sample_weight(sample_weight, X, dtype=np.float64)
+        weight = _check_sample_weight(sample_weight, y, dtype=np.float64)
         return X, y, self._weighed(y, weight)
 
-    def _model_of(self, X: NDArray, y: NDArray, weight: NDArray) -> LinearModel:
+    def _model_of(self, X: Any, y: NDArray, weight: NDArray) -> LinearModel:
         """The linear model of other data at the trained weights."""
         own = self.linear_model_
         return LinearModel.from_laplace(
@@ -565,16 +617,8 @@ class BaseDNN2GP(Documented, CallbackSupport, BaseEstimator):
         return isinstance(self.net, FrozenEstimator)
 
 
-def _mean_and_scale(X: NDArray, weight: NDArray) -> tuple[Tensor, Tensor]:
+def _mean_and_scale(X: Any, weight: NDArray) -> tuple[Tensor, Tensor]:
     """Weighted mean and standard deviation of the features; 1 where one is constant."""
-    mean = np.average(X, axis=0, weights=weight)
-    scale = np.sqrt(np.average((X - mean) ** 2, axis=0, weights=weight))
+    mean, scale = moments(X, weight)
     constant = scale <= 10 * np.finfo(float).eps * np.maximum(np.abs(mean), 1e-300)
     return torch.tensor(mean), torch.tensor(np.where(constant, 1.0, scale))
-
-
-def input_tensor(X: NDArray) -> Tensor:
-    """Copy to a tensor: float32 as it is, float64, or int64 for whole numbers (token indices)."""
-    whole = np.issubdtype(X.dtype, np.integer)
-    dtype = np.int64 if whole else np.float32 if X.dtype == np.float32 else np.float64
-    return torch.tensor(np.ascontiguousarray(X, dtype=dtype))

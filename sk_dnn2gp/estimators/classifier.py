@@ -21,11 +21,12 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted
 from torch import Tensor
 
 from .._utils.random import draw_seed, torch_generator
+from .._utils.rows import as_rows
 from ..inference import LinearizedVariational, resolve_inference
 from ..likelihoods import Bernoulli, Categorical, Likelihood
 from ..links import LINKS, log_proba, log_softmax, mean_uncertainty, of_classes, of_difference
 from ..training.source import NetworkSource, check_logits
-from .base import BaseDNN2GP, input_tensor
+from .base import BaseDNN2GP
 from .options import check_target, options_of
 
 __all__ = ["DNN2GPClassifier"]
@@ -224,7 +225,7 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
     def fit(
         self,
         X: ArrayLike,
-        y: ArrayLike,
+        y: ArrayLike | None = None,
         sample_weight: ArrayLike | None = None,
         *,
         checkpoint: str | os.PathLike | None = None,
@@ -235,9 +236,10 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         ----------
         X : array-like of shape (n_samples, n_features) or (n_samples, ...)
             Inputs; more than two dimensions where ``net`` takes them, as (n_samples, channels,
-            height, width).
-        y : array-like of shape (n_samples,)
-            Labels, of any type that scikit-learn takes.
+            height, width). A ``numpy.memmap``, a torch or skorch Dataset and a DataLoader are read
+            a part at a time, and stay where they are: see the guide's page on large data.
+        y : array-like of shape (n_samples,), default=None
+            Labels, of any type that scikit-learn takes. None takes those of a Dataset's items.
         sample_weight : array-like of shape (n_samples,), default=None
             How many times each example counts; zero leaves it out.
         checkpoint : str or path-like, default=None
@@ -596,13 +598,13 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         targets = self.linear_model_.transformed_targets().cpu().numpy()
         return targets[:, 0] if isinstance(self._result.likelihood, Bernoulli) else targets
 
-    def _count_outputs(self, X: NDArray) -> int:
+    def _count_outputs(self, X: Any) -> int:
         """One logit for two classes, unless the user's own network has two."""
         n_classes = len(self.classes_)
         if self.net is None:
             return 1 if n_classes == 2 else n_classes
         source = NetworkSource(self.net, (), "tanh", n_classes)
-        found = check_logits(source, source.inputs(input_tensor(X[:4])))
+        found = check_logits(source, source.inputs(as_rows(X[:4])))
         return 1 if n_classes == 2 and found == 1 else n_classes
 
     def _encoded(self, y: NDArray) -> Tensor:

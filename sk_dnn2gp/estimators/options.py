@@ -8,13 +8,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from sklearn.frozen import FrozenEstimator
 from skorch import NeuralNet
 
+from .._utils.rows import as_rows, moments
 from .._utils.warn import warn
 from ..inference import LinearizedVariational, Variational, resolve_inference
-from ..likelihoods import Bernoulli, Categorical, Gaussian
+from ..likelihoods import (
+    Bernoulli,
+    Categorical,
+    DiagonalGaussian,
+    Gaussian,
+    HeteroscedasticGaussian,
+)
 from ..posterior import (
     Diagonal,
     IndependentOutputs,
@@ -23,7 +29,14 @@ from ..posterior import (
 )
 from ..training import FirstOrder, resolve_solver
 
-__all__ = ["SHORTHANDS", "Options", "check_target", "options_of", "warn_of_scales"]
+__all__ = [
+    "SHORTHANDS",
+    "Options",
+    "check_target",
+    "is_heteroscedastic",
+    "options_of",
+    "warn_of_scales",
+]
 
 # Arguments that hold an object with settings, and what makes one of a string.
 SHORTHANDS: dict[str, Any] = {
@@ -64,6 +77,7 @@ def options_of(estimator: Any, is_classifier: bool) -> Options:
             part.validate()
     _check_device(estimator.device)
     _check_likelihood(estimator, options)
+    _check_noise(estimator, options)
     _check_inference(estimator, options, is_classifier)
     _check_posterior(estimator, options)
     _check_groups(estimator, options)
@@ -86,9 +100,9 @@ def _check_likelihood(estimator: Any, options: Options) -> None:
     if likelihood is None:
         return
     wrong = []
-    if estimator.noise_std != "auto":
+    if not isinstance(estimator.noise_std, str) or estimator.noise_std != "auto":
         wrong.append(f"noise_std={estimator.noise_std!r} (its own parameters tell the noise)")
-    if isinstance(likelihood, Gaussian):
+    if isinstance(likelihood, Gaussian | DiagonalGaussian | HeteroscedasticGaussian):
         wrong.append("Gaussian (leave likelihood=None, and give noise_std)")
     if isinstance(likelihood, Bernoulli | Categorical):
         wrong.append("labels (take DNN2GPClassifier)")
@@ -96,6 +110,30 @@ def _check_likelihood(estimator: Any, options: Options) -> None:
         wrong.append("inference='vi' (take 'laplace')")
     if wrong:
         raise ValueError(f"likelihood={likelihood!r} does not go with {'; '.join(wrong)}.")
+
+
+def _check_noise(estimator: Any, options: Options) -> None:
+    if not is_heteroscedastic(estimator):
+        return
+    wrong = []
+    if options.is_variational:
+        wrong.append("inference='vi' (take 'laplace')")
+    own = isinstance(estimator.net, NeuralNet | FrozenEstimator)
+    first = isinstance(options.solver, FirstOrder) or own
+    whole = options.posterior.is_network_process or first
+    if estimator.prior_precision == "auto" and not whole:
+        wrong.append(
+            f"posterior={estimator.posterior!r} while prior_precision is 'auto': the noise has its "
+            "own, chosen by the evidence of all weights (take 'full', or give a number)"
+        )
+    if wrong:
+        raise ValueError(f"noise_std='heteroscedastic' does not go with {'; '.join(wrong)}.")
+
+
+def is_heteroscedastic(estimator: Any) -> bool:
+    """Whether the size of the noise is asked to depend on x."""
+    noise_std = getattr(estimator, "noise_std", None)
+    return isinstance(noise_std, str) and noise_std == "heteroscedastic"
 
 
 def _check_inference(estimator: Any, options: Options, is_classifier: bool) -> None:
@@ -196,18 +234,19 @@ def check_target(target: str, allowed: tuple[str, ...]) -> None:
         raise ValueError(f"target must be {names} or {allowed[-1]!r}, got {target!r}.")
 
 
-def warn_of_scales(X: NDArray) -> None:
+def warn_of_scales(X: Any) -> None:
     """Warn of features whose spread or mean saturates or starves the first layer."""
-    if X.ndim != 2 or not np.issubdtype(X.dtype, np.floating):
+    if X.ndim != 2 or not as_rows(X[:1]).is_floating_point():
         return
-    spread, mean = X.std(axis=0), np.abs(X.mean(axis=0))
+    mean, spread = moments(X, np.ones(len(X)))
+    signed, mean = mean, np.abs(mean)
     odd = (spread > _SCALE_RANGE[1]) | ((spread > 0) & (spread < _SCALE_RANGE[0]))
     odd |= mean > _SHIFT * np.maximum(spread, 1e-300) * (spread > 0) + _SHIFT * (spread == 0)
     if odd.any():
         first = int(np.flatnonzero(odd)[0])
         warn(
             f"X has {int(odd.sum())} feature(s) of extreme scale (feature {first}: mean "
-            f"{X[:, first].mean():.1e}, standard deviation {spread[first]:.1e}), too much for a "
+            f"{signed[first]:.1e}, standard deviation {spread[first]:.1e}), too much for a "
             "network. Put StandardScaler before it.",
             UserWarning,
         )

@@ -5,6 +5,7 @@ Mathematics: :ref:`math-objective` to :ref:`math-predicting`, :ref:`math-choosin
 
 from __future__ import annotations
 
+import math
 import os
 from numbers import Real
 from typing import Any
@@ -22,11 +23,11 @@ from torch import Tensor
 
 from .._utils.random import torch_generator
 from .._utils.warn import warn
-from ..likelihoods import Gaussian, Likelihood
+from ..likelihoods import DiagonalGaussian, Gaussian, HeteroscedasticGaussian, Likelihood
 from ..predictive import Affine, Predictive
 from .base import BaseDNN2GP
 from .distributional import DistributionMixin
-from .options import check_target, options_of
+from .options import check_target, is_heteroscedastic, options_of
 
 __all__ = ["DNN2GPRegressor"]
 
@@ -61,8 +62,13 @@ class DNN2GPRegressor(DistributionMixin, MultiOutputMixin, RegressorMixin, BaseD
         "feature": each input's in the first layer too, so that the inputs that do not matter are
         switched off (automatic relevance determination); a dict names groups of named parameters.
         Needs ``prior_precision="auto"``, ``posterior="full"`` and a solver that sees all examples.
-    noise_std : float or "auto", default="auto"
-        σ > 0, in the units of y as the network sees it (standardised if ``normalize_y``).
+    noise_std : float, array-like of shape (n_outputs,), "auto" or "heteroscedastic", default="auto"
+        σ > 0, in the units of y as the network sees it (standardised if ``normalize_y``); an array
+        has one for each target, "auto" finds one for all, relative to each target's spread.
+        "heteroscedastic": the size of the noise depends on x (:ref:`math-heteroscedastic`). The
+        network has two outputs per target, the means of all targets and then their log noise; with
+        ``prior_precision="auto"`` the latter's weights have a δ of their own, so that the evidence
+        says how far the noise varies.
     likelihood : Likelihood or None, default=None
         How y is distributed given the network's output f. None is the Gaussian of ``noise_std``; an
         object of ``sk_dnn2gp.likelihoods`` otherwise, as ``Poisson()`` for counts (f is then the
@@ -111,9 +117,9 @@ class DNN2GPRegressor(DistributionMixin, MultiOutputMixin, RegressorMixin, BaseD
         Whether training ended at a minimum of the loss.
     prior_precisions_ : dict of str to float
         δ of each group of weights ("all"; or the layers or input features, and "biases", whose own
-        is ``prior_precision_``).
+        is ``prior_precision_``; and "noise", of the weights of a varying noise alone).
     prior_precision_, noise_std_ : float
-        δ and σ used, given or chosen; no σ with another ``likelihood``.
+        δ and σ used, given or chosen; no σ where there is no single one.
     linear_model_ : LinearModel
         Theorem 1's linear model.
     posterior_ : Posterior
@@ -165,7 +171,11 @@ class DNN2GPRegressor(DistributionMixin, MultiOutputMixin, RegressorMixin, BaseD
 
     _parameter_constraints: dict = {
         **BaseDNN2GP._parameter_constraints,
-        "noise_std": [StrOptions({"auto"}), Interval(Real, 0, None, closed="neither")],
+        "noise_std": [
+            StrOptions({"auto", "heteroscedastic"}),
+            Interval(Real, 0, None, closed="neither"),
+            "array-like",
+        ],
         "likelihood": [Likelihood, None],
         "normalize_y": ["boolean"],
     }
@@ -211,8 +221,9 @@ class DNN2GPRegressor(DistributionMixin, MultiOutputMixin, RegressorMixin, BaseD
     def fit(
         self,
         X: ArrayLike,
-        y: ArrayLike,
+        y: ArrayLike | None = None,
         sample_weight: ArrayLike | None = None,
+        noise_std: ArrayLike | None = None,
         *,
         checkpoint: str | os.PathLike | None = None,
     ) -> DNN2GPRegressor:
@@ -221,11 +232,18 @@ class DNN2GPRegressor(DistributionMixin, MultiOutputMixin, RegressorMixin, BaseD
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features) or (n_samples, ...)
-            Inputs; more than two dimensions where ``net`` takes them.
-        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
-            Targets.
+            Inputs; more than two dimensions where ``net`` takes them. A ``numpy.memmap``, a torch
+            or skorch Dataset and a DataLoader are read a part at a time, and stay where they are:
+            see the guide's page on large data.
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs), default=None
+            Targets. None takes those of a Dataset's items.
         sample_weight : array-like of shape (n_samples,), default=None
             How many times each example counts; zero leaves it out.
+        noise_std : array-like of shape (n_samples,), default=None
+            The known standard deviation of each row's noise, in the units of y, of one target; the
+            estimator's own ``noise_std`` is then left at "auto". A row to be predicted has the
+            noise of the mean precision. Standard deviations that are known up to a factor are
+            ``sample_weight=1/noise_std**2`` (scaled to a mean of one), and "auto" finds the factor.
         checkpoint : str or path-like, default=None
             A file that keeps what the fit has done so far. A fit that was killed goes on from it
             when it is called again with the same data, parameters and versions: with one thread to
@@ -247,19 +265,58 @@ class DNN2GPRegressor(DistributionMixin, MultiOutputMixin, RegressorMixin, BaseD
         with self._fitting(X, y, sample_weight) as progress:
             options = options_of(self, is_classifier=False)
             X, y, weight = self._checked_training_set(X, y, sample_weight, multi_output=True)
+            level, weight, offsets = self._known_noise(noise_std, y, weight)
+            offsets = offsets[weight > 0]
             X, y, weight = self._without_zeros(X, y.astype(np.float64), weight)
             one_dimensional, y = y.ndim == 1, y.reshape(len(y), -1)
             likelihood = self._likelihood_of(torch.tensor(y), torch.tensor(weight))
             mean, scale = np.zeros(y.shape[1]), np.ones(y.shape[1])
             if likelihood.is_additive:
                 mean, scale = self._mean_and_scale_of(y, weight)
+            if level is not None:
+                likelihood = Gaussian(level / float(scale[0]))
+            free = level is None and isinstance(self.noise_std, str)
             targets = torch.tensor((y - mean) / scale)
             self._one_dimensional, self.y_mean_, self.y_scale_ = one_dimensional, mean, scale
+            self._noise_offset = float(offsets.sum())
             result = self._fit_result(
-                X, targets, weight, likelihood, y.shape[1], options, progress, checkpoint
+                X, targets, weight, likelihood, y.shape[1], options, progress, checkpoint, free
             )
+            rows = slice(None) if result.posterior_indices is None else result.posterior_indices
+            self._noise_offset = float(offsets[rows].sum())
             self._show(result, weight)
         return self
+
+    _noise_offset = 0.0  # of a fit with the noise of each row: Σ log of their ratios to the level
+
+    def _known_noise(
+        self, noise_std: ArrayLike | None, y: NDArray, weight: NDArray
+    ) -> tuple[float | None, NDArray, NDArray]:
+        """Known noise as one level with weights, level²/σᵢ² of the same sum, that turn it into σᵢ.
+
+        With what that takes from log p of each row: ½ log level²/σᵢ².
+        """
+        if noise_std is None:
+            return None, weight, np.zeros(len(y))
+        automatic = isinstance(self.noise_std, str) and self.noise_std == "auto"
+        if not automatic or self.likelihood is not None or y[0].size > 1:
+            raise ValueError(
+                "fit(noise_std=...) is the known Gaussian noise of each row of one target, and "
+                f"goes with noise_std='auto' and likelihood=None; got {self.noise_std!r}, "
+                f"{self.likelihood!r} and {y[0].size} target(s)."
+            )
+        sigma = np.asarray(noise_std, dtype=np.float64)
+        if sigma.shape != (len(y),) or not ((sigma > 0) & np.isfinite(sigma)).all():
+            raise ValueError(
+                f"noise_std must hold a positive finite number for each of {len(y)} rows, got "
+                f"shape {sigma.shape}."
+            )
+        level2 = weight.sum() / (weight / sigma**2).sum()
+        return (
+            math.sqrt(level2),
+            weight * level2 / sigma**2,
+            0.5 * weight * np.log(level2 / sigma**2),
+        )
 
     def _likelihood_of(self, y: Tensor, weight: Tensor) -> Likelihood:
         """The one given, or the Gaussian with σ to keep or to begin with."""
@@ -267,8 +324,10 @@ class DNN2GPRegressor(DistributionMixin, MultiOutputMixin, RegressorMixin, BaseD
             self.likelihood.check_targets(y)
             centre = self.normalize_y and not self._is_frozen
             return self.likelihood.centred(y, weight) if centre else self.likelihood
-        if self.noise_std != "auto":
-            return Gaussian(float(self.noise_std))
+        if is_heteroscedastic(self):
+            return HeteroscedasticGaussian()
+        if not isinstance(self.noise_std, str):
+            return _gaussian(self.noise_std, y.shape[1])
         go_on = self.warm_start and hasattr(self, "_result") and hasattr(self, "noise_std_")
         return Gaussian(self.noise_std_ if go_on else 1.0)
 
@@ -298,9 +357,10 @@ class DNN2GPRegressor(DistributionMixin, MultiOutputMixin, RegressorMixin, BaseD
             raise ValueError("At most one of return_std or return_cov can be requested.")
         inputs = self._checked_inputs(X)
         f = self._result.mean(inputs)
-        if self._result.likelihood.is_additive and not (return_std or return_cov):
-            return self._shaped(f.numpy() * self.y_scale_ + self.y_mean_)  # no variance is needed
-        distribution = self._distribution(f, self._in_parts(self._result.variance, inputs))
+        likelihood = self._result.likelihood
+        if likelihood.is_additive and not (return_std or return_cov):  # no variance is needed
+            return self._shaped(likelihood.mean(f).numpy() * self.y_scale_ + self.y_mean_)
+        distribution = self._distribution(f, self._variance(inputs))
         mean = self._shaped(distribution.mean)
         if return_std:
             return mean, self._shaped(np.sqrt(distribution.variance))
@@ -312,7 +372,7 @@ class DNN2GPRegressor(DistributionMixin, MultiOutputMixin, RegressorMixin, BaseD
         """Standard deviation of y (noise and ignorance) or of the latent f (ignorance alone).
 
         f is in the units of y where y is f and noise, and as the network gives it otherwise: for
-        counts the logarithm of the rate.
+        counts the logarithm of the rate. Of a noise that depends on x, f is the mean.
 
         Parameters
         ----------
@@ -331,9 +391,8 @@ class DNN2GPRegressor(DistributionMixin, MultiOutputMixin, RegressorMixin, BaseD
         check_target(target, ("y", "latent"))
         if target == "latent":
             inputs = self._checked_inputs(X)
-            return self._shaped(
-                self._in_parts(self._result.variance, inputs).sqrt().numpy() * self.y_scale_
-            )
+            std = self._in_parts(self._result.variance, inputs).sqrt().numpy()
+            return self._shaped(std[:, : len(self.y_scale_)] * self.y_scale_)
         return np.sqrt(self.predict_uncertainty(X).total)
 
     def predict_uncertainty(self, X: ArrayLike) -> Bunch:
@@ -383,9 +442,7 @@ class DNN2GPRegressor(DistributionMixin, MultiOutputMixin, RegressorMixin, BaseD
         0.05
         """
         inputs = self._checked_inputs(X)
-        return self._distribution(
-            self._result.mean(inputs), self._in_parts(self._result.variance, inputs)
-        )
+        return self._distribution(self._result.mean(inputs), self._variance(inputs))
 
     def leave_one_out(
         self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None
@@ -432,7 +489,9 @@ class DNN2GPRegressor(DistributionMixin, MultiOutputMixin, RegressorMixin, BaseD
         7
         """
         y, mean, covariance = self._left_out(X, y, sample_weight)
-        distribution = self._distribution(mean, covariance.diagonal(dim1=1, dim2=2))
+        together = self._result.likelihood.outputs_per_target > 1
+        V = covariance if together else covariance.diagonal(dim1=1, dim2=2)
+        distribution = self._distribution(mean, V)
         columns = np.asarray(y, dtype=np.float64).reshape(len(y), -1)
         parts = {
             "mean": distribution.mean,
@@ -442,8 +501,14 @@ class DNN2GPRegressor(DistributionMixin, MultiOutputMixin, RegressorMixin, BaseD
         }
         return Bunch(**{name: self._shaped(value) for name, value in parts.items()})
 
+    def _variance(self, inputs: Tensor) -> Tensor:
+        """What the likelihood's predictive takes: covariances of several outputs of a target."""
+        if self._result.likelihood.outputs_per_target > 1:
+            return self._result.covariance(inputs)
+        return self._in_parts(self._result.variance, inputs)
+
     def _distribution(self, f: Tensor, V: Tensor) -> Predictive:
-        """Of y in its units, where f has this mean and these variances (n_samples, n_outputs)."""
+        """Of y in its units, where f has this mean and such a V of :meth:`_variance`."""
         return Affine(self._result.likelihood.predictive(f, V), self.y_mean_, self.y_scale_)
 
     def sample_y(
@@ -474,6 +539,7 @@ class DNN2GPRegressor(DistributionMixin, MultiOutputMixin, RegressorMixin, BaseD
         draws = self._result.sample(inputs, n_samples, generator)
         if target == "y":
             draws = self._result.likelihood.sample(draws, generator)
+        draws = draws[..., : len(self.y_scale_)]
         in_units = np.moveaxis(draws.numpy() * self.y_scale_ + self.y_mean_, 0, -1)
         return in_units[:, 0] if self._one_dimensional else in_units
 
@@ -484,7 +550,9 @@ class DNN2GPRegressor(DistributionMixin, MultiOutputMixin, RegressorMixin, BaseD
         J_* w*, which differs from the network's f by the linearisation; its variances are this
         estimator's. Both in the units of y. With ``inference="vi"`` it is the process at the mean μ
         (:ref:`math-variational`), whose variances are those of its own exact posterior and not
-        those of q.
+        those of q. Where the noise depends on x, it is the process of the mean with the noise of
+        each row as the network has it; what the noise says of weights that both share is then left
+        out, so that its standard deviations are no smaller than this estimator's.
 
         Returns
         -------
@@ -498,21 +566,23 @@ class DNN2GPRegressor(DistributionMixin, MultiOutputMixin, RegressorMixin, BaseD
         """
         check_is_fitted(self)
         self._require_network_process("to_gaussian_process()")
-        if not isinstance(self._result.likelihood, Gaussian):
+        likelihood = self._result.likelihood
+        if not isinstance(likelihood, Gaussian | HeteroscedasticGaussian):
             raise ValueError(
-                f"The noise is {self._result.likelihood!r}, and that of scikit-learn's "
+                f"The noise is {likelihood!r}, and that of scikit-learn's "
                 "GaussianProcessRegressor is Gaussian: there is no process of that class."
             )
         if len(self.y_scale_) > 1:
             raise ValueError(
-                f"The network has {len(self.y_scale_)} outputs that share weights, so their "
+                f"The network has {len(self.y_scale_)} targets that share weights, so their "
                 "processes are correlated; scikit-learn's GaussianProcessRegressor takes outputs "
                 "as independent. Fit one output at a time to convert it."
             )
         scale = float(self.y_scale_[0])
         kernel = ConstantKernel(scale**2, "fixed") * self.kernel_
         X = self.linear_model_.X.cpu().numpy()
-        noise = (scale * self.noise_std_) ** 2 / self._fit_sample_weight
+        # s²/weight of each row: its first output's 1/Λ.
+        noise = scale**2 / self.linear_model_.noise_factor[:, 0, 0].cpu().numpy() ** 2
         gp = GaussianProcessRegressor(kernel, alpha=noise, optimizer=None)
         gp.fit(X.reshape(len(X), -1), scale * self.transformed_targets_)
         # scikit-learn has no public prior mean; the offset is the one normalize_y itself uses.
@@ -546,7 +616,12 @@ class DNN2GPRegressor(DistributionMixin, MultiOutputMixin, RegressorMixin, BaseD
         return mean, np.where(constant, 1.0, scale)
 
     def _in_units(self, outputs: NDArray) -> NDArray:
-        return outputs * self.y_scale_[:, None] + self.y_mean_[:, None]
+        K = len(self.y_scale_)
+        means = outputs[:, :K] * self.y_scale_[:, None] + self.y_mean_[:, None]
+        if outputs.shape[1] == K:
+            return means
+        level = self._result.likelihood.scale * self.y_scale_  # type: ignore[attr-defined]  # s = level e^g
+        return np.concatenate([means, outputs[:, K:] + np.log(level)[:, None]], axis=1)
 
     def _shaped(self, values: NDArray) -> NDArray:
         """One column as a vector where y was one."""
@@ -554,8 +629,9 @@ class DNN2GPRegressor(DistributionMixin, MultiOutputMixin, RegressorMixin, BaseD
 
     def _joint_covariance(self, inputs: Tensor, distribution: Predictive) -> NDArray:
         K, n = len(self.y_scale_), len(inputs)
-        joint = self._result.joint_covariance(inputs).numpy().reshape(n, K, n, K)
-        V = np.einsum("ikjk->ijk", joint)
+        joint = self._result.joint_covariance(inputs).numpy()
+        outputs = joint.reshape(n, len(joint) // n, n, -1)
+        V = np.einsum("ikjk->ijk", outputs)[..., :K]
         return self._squeezed_last(distribution.joint_covariance(V))
 
     def _squeezed_last(self, values: NDArray) -> NDArray:
@@ -563,7 +639,8 @@ class DNN2GPRegressor(DistributionMixin, MultiOutputMixin, RegressorMixin, BaseD
 
     def _evidence_offset(self, weight: NDArray) -> float:
         """log of the change of units: the density of y is its standardised value's over scale."""
-        return -float(weight.sum() * np.log(self.y_scale_).sum())
+        known = self._noise_offset if weight is getattr(self, "_fit_sample_weight", None) else 0.0
+        return known - float(weight.sum() * np.log(self.y_scale_).sum())
 
     def _hyperparameters(self) -> list[float]:
         gaussian = isinstance(self._result.likelihood, Gaussian)
@@ -581,10 +658,23 @@ class DNN2GPRegressor(DistributionMixin, MultiOutputMixin, RegressorMixin, BaseD
         Raises
         ------
         AttributeError
-            If the likelihood is another: it has no σ.
+            If the likelihood is another: it has no single σ.
         """
         check_is_fitted(self)
         likelihood = self._result.likelihood
         if not isinstance(likelihood, Gaussian):
             raise AttributeError(f"{likelihood!r} has no noise_std.")
         return likelihood.noise_std
+
+
+def _gaussian(noise_std: Any, n_targets: int) -> Likelihood:
+    """Of one σ, or one of each target."""
+    if np.ndim(noise_std) == 0:
+        return Gaussian(float(noise_std))
+    sigma = np.asarray(noise_std, dtype=np.float64)
+    if sigma.shape != (n_targets,):
+        raise ValueError(
+            f"noise_std must be one number or one for each of {n_targets} target(s), got shape "
+            f"{sigma.shape}. The known noise of each row goes into fit(X, y, noise_std=...)."
+        )
+    return DiagonalGaussian(tuple(sigma.tolist()))

@@ -22,6 +22,7 @@ from .. import inference as _inference
 from .. import likelihoods as _likelihoods
 from .. import posterior as _posterior
 from .. import training as _training
+from .._utils.rows import Streamed
 from .._utils.tensor_file import Reader, Writer
 from ..inference import Result
 from ..linear_model import LinearModel
@@ -57,7 +58,7 @@ _PARTS: dict[str, Any] = {
 # What a fit sets beside the result, where it does.
 _ATTRIBUTES = (
     "n_features_in_", "feature_names_in_", "classes_", "y_mean_", "y_scale_",
-    "_one_dimensional", "_draw_seed", "_fit_sample_weight",
+    "_one_dimensional", "_draw_seed", "_fit_sample_weight", "_noise_offset",
 )  # fmt: skip
 _RESULT = [f.name for f in fields(Result) if f.name not in ("module", "net")]
 _MODEL = [f.name for f in fields(LinearModel) if f.name != "linearization"]
@@ -101,7 +102,7 @@ class FitWriter(Writer):
                 return number
         self.models.append(model)
         return {
-            **{name: self.value(getattr(model, name), f"model.{name}") for name in _MODEL},
+            **{name: self.value(_whole(getattr(model, name)), f"model.{name}") for name in _MODEL},
             "at": self.value(model.linearization.weights(), "model.at"),
             "names": list(model.linearization.parameter_names),
             "limit": self.value(model.linearization.memory_limit, "memory_limit"),
@@ -117,6 +118,11 @@ def _own_attributes(thing: Any) -> dict[str, Any]:
         for name, value in found.items()
         if not isinstance(getattr(kind, name, None), cached_property)
     }
+
+
+def _whole(value: Any) -> Any:
+    """All rows of a file or a Dataset; anything else as it is."""
+    return value[:] if isinstance(value, Streamed) else value
 
 
 def content_of_fit(estimator: Any, writer: FitWriter) -> dict[str, Any]:

@@ -21,7 +21,9 @@ from torch import Tensor
 
 from ..likelihoods import Gaussian
 from ..linearize import Linearization
-from .search import NOISE_STD_BOUNDS, PRIOR_PRECISION_BOUNDS, Found, Searcher, Trial, found
+from .freedom import NOISE_STD_BOUNDS, PRIOR_PRECISION_BOUNDS
+from .minima import Minima, Trial
+from .search import Found, found, polish, resumed
 from .spectrum import GroupedEvidence
 
 __all__ = ["choose_groups", "weight_groups"]
@@ -98,22 +100,22 @@ def _numbered(
     return list(order), numbers.repeat_interleave(sizes).to(linearization.device)
 
 
-def choose_groups(searcher: Searcher, start: Found, index: Tensor, n_groups: int) -> Found:
+def choose_groups(minima: Minima, start: Found, index: Tensor, n_groups: int) -> Found:
     """Go from one δ to one for each group, as long as the evidence at the minimum rises.
 
     ``index`` (P,) holds the number of each weight's group. MemoryError if three P × P matrices do
     not fit.
     """
-    best, trust = searcher.trial(start), _TRUST
+    best, trust = resumed(minima, start), _TRUST
     evidence = _evidence(best, index)
     for _ in range(_MOVES):
-        searcher.left = searcher.max_iter  # of each move: there are many
-        theta = _move(evidence, best, searcher, n_groups, trust)
+        minima.left = minima.max_iter  # of each move: there are many
+        theta = _move(evidence, best, minima, n_groups, trust)
         delta = torch.tensor(np.exp(theta[:n_groups]), device=index.device)[index]
         likelihood = best.objective.likelihood
-        if searcher.freedom.noise_std:
+        if minima.freedom.noise_std:
             likelihood = Gaussian(math.exp(theta[-1]))
-        trial = searcher.at(best.objective.under(likelihood, delta), best)
+        trial = minima.at(best.objective.under(likelihood, delta), best)
         if trial.evidence >= best.evidence + _GAIN:
             best, trust = trial, min(_TRUST, 2.0 * trust)
             evidence = _evidence(best, index)
@@ -121,8 +123,8 @@ def choose_groups(searcher: Searcher, start: Found, index: Tensor, n_groups: int
             trust *= 0.5
         else:
             break
-    searcher.left = searcher.max_iter
-    return found(searcher, *searcher.polish(best))
+    minima.left = minima.max_iter
+    return found(minima, *polish(minima, best))
 
 
 def _evidence(trial: Trial, index: Tensor) -> GroupedEvidence:
@@ -134,7 +136,7 @@ def _evidence(trial: Trial, index: Tensor) -> GroupedEvidence:
 
 
 def _move(
-    evidence: GroupedEvidence, trial: Trial, searcher: Searcher, n_groups: int, trust: float
+    evidence: GroupedEvidence, trial: Trial, minima: Minima, n_groups: int, trust: float
 ) -> np.ndarray:
     """The best θ within ``trust`` of the present one."""
     delta = torch.zeros(n_groups, dtype=torch.float64, device=evidence.groups.device)
@@ -146,7 +148,7 @@ def _move(
     # The search's own end may lie outside the range, by rounding or by σ: then it is the end.
     low, high = np.minimum(low, start), np.maximum(high, start)
     low, high = np.maximum(low, start - trust), np.minimum(high, start + trust)
-    if sigma is not None and not searcher.freedom.noise_std:
+    if sigma is not None and not minima.freedom.noise_std:
         low[-1] = high[-1] = start[-1]
 
     def negative(theta: np.ndarray) -> tuple[float, np.ndarray]:

@@ -18,7 +18,7 @@ from ..linear_model import LinearModel
 from ..linearize import Linearization
 from ..posterior import PosteriorSpecification
 from ..training.objective import TrainingData
-from .search import NOISE_STD_BOUNDS, PRIOR_PRECISION_BOUNDS, Freedom
+from .freedom import NOISE_STD_BOUNDS, PRIOR_PRECISION_BOUNDS, Freedom
 from .spectrum import EvidenceSpectrum, updated_noise_std, updated_precision
 
 __all__ = ["EvidenceUpdates", "maximise_at_fixed_weights"]
@@ -130,14 +130,13 @@ def model_at(
     """Theorem 1 at a module's present weights, in float64 whatever the module's precision."""
     linearization = Linearization(module, parameters=specification.parameters, dtype=torch.float64)
     linearization.outputs(data.X[:1])
-    own = data.astype(torch.float64)
     return LinearModel.from_laplace(
         linearization.at(linearization.weights()),
-        own.X,
-        own.y,
+        data.X,
+        data.y,
         likelihood,
         prior_precision,
-        own.sample_weight,
+        data.sample_weight,
     )
 
 

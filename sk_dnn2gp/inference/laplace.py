@@ -27,16 +27,11 @@ from .._utils.progress import Progress
 from .._utils.random import seeded
 from .._utils.threads import few_threads
 from .._utils.warn import warn
+from ..evidence.freedom import NOISE_STD_BOUNDS, PRIOR_PRECISION_BOUNDS, Freedom
 from ..evidence.groups import choose_groups, weight_groups
-from ..evidence.search import (
-    MANY,
-    NOISE_STD_BOUNDS,
-    PRIOR_PRECISION_BOUNDS,
-    Found,
-    Freedom,
-    fixed,
-    search,
-)
+from ..evidence.minima import MANY, Minima
+from ..evidence.noise import awake, choose_noise_head, head_group, noise_head
+from ..evidence.search import Found, fixed, search
 from ..evidence.spectrum import log_marginal_likelihood
 from ..evidence.updates import EvidenceUpdates, maximise_at_fixed_weights
 from ..exceptions import ConvergenceError
@@ -46,15 +41,17 @@ from ..linearize import Linearization
 from ..posterior import Full, Posterior, PosteriorSpecification
 from ..training.first_order import BatchLoss, KeptEpochs, ToldEpochs, default_net, train
 from ..training.objective import Objective, Point, TrainingData, part_of
+from ..training.second_order import minimise
 from ..training.solvers import LBFGS, FirstOrder, FullBatch, GaussNewtonLM, automatic_solver
 from ..training.source import (
     NetworkSource,
     check_outputs,
     check_trainable,
     module_dtype,
+    of_first_half,
 )
 from .result import Result
-from .watched import WatchedSearcher
+from .watched import WatchedMinima
 
 __all__ = ["Task", "fit_laplace"]
 
@@ -75,7 +72,7 @@ class Task:
     """
 
     source: NetworkSource
-    data: TrainingData  # in float64, on the CPU; cast to the network's precision and device here
+    data: TrainingData  # y in float64, on the CPU; cast to the network's precision and device here
     likelihood: Likelihood
     prior_precision: float
     freedom: Freedom
@@ -110,7 +107,7 @@ def fit_laplace(task: Task) -> Result:
     with seeded(task.seed, task.device):
         module, net = _start(task, 0)
     own = _own_data(task, module, task.device if net is None else net.device)
-    check_outputs(module, own.X, task.source.n_outputs)
+    check_outputs(module, own.X, task.source.n_outputs, task.likelihood.outputs_per_target)
     n_params = sum(p.numel() for p in module.parameters() if p.requires_grad)
     n_rows = own.total_weight * task.source.n_outputs
     if net is None and solver is None:
@@ -129,7 +126,7 @@ def _own_data(task: Task, module: nn.Module, device: Any) -> TrainingData:
 
 def _exact_data(task: Task, own: TrainingData) -> TrainingData:
     """In float64, targets and weights not rounded to the network's precision."""
-    return task.data.astype(torch.float64).to(own.X.device)
+    return task.data.to(own.X.device)
 
 
 def _start(task: Task, restart: int) -> tuple[nn.Module, Any]:
@@ -154,15 +151,26 @@ def _second_order(task: Task, own: TrainingData, solver: FullBatch) -> Result:
     """A search over θ, or one minimum where δ and σ are given."""
     with seeded(task.seed, task.device):
         module, _ = _start(task, 0)
-    linearization = Linearization(module, dtype=torch.float64, memory_limit=solver.memory_limit)
-    linearization.outputs(own.X[:1])
-    linearization = linearization.at(linearization.weights())  # moves with no module
+    linearization = _float64(module, own.X, solver)
     ones = torch.ones(linearization.n_params, dtype=torch.float64, device=own.X.device)
     data = _exact_data(task, own)
     objective = Objective(linearization, data, task.likelihood, task.prior_precision * ones)
-    searcher = WatchedSearcher(
+    minima = _minima(task, solver, objective, task.freedom)
+    starts = _starts(task, module, _n_starts(task, linearization, data))
+    if task.freedom.is_any:
+        found, names, index = _searched(task, solver, minima, starts, module)
+        _warn_at_bounds(found.objective, task.freedom)
+    else:
+        names, index = weight_groups(linearization, "all", ())
+        found = fixed(minima, _smooth(starts, minima, solver, module))
+    _warn_of_minimum(found, solver)
+    return _result_of(task, own, module, found, names, index, type(solver).__name__)
+
+
+def _minima(task: Task, solver: FullBatch, objective: Objective, freedom: Freedom) -> Minima:
+    return WatchedMinima(
         objective,
-        task.freedom,
+        freedom,
         task.specification,
         _factorise(task, solver),
         task.rows,
@@ -171,21 +179,64 @@ def _second_order(task: Task, own: TrainingData, solver: FullBatch) -> Result:
         damped=isinstance(solver, GaussNewtonLM),
         progress=task.progress,
         checkpoint=task.checkpoint,
+        # A noise that varies is looked for along a way of its own.
+        group_searches=4 if objective.likelihood.outputs_per_target > 1 else 1,
     )
-    starts = _starts(task, module, _n_starts(task, linearization, data))
-    if task.freedom.is_any:
-        found = search(searcher, starts)
-        names, index = weight_groups(linearization, task.groups, task.feature_names)
-        if len(names) > 1:
-            with task.progress.stage("prior of each group") as stage:
-                found = choose_groups(searcher, found, index, len(names))
+
+
+def _searched(
+    task: Task, solver: FullBatch, minima: Minima, starts: Iterator[Tensor], module: nn.Module
+) -> tuple[Found, list[str], Tensor]:
+    """The best δ and σ, with names and index of the groups of weights that have a δ each."""
+    objective = minima.objective
+    linearization, X = objective.linearization, objective.data.X
+    names, index = weight_groups(linearization, task.groups, task.feature_names)
+    if task.likelihood.outputs_per_target > 1:
+        n_targets = objective.data.y.shape[1]
+        head = noise_head(linearization, X, n_targets)
+        if bool(head.any()):
+            constant = _constant(objective, solver, module)
+            start = search(_minima(task, solver, constant, Freedom(True, True)), starts)
+            names, index = head_group(names, index, head)
+            with task.progress.stage("noise that varies") as stage:
+                found = choose_noise_head(minima, start, head, index, len(names))
                 stage.evidence = found.evidence
-        _warn_at_bounds(found.objective, task.freedom)
-    else:
-        names, index = weight_groups(linearization, "all", ())
-        found = fixed(searcher, starts)
-    _warn_of_minimum(found, solver)
-    return _result_of(task, own, module, found, names, index, type(solver).__name__)
+            return found, names, index
+    found = search(minima, starts)
+    if len(names) > 1:
+        with task.progress.stage("prior of each group") as stage:
+            found = choose_groups(minima, found, index, len(names))
+            stage.evidence = found.evidence
+    return found, names, index
+
+
+def _constant(objective: Objective, solver: FullBatch, module: nn.Module) -> Objective:
+    """Of the means alone, under constant noise."""
+    data = objective.data
+    means = _float64(of_first_half(module, data.y.shape[1]), data.X, solver)
+    return replace(objective, linearization=means, likelihood=Gaussian())
+
+
+def _smooth(
+    starts: Iterator[Tensor], minima: Minima, solver: FullBatch, module: nn.Module
+) -> Iterator[Tensor]:
+    """Starts; of a varying noise, minima under constant noise of the spread of the targets."""
+    objective = minima.objective
+    if objective.likelihood.outputs_per_target == 1:
+        yield from starts
+        return
+    head = noise_head(objective.linearization, objective.data.X, objective.data.y.shape[1])
+    constant = _constant(objective, solver, module)
+    for w in starts:
+        smooth = minimise(constant.at(w), minima.factorise, None, solver.tol, solver.max_iter)
+        yield awake(objective, smooth.point.w, head)
+
+
+def _float64(module: nn.Module, X: Tensor, solver: FullBatch) -> Linearization:
+    """A module's linearisation at its weights: it moves with no module."""
+    linearization = Linearization(module, dtype=torch.float64, memory_limit=solver.memory_limit)
+    linearization.outputs(X[:1])
+    return linearization.at(linearization.weights())
 
 
 def _starts(task: Task, module: nn.Module, n_starts: int) -> Iterator[Tensor]:
@@ -219,7 +270,7 @@ def _factorise(task: Task, solver: FullBatch) -> Any:
     exact = Full(solver.memory_limit)
 
     def factorise(point: Point) -> Posterior:
-        return exact.build(point.objective.linear_model(point.w))
+        return exact.build(point.curvature.objective.linear_model(point.w))
 
     return (lambda point: None) if isinstance(solver, LBFGS) else factorise
 
@@ -397,7 +448,7 @@ def _frozen(task: Task) -> Result:
     """Take the network as trained; the evidence may choose δ and σ at its weights."""
     module = task.source.frozen_module().to(task.device).eval()
     own = _own_data(task, module, task.device)
-    check_outputs(module, own.X, task.source.n_outputs)
+    check_outputs(module, own.X, task.source.n_outputs, task.likelihood.outputs_per_target)
     loss = BatchLoss(task.likelihood, task.prior_precision, len(own))
     net = task.source.net.estimator
     with task.progress.stage("posterior of the frozen network") as stage:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
 
 from .._utils.memory import require_memory
+from .._utils.parallel import Kept, kept_rows, over_workers
 from ..likelihoods import Likelihood
 from ..linear_model import LinearModel
+from ..linearize.shared import workers_of
 from ..posterior import FunctionSpacePosterior, IndependentPosterior, Posterior
 
 __all__ = ["Result"]
+
+# An error bar costs about as much as a pass with this many columns.
+_COLUMNS = 500
 
 
 @dataclass(frozen=True)
@@ -84,11 +90,23 @@ class Result:
 
     def variance(self, X: Tensor) -> Tensor:
         """Marginal variances of f(X), of shape (n_samples, n_outputs), on the CPU."""
-        return self.posterior.variance(X).cpu()
+        return self._by_workers("variance", X).cpu()
 
     def covariance(self, X: Tensor) -> Tensor:
         """Marginal V_* of each f(x), of shape (n_samples, n_outputs, n_outputs), on the CPU."""
-        return self.posterior.covariance(X).cpu()
+        return self._by_workers("covariance", X).cpu()
+
+    def _by_workers(self, name: str, X: Tensor) -> Tensor:
+        """What the posterior's method gives for test rows, of which workers may have a part."""
+        n = workers_of(self.model.linearization, X, min(self.model.n_params, _COLUMNS))
+        if n < 2:
+            return getattr(self.posterior, name)(X)
+        tasks = [(rows, self._kept_posterior, name) for rows in kept_rows(X, n)]
+        return torch.cat(over_workers(_of_rows, tasks))
+
+    @cached_property
+    def _kept_posterior(self) -> Kept:
+        return Kept(self.posterior)
 
     def joint_covariance(self, X: Tensor) -> Tensor:
         """V_* over all rows and outputs, of shape (n K, n K), on the CPU."""
@@ -127,3 +145,7 @@ class Result:
         except ValueError:
             return float("nan")
         return max(0.0, float(self.gradient @ step))
+
+
+def _of_rows(X: Any, posterior: Posterior, name: str) -> Tensor:
+    return getattr(posterior, name)(X)

@@ -27,7 +27,7 @@ from .._utils.memory import limit_in_bytes, require_memory
 from .._utils.progress import Stage
 from .._utils.random import seeded
 from .._utils.warn import warn
-from ..evidence.search import NOISE_STD_BOUNDS, PRIOR_PRECISION_BOUNDS
+from ..evidence.freedom import NOISE_STD_BOUNDS, PRIOR_PRECISION_BOUNDS
 from ..evidence.spectrum import log_marginal_likelihood
 from ..evidence.updates import model_at, near
 from ..exceptions import ApproximationWarning, ConvergenceError
@@ -252,7 +252,7 @@ class _Training:
         def closure() -> Tensor:
             if backward:
                 self.optimizer.zero_grad()
-            nll = criterion.likelihood.negative_log_likelihood(self.module(batch.X), batch.y)
+            nll = criterion.likelihood.negative_log_likelihood(self.module(batch.X[:]), batch.y)
             loss = (batch.sample_weight.to(nll) * nll).mean()
             if backward:
                 loss.backward()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -21,22 +22,27 @@ from torch import Tensor
 
 from .._utils.checkpoint import Checkpoint
 from .._utils.progress import Progress
-from ..evidence.search import Searcher, Trial
+from ..evidence.minima import Minima, Trial
 from ..likelihoods import Gaussian
+from ..training.minimum import ExactPosterior, Minimum
 from ..training.objective import Objective, Point
-from ..training.second_order import ExactPosterior, Minimum
 
-__all__ = ["WatchedSearcher"]
+__all__ = ["WatchedMinima"]
 
 # Steps that one rough minimum may take, and a few more: they are kept back.
 _KEPT = 200
 
 
-class WatchedSearcher(Searcher):
+class WatchedMinima(Minima):
     """As its base; ``progress`` hears of every step, and ``checkpoint`` keeps it."""
 
     def __init__(
-        self, *settings: Any, progress: Progress, checkpoint: Checkpoint, **more: Any
+        self,
+        *settings: Any,
+        progress: Progress,
+        checkpoint: Checkpoint,
+        group_searches: int = 1,
+        **more: Any,
     ) -> None:
         super().__init__(*settings, **more)
         self.progress, self.checkpoint = progress, checkpoint
@@ -45,9 +51,12 @@ class WatchedSearcher(Searcher):
         self._origins: WeakKeyDictionary[Any, list[Any]] = WeakKeyDictionary()
         # Steps that are left to rough minima, to all, and to groups: of all parts of the data.
         rough = max(1, min(3 * self.max_iter // 4, self.max_iter - _KEPT))
-        self._left = {"rough": rough, "all": self.max_iter, "groups": self.max_iter}
+        self._left = {
+            "rough": rough,
+            "all": self.max_iter,
+            "groups": group_searches * self.max_iter,
+        }
         self._purse = "all"
-        self._n_starts = 0
         self._last: Trial | None = None
 
     def _remembered(self, point: Point) -> ExactPosterior | None:
@@ -59,18 +68,12 @@ class WatchedSearcher(Searcher):
     # ------------------------------------------------------------------------------------- steps
 
     def first(self, w: Tensor, theta: float) -> Trial:
-        if self._ended and self._last is not None:
-            return replace(self._last, evidence=-math.inf)
         trial = self._step(super().first, w, theta)
         self._spend(trial.minimum.n_iter, "rough", "all")
         return trial
 
     def trained(self, w: Tensor) -> Trial:
-        self._n_starts += 1
-        with self.progress.stage(f"start {self._n_starts}", 1) as stage:
-            trial = self._step(super().trained, w)
-            stage.evidence = trial.evidence
-        return trial
+        return self._step(super().trained, w)
 
     def at(self, objective: Objective, before: Trial) -> Trial:
         if self.progress.current.stopped or self._left["groups"] <= 0:
@@ -81,8 +84,10 @@ class WatchedSearcher(Searcher):
         return trial
 
     def moved(self, before: Trial, step: float, exact: bool = False) -> Trial:
-        if self._ended and not exact:  # no evidence: the search goes back to the best one
+        if self.is_spent and not exact:  # no evidence: the search goes back to the best one
             return replace(before, evidence=-math.inf)
+        if exact:
+            self.left = min(self.left, max(1, self._left[self._purse]))
         trial = self._step(super().moved, before, step, exact)
         trial.guess = before.derivative
         steps = trial.minimum.n_iter - before.minimum.n_iter
@@ -90,16 +95,19 @@ class WatchedSearcher(Searcher):
         return trial
 
     @property
-    def _ended(self) -> bool:
-        """Whether rough minima are over."""
+    def is_stopped(self) -> bool:
+        return self.progress.current.stopped or self.progress.stopped
+
+    @property
+    def is_spent(self) -> bool:
         return self.progress.current.stopped or self._left["rough"] <= 0
+
+    def stage(self, name: str) -> AbstractContextManager[Any]:
+        return self.progress.stage(name)
 
     def _spend(self, steps: int, *purses: str) -> None:
         for purse in purses:
             self._left[purse] -= max(1, steps)
-
-    def taken_over(self, before: Trial) -> Trial:
-        return self._step(super().taken_over, before)
 
     def _step(self, make: Callable[..., Trial], *given: Any) -> Trial:
         stage, record = self.progress.current, self.checkpoint.recall()
@@ -123,26 +131,6 @@ class WatchedSearcher(Searcher):
                 self.checkpoint.keep(super().derivative(trial))
         assert trial.derivative is not None
         return trial.derivative
-
-    # ------------------------------------------------------------------------------------ stages
-
-    def started(self, w: Tensor, theta: float) -> Trial:
-        if self._left["rough"] <= 0 and self._last is not None:
-            return replace(self._last, evidence=-math.inf)
-        self._n_starts += 1
-        with self.progress.stage(f"start {self._n_starts}") as stage:
-            best = super().started(w, theta)
-            stage.evidence = best.evidence
-        return best
-
-    def polish(self, trial: Trial) -> tuple[Trial, float]:
-        if self.progress.stopped:
-            return trial, math.nan
-        self.left = min(self.left, max(1, self._left[self._purse]))
-        with self.progress.stage("best prior and noise") as stage:
-            found = super().polish(trial)
-            stage.evidence = found[0].evidence
-        return found
 
     # ----------------------------------------------------------------------------------- records
 

@@ -28,7 +28,7 @@ aten = torch.ops.aten
 # An activation: its slope, from the layer, its input z and its output h.
 _Slope = Callable[[Any, Tensor, Tensor], Tensor]
 _SLOPES: dict[type, _Slope] = {
-    nn.Tanh: lambda layer, z, h: 1 - h * h,
+    nn.Tanh: lambda layer, z, h: torch.addcmul(h.new_ones(()), h, h, value=-1.0),
     nn.ReLU: lambda layer, z, h: (h > 0).to(h.dtype),
     nn.Sigmoid: lambda layer, z, h: h * (1 - h),
     nn.GELU: lambda layer, z, h: aten.gelu_backward(

@@ -19,10 +19,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from sklearn.utils import gen_batches
 from torch import Tensor, nn
 
-from .._utils.memory import batches, chunk_length, limit_in_bytes
+from .._utils.memory import batches, chunk_length, joined_parts, limit_in_bytes
+from .._utils.rows import Streamed
 from .choice import chosen_names, last_layer
 from .factors import Factor
 from .ggn import Products, pairs_by_factors
@@ -31,6 +31,7 @@ from .layers import has_rule
 from .passes import ChainPass, GraphPass, Pass, can_bend
 from .plan import Plan, make_plan, slots_of
 from .recording import Recording
+from .shared import SharedPass, by_workers, workers_of
 from .tape import Cotangents, Twin, whole_copy
 
 __all__ = ["Linearization"]
@@ -45,6 +46,7 @@ class _Shared:
     def __init__(self) -> None:
         self.twin: Any = None  # a Twin, once data has been seen
         self.plans: dict[tuple, Plan] = {}
+        self.kept: Any = None  # the network as workers keep it
         self.lock = threading.RLock()
 
     def __reduce__(self) -> tuple:
@@ -166,9 +168,9 @@ class Linearization:
     def _name_weights(self) -> None:
         if self._flat is None:
             return
-        parts = self._flat.split(list(self.parameter_sizes))
+        parts = self._flat.split_with_sizes(self.parameter_sizes)
         self._named = {
-            name: part.view(shape)
+            name: part if len(shape) == 1 else part.view(shape)
             for name, part, shape in zip(self.parameter_names, parts, self._shapes, strict=True)
         }
 
@@ -227,14 +229,13 @@ class Linearization:
         named = dict(self._module.named_parameters())
         return torch.cat([named[n].detach().flatten() for n in self.parameter_names]).double()
 
+    @by_workers("cat")
     def outputs(self, X: Tensor) -> Tensor:
         """f(X), of shape (n_samples, n_outputs), in eval mode and without a graph."""
         X, plan = self._prepared(X)
         length = min(_ROWS, chunk_length(2 * plan.graph_bytes, self.memory_limit))
-        parts = [X] if len(X) <= length else [X[part] for part in batches(len(X), length)]
         with torch.no_grad(), self.running(plan) as run:
-            outputs = [run(part) for part in parts]
-        return outputs[0] if len(parts) == 1 else torch.cat(outputs)
+            return joined_parts((run(X[part]) for part in batches(len(X), length)), len(X))
 
     def rows(self, X: Tensor, cotangents: Cotangents = None) -> Tensor:
         """Cᵀ J for one chunk, of shape (n_samples, n_rows, n_params).
@@ -245,7 +246,8 @@ class Linearization:
 
     def outputs_and_rows(self, X: Tensor, cotangents: Cotangents = None) -> tuple[Tensor, Tensor]:
         """f(X) and :meth:`rows` from one forward pass."""
-        recording = Recording(self, *self._prepared(X))
+        X, plan = self._prepared(X)
+        recording = Recording(self, X[:], plan)
         return recording.outputs, recording.rows(cotangents)
 
     def recording(self, X: Tensor) -> Recording | None:
@@ -253,9 +255,9 @@ class Linearization:
         X, plan = self._prepared(X)
         if chunk_length(2 * self._row_bytes(plan, plan.n_outputs), self.memory_limit) < len(X):
             return None
-        return Recording(self, X, plan)
+        return Recording(self, X[:], plan)
 
-    def forward(self, X: Tensor) -> Pass:
+    def forward(self, X: Tensor) -> Pass | SharedPass:
         """One pass over X, kept for products: f(X), Jᵀu, and exact Hessian products.
 
         >>> import torch
@@ -269,8 +271,11 @@ class Linearization:
         if self._flat is None:  # what moves with a module would change under the products
             self._prepared(X)
             return self.at(self.weights()).forward(X)
+        n = workers_of(self, X)
+        if n > 1:
+            return SharedPass(self, X, n)
         X, plan = self._prepared(X)
-        parts = list(gen_batches(len(X), chunk_length(6 * plan.graph_bytes, self.memory_limit)))
+        parts = list(batches(len(X), chunk_length(6 * plan.graph_bytes, self.memory_limit)))
         if plan.chain is not None and can_bend(plan.chain.steps):
             weights = self.chain_weights()
             places = [plan.slots[number] for number in plan.chain.numbers]
@@ -356,17 +361,19 @@ class Linearization:
     ) -> Tensor:
         """Cᵀ J diag(s) Jᵀ C per example, of shape (n_samples, n_rows, n_rows), float64."""
         scale = self._scale(parameter_scale)
-        return torch.cat(
-            [
+        return joined_parts(
+            (
                 torch.stack([factor.diagonal_blocks(scale) for factor in factors]).sum(0)
                 for _, _, factors in self._iter_factors(X, cotangents)
-            ]
+            ),
+            len(X),
         )
 
     def ggn(self, X: Tensor, *, cotangents: Cotangents = None) -> Tensor:
         """Σ_i rows_iᵀ rows_i = ΦᵀΦ, of shape (n_params, n_params), float64."""
         return self.outputs_and_ggn(X, cotangents=cotangents)[1]
 
+    @by_workers("cat", "sum", row_by_row=True, columns="n_params")
     def outputs_and_ggn(self, X: Tensor, *, cotangents: Cotangents = None) -> tuple[Tensor, Tensor]:
         """f(X) and :meth:`ggn` from one forward pass per chunk.
 
@@ -376,23 +383,26 @@ class Linearization:
         X, plan = self._prepared(X)
         R = _n_rows(cotangents, plan)
         by_factors = pairs_by_factors(plan.sizes, R)
-        outputs: list[Tensor] = []
-        if by_factors:
-            products = Products(plan.sizes, by_factors)
-            length = chunk_length(products.bytes_per_example(R), self.memory_limit)
-            for _, f, factors in self._iter_factors(X, cotangents):
-                products.add(factors, length)
-                outputs.append(f)
-            return torch.cat(outputs), products.result(self.n_params)
+        products = Products(plan.sizes, by_factors) if by_factors else None
         total: Any = None
-        for _, f, rows in self._iter(X, cotangents):
-            flat = rows.flatten(0, 1).double()
-            if total is None:
-                total = flat.new_zeros(self.n_params, self.n_params)
-            add_products(flat, total)
-            outputs.append(f)
-        return torch.cat(outputs), mirrored(total)
+        if products is None:
+            total = torch.zeros(2 * (self.n_params,), dtype=torch.float64, device=self.device)
 
+        def passes() -> Iterator[Tensor]:
+            if products is not None:
+                length = chunk_length(products.bytes_per_example(R), self.memory_limit)
+                for _, f, factors in self._iter_factors(X, cotangents):
+                    products.add(factors, length)
+                    yield f
+            else:
+                for _, f, rows in self._iter(X, cotangents):
+                    add_products(rows.flatten(0, 1).double(), total)
+                    yield f
+
+        outputs = joined_parts(passes(), len(X))
+        return outputs, mirrored(total) if products is None else products.result(self.n_params)
+
+    @by_workers("sum", row_by_row=True)
     def ggn_diagonal(self, X: Tensor, *, cotangents: Cotangents = None) -> Tensor:
         """diag(ΦᵀΦ), of shape (n_params,), float64, from layer factors (:ref:`math-ntk`)."""
         total: Any = None
@@ -407,22 +417,27 @@ class Linearization:
         """Σ_i (J_iᵀ r_i)², elementwise, of shape (n_params,), for r (n_samples, n_outputs)."""
         return self.ggn_diagonal(X, cotangents=residual[..., None])
 
+    @by_workers("cat")
     def jvp(self, X: Tensor, v: Tensor) -> Tensor:
         """J v, (n_samples, n_outputs), or (…, n_vectors) for v (n_params, n_vectors).
 
         ValueError if v has not one row for each weight.
         """
         V = v[:, None] if v.ndim == 1 else v
-        parts = []
-        for _, f, factors in self._iter_factors(X, None):
-            if len(V) != self.n_params:
-                raise ValueError(f"v must have {self.n_params} rows, got {len(V)}.")
-            V = V.to(self.device, torch.float64)
-            zero = V.new_zeros(*f.shape, V.shape[1])
-            parts.append(sum((factor.apply(V) for factor in factors), zero))
-        total = torch.cat(parts)
+        self._prepared(X)
+        if len(V) != self.n_params:
+            raise ValueError(f"v must have {self.n_params} rows, got {len(V)}.")
+        V = V.to(self.device, torch.float64)
+        total = joined_parts(
+            (
+                sum((factor.apply(V) for factor in factors), V.new_zeros(*f.shape, V.shape[1]))
+                for _, f, factors in self._iter_factors(X, None)
+            ),
+            len(X),
+        )
         return total[..., 0] if v.ndim == 1 else total
 
+    @by_workers("sum", row_by_row=True)
     def vjp(self, X: Tensor, u: Tensor) -> Tensor:
         """Σ_i J_iᵀ u_i, of shape (n_params,), float64, for u (n_samples, n_outputs).
 
@@ -491,8 +506,8 @@ class Linearization:
             return None
         if 24 * n * n2 * plan.n_outputs**2 > limit_in_bytes(self.memory_limit):
             return None
-        X2 = None if X2 is None else self._prepared(X2)[0]
-        return plan.small.gram(X, X2, self.chain_weights(), scale, trace)
+        X2 = None if X2 is None else self._prepared(X2)[0][:]
+        return plan.small.gram(X[:], X2, self.chain_weights(), scale, trace)
 
     def _gram(
         self,
@@ -566,14 +581,14 @@ class Linearization:
                     torch._foreach_copy_([t.detach() for t in mine], theirs)
 
     def _prepared(self, X: Tensor) -> tuple[Tensor, Plan]:
-        """X in the working precision, and the plan for data of its kind."""
-        if not isinstance(X, Tensor):
+        """X in the working precision, part by part, and the plan for data of its kind."""
+        if not isinstance(X, (Tensor, Streamed)):
             raise TypeError(f"X must be a torch.Tensor, got {type(X).__name__}.")
         X = X.detach()
-        if X.is_floating_point() and X.dtype != self.dtype:
-            X = X.to(self.dtype)
         if X.ndim == 0 or len(X) == 0:
             raise ValueError(f"X must hold at least one example, got shape {tuple(X.shape)}.")
+        if X.is_floating_point() and X.dtype != self.dtype:
+            X = Streamed.of(X).to(self.dtype)  # type: ignore[assignment]
         self._refresh()
         key = (X.dtype, *X.shape[1:])
         if not self._has_twin() or key not in self._plans:

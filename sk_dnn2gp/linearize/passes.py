@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._utils.memory import joined_parts, sum_parts
 from .plan import TOLERANCE, Plan, plain_attention
 
 __all__ = ["ChainPass", "GraphPass", "Pass", "can_bend"]
@@ -236,13 +237,14 @@ class Pass:
         if self._only is not None:
             self.outputs = self._only.outputs
         else:
-            self.outputs = torch.cat([make(part).outputs for part in parts])
+            n = parts[-1].stop
+            self.outputs = joined_parts((make(part).outputs for part in parts), n)
 
     def pull(self, u: Tensor) -> Tensor:
         """Σ_i J_iᵀ u_i, of shape (n_params,), float64, for u (n, K)."""
         if self._only is not None:
             return self._only.pull(u)
-        return torch.stack([self._make(part).pull(u[part]) for part in self._parts]).sum(0)
+        return sum_parts(self._make(part).pull(u[part]) for part in self._parts)
 
     def hessian_products(
         self, loss: Callable[[Tensor, slice], Tensor]

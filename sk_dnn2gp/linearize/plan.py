@@ -86,7 +86,8 @@ def make_plan(twin: Twin, slots: dict[str, Slot], X: Tensor) -> Plan:
     # One example alone would hide what mixes several, and so would one twice.
     sample = X[:4]
     if len(X) == 1:
-        sample = torch.cat([X, 0.5 * X + 0.25 if X.is_floating_point() else X])
+        other = 0.5 * sample + 0.25 if sample.is_floating_point() else sample
+        sample = torch.cat([sample, other])
     layers = twin.layers
     check_independent(twin.net, sample)
     named = dict(twin.net.named_parameters())

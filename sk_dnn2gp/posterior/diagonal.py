@@ -6,9 +6,9 @@ variance of f too small where errors of weights would have cancelled (:ref:`math
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
+from .._utils.memory import joined_parts
 from ..linear_model import LinearModel
 from .precision import DiagonalPrecision
 from .weight_space import PrecisionPosterior
@@ -55,4 +55,4 @@ class DiagonalPosterior(PrecisionPosterior):
     def variance(self, X: Tensor) -> Tensor:
         """Marginal variances Σ_p J_kp²/a_p of f, of shape (n_samples, n_outputs)."""
         chunks = self.model.linearization.iter_rows(X)
-        return torch.cat([rows.square() @ self.inverse_diagonal for _, rows in chunks])
+        return joined_parts((rows.square() @ self.inverse_diagonal for _, rows in chunks), len(X))

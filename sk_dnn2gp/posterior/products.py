@@ -14,16 +14,20 @@ Shapes: V (n_params, q); rows of n examples (n, R, q), R = n_outputs.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .._utils.memory import batches, chunk_length, limit_in_bytes
+from .._utils.parallel import Kept, shards, state
 from ..linear_model import LinearModel
 from ..linearize import Linearization
 from ..linearize.factors import Dense, Factor, Rows, Tokens, joined, merge
+from ..linearize.shared import add, on_rows, workers_of
 
 __all__ = ["ScaledFeatures", "iter_factors"]
 
@@ -68,6 +72,7 @@ class ScaledFeatures:
     """Ψ = Φ D^(-1/2) as a linear map: products with it, with its transpose, and with ΨᵀΨ.
 
     The layers' factors of all examples are kept where they fit a quarter of ``memory_limit`` (MiB).
+    Where joblib offers workers, each has a part of the examples and keeps theirs.
     """
 
     def __init__(self, model: LinearModel, memory_limit: float | None = None) -> None:
@@ -76,13 +81,36 @@ class ScaledFeatures:
         delta = model.prior_precision.expand(model.n_params)
         self.inverse_root = delta.rsqrt()
         self._kept: list[tuple[slice, list[Factor]]] | None = None
+        self._stamp, self._shards = uuid.uuid4().hex, list[Kept]()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_kept": None}
+        return {**self.__dict__, "_kept": None, "_shards": []}
+
+    def _by_workers(self, name: str, n_columns: int, V: Any = None, U: Any = None) -> list | None:
+        """What the shards of the rows give: of V as it is, of U by its rows; None by oneself."""
+        model = self.model
+        n = workers_of(model.linearization, model.X, n_columns)
+        if n < 2:
+            return None
+        parts = shards(len(model.X), n)
+        if len(self._shards) != len(parts):
+            self._shards = [Kept(_without_rows(model, part)) for part in parts]
+        values = [V] * len(parts)
+        if U is not None:
+            values = [block.flatten(0, 1) for block in (self._by_example(U)[p] for p in parts)]
+        said = (self._stamp, name, self.memory_limit)
+        tasks = [[said] * len(parts), [*range(len(parts))], self._shards, values]
+        return on_rows(_of_shard, model.linearization, model.X, n, *tasks)
+
+    def _by_example(self, U: Tensor) -> Tensor:
+        return U.view(len(self.model.X), -1, U.shape[1])
 
     @property
     def squared_norm(self) -> float:
         """‖Ψ‖_F² = tr ΨᵀΨ, from the factors that the products use."""
+        found = self._by_workers("squared_norm", 1)
+        if found is not None:
+            return add(found)
         squares = torch.zeros_like(self.inverse_root)
         for _, factors in self._training():
             for factor in factors:
@@ -91,6 +119,9 @@ class ScaledFeatures:
 
     def gram_times(self, V: Tensor) -> Tensor:
         """ΨᵀΨ V, of shape (n_params, q)."""
+        found = self._by_workers("gram_times", V.shape[1], V)
+        if found is not None:
+            return add(found)
         scaled = _Columns(V * self.inverse_root[:, None])
         total = _Sum(scaled)
         for _, factors in self._training():
@@ -101,12 +132,18 @@ class ScaledFeatures:
 
     def times(self, V: Tensor) -> Tensor:
         """Ψ V, of shape (n_rows, q)."""
+        found = self._by_workers("times", V.shape[1], V)
+        if found is not None:
+            return torch.cat(found)
         scaled = _Columns(V * self.inverse_root[:, None])
         parts = [scaled.product(factors).flatten(0, 1) for _, factors in self._training()]
         return torch.cat(parts)
 
     def squared_columns(self, V: Tensor) -> Tensor:
         """‖Ψ v‖² for every column v, of shape (q,): the products themselves are not kept."""
+        found = self._by_workers("squared_columns", V.shape[1], V)
+        if found is not None:
+            return add(found)
         scaled = _Columns(V * self.inverse_root[:, None])
         total = V.new_zeros(V.shape[1])
         for _, factors in self._training():
@@ -115,7 +152,10 @@ class ScaledFeatures:
 
     def transpose_times(self, U: Tensor) -> Tensor:
         """Ψᵀ U, of shape (n_params, q), for U (n_rows, q)."""
-        blocks = U.view(len(self.model.X), -1, U.shape[1])
+        found = self._by_workers("transpose_times", U.shape[1], U=U)
+        if found is not None:
+            return add(found)
+        blocks = self._by_example(U)
         total = _Sum(_Columns(U.new_zeros(self.n_params, U.shape[1])))
         for part, factors in self._training():
             for factor in factors:
@@ -192,6 +232,29 @@ class ScaledFeatures:
                 kept.append((part, factors))
             yield part, factors
         self._kept = kept
+
+
+def _without_rows(model: LinearModel, part: slice) -> LinearModel:
+    """What a worker needs of a shard, the rows and the network aside."""
+    nothing: Any = None
+    L, u = model.noise_factor[part].clone(), model.whitened_residual[part].clone()
+    return replace(
+        model,
+        linearization=nothing, X=nothing, noise_factor=L, whitened_residual=u, residual=None,
+    )  # fmt: skip
+
+
+def _of_shard(
+    X: Any, family: Any, w: Tensor, said: tuple, k: int, model: LinearModel, value: Any
+) -> Any:
+    """A product with a shard's features, which its worker keeps."""
+    stamp, name, limit = said
+
+    def make() -> ScaledFeatures:
+        return ScaledFeatures(replace(model, linearization=family.at(w), X=X), limit)
+
+    found = getattr(state(("features", k), stamp, make), name)
+    return found if value is None else found(value)
 
 
 def _prepared(factors: Sequence[Any]) -> list[Factor]:

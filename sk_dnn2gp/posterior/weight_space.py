@@ -12,6 +12,7 @@ from functools import cached_property
 import torch
 from torch import Generator, Tensor
 
+from .._utils.memory import joined_parts
 from ..linear_model import LinearModel
 from .contract import Posterior
 from .precision import DensePrecision, Precision, with_prior
@@ -68,7 +69,8 @@ class PrecisionPosterior(Posterior):
 
     def variance(self, X: Tensor) -> Tensor:
         """Marginal variances of f, of shape (n_samples, n_outputs): no K×K block is formed."""
-        return torch.cat([half.square().sum(0).view(n, -1) for n, half in self._halves(X)])
+        parts = (half.square().sum(0).view(n, -1) for n, half in self._halves(X))
+        return joined_parts(parts, len(X))
 
     def covariance(self, X: Tensor) -> Tensor:
         """Marginal V_* = J_* A⁻¹ J_*ᵀ per example, of shape (n_samples, n_outputs, n_outputs)."""

@@ -5,7 +5,7 @@ One object holds the predictive distribution of each target of each row by itsel
 
 contract   what every such distribution offers, and the inversion of a distribution function
 normal     Gaussian noise under a Gaussian f
-scale_mixture  Student's noise
+scale_mixture  Student's noise, and noise whose size is uncertain
 counts     Poisson's
 quadrature any likelihood
 mixture    several distributions, each with a weight
@@ -18,12 +18,13 @@ from .counts import PoissonLognormal
 from .mixture import Mixture
 from .normal import Normal
 from .quadrature import Quadrature
-from .scale_mixture import StudentNormal
+from .scale_mixture import NormalLognormal, StudentNormal
 
 __all__ = [
     "Affine",
     "Mixture",
     "Normal",
+    "NormalLognormal",
     "PoissonLognormal",
     "Predictive",
     "Quadrature",

@@ -60,7 +60,7 @@ class NegativeLogLikelihood(nn.Module):
     def forward(self, f: Tensor, y: Tensor) -> Tensor:
         """Mean of ℓ(y, f)."""
         if y.ndim < f.ndim and y.is_floating_point():
-            y = y.view(f.shape)
+            y = y.view(len(f), -1)
         return self.likelihood.negative_log_likelihood(f, y).mean()
 
 

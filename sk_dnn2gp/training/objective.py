@@ -71,13 +71,15 @@ class TrainingData(torch.utils.data.Dataset):
 class Objective:
     """loss(w) of one network on one data set, under one likelihood and prior.
 
-    The linearisation is in float64, of all trainable weights; δ (P,) of each.
+    The linearisation is in float64, of all trainable weights; δ (P,) of each. Where rows are many,
+    ``part`` holds some of them, with the weight of all: its curvature stands for theirs.
     """
 
     linearization: Linearization
     data: TrainingData
     likelihood: Likelihood
     prior_precision: Tensor
+    part: TrainingData | None = None
 
     def under(self, likelihood: Likelihood, prior_precision: Tensor) -> Objective:
         """The same network and data under another likelihood and prior."""
@@ -85,7 +87,13 @@ class Objective:
 
     def of(self, rows: Tensor | None) -> Objective:
         """The same of some of the examples."""
-        return self if rows is None else replace(self, data=self.data.take(rows))
+        return self if rows is None else replace(self, data=self.data.take(rows), part=None)
+
+    def with_part(self, rows: Tensor) -> Objective:
+        """The same, whose curvature is that of some of the examples."""
+        part = self.data.take(rows)
+        more = self.data.total_weight / part.total_weight
+        return replace(self, part=replace(part, sample_weight=more * part.sample_weight))
 
     def at(self, w: Tensor) -> Point:
         """The loss at w."""
@@ -115,6 +123,23 @@ def part_of(whole: Linearization, part: Linearization, values: Tensor) -> Tensor
     return torch.cat([pieces[name] for name in part.parameter_names])
 
 
+@dataclass(frozen=True)
+class _DataLoss:
+    """Σ s ℓ of the rows of a slice, as a function of their outputs."""
+
+    likelihood: Likelihood
+    y: Tensor
+    sample_weight: Tensor
+
+    def __call__(self, f: Tensor, part: slice) -> Tensor:
+        nll = self.likelihood.negative_log_likelihood(f, self.y[part])
+        return self.sample_weight[part] @ nll
+
+    def of(self, part: slice) -> _DataLoss:
+        """That of a shard, which holds nothing of the others."""
+        return replace(self, y=self.y[part].clone(), sample_weight=self.sample_weight[part].clone())
+
+
 class Point:
     """loss(w) at one w (P,); its gradient and its Hessian are made when they are asked for."""
 
@@ -138,12 +163,17 @@ class Point:
     @cached_property
     def _data_hessian(self) -> Callable[[Tensor], Tensor]:
         likelihood, data = self.objective.likelihood, self.objective.data
-        s = data.sample_weight.double()
+        return self._pass.hessian_products(
+            _DataLoss(likelihood, data.y, data.sample_weight.double())
+        )
 
-        def loss(f: Tensor, part: slice) -> Tensor:
-            return s[part] @ likelihood.negative_log_likelihood(f, data.y[part])
-
-        return self._pass.hessian_products(loss)
+    @cached_property
+    def curvature(self) -> Point:
+        """The same weights on the part whose curvature stands for all; or this very point."""
+        objective = self.objective
+        if objective.part is None:
+            return self
+        return replace(objective, data=objective.part, part=None).at(self.w)
 
     def hessian_product(self, v: Tensor) -> Tensor:
         """∇²loss(w) v, exactly: not the Gauss-Newton matrix."""

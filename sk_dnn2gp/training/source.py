@@ -19,7 +19,14 @@ from .._utils.warn import warn
 from ..exceptions import ApproximationWarning
 from ..networks import MLP
 
-__all__ = ["NetworkSource", "check_logits", "check_outputs", "check_trainable", "module_dtype"]
+__all__ = [
+    "NetworkSource",
+    "check_logits",
+    "check_outputs",
+    "check_trainable",
+    "module_dtype",
+    "of_first_half",
+]
 
 # What autograd calls operations that only rearrange numbers.
 _REARRANGING = ("View", "UnsafeView", "Reshape", "Squeeze", "Unsqueeze", "Slice", "Select", "Alias")
@@ -224,7 +231,9 @@ def check_trainable(module: nn.Module) -> None:
             )
 
 
-def check_outputs(module: nn.Module, X: Tensor, n_outputs: int) -> None:
+def check_outputs(
+    module: nn.Module, X: Tensor, n_outputs: int, outputs_per_target: int = 1
+) -> None:
     """Raise ValueError if the module does not take X and give ``n_outputs`` numbers per example."""
     training = module.training
     module.eval()
@@ -243,6 +252,12 @@ def check_outputs(module: nn.Module, X: Tensor, n_outputs: int) -> None:
         raise ValueError(
             f"net must return a tensor of shape (n_samples, {n_outputs}), here {wanted}, "
             f"but returned {found}. Give its last layer {n_outputs} output(s), one row per example."
+            + (
+                " noise_std='heteroscedastic' takes two for each target: the means of all targets, "
+                "then the logarithms of their noise."
+                if outputs_per_target > 1
+                else ""
+            )
         )
 
 
@@ -283,6 +298,19 @@ def _last_operation(f: Tensor) -> str:
     while step is not None and step.name().startswith(_REARRANGING):
         step = step.next_functions[0][0]
     return "" if step is None else step.name()
+
+
+def of_first_half(module: nn.Module, n_outputs: int) -> nn.Module:
+    """The network of the first half of its outputs alone, with the same weights in the same order.
+
+    The choice is a dense layer without a gradient, which every linearisation knows.
+    """
+    like = {"dtype": module_dtype(module), "device": next(module.parameters()).device}
+    choice = nn.utils.skip_init(nn.Linear, 2 * n_outputs, n_outputs, bias=False, **like)
+    with torch.no_grad():
+        choice.weight.copy_(torch.eye(n_outputs, 2 * n_outputs))
+    choice.weight.requires_grad_(False)
+    return nn.Sequential(module, choice)
 
 
 def module_dtype(module: nn.Module) -> torch.dtype:
