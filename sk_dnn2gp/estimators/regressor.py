@@ -620,7 +620,8 @@ class DNN2GPRegressor(DistributionMixin, MultiOutputMixin, RegressorMixin, BaseD
         means = outputs[:, :K] * self.y_scale_[:, None] + self.y_mean_[:, None]
         if outputs.shape[1] == K:
             return means
-        level = self._result.likelihood.scale * self.y_scale_  # type: ignore[attr-defined]  # s = level e^g
+        assert isinstance(self._result.likelihood, HeteroscedasticGaussian)
+        level = self._result.likelihood.scale * self.y_scale_  # s = level e^g
         return np.concatenate([means, outputs[:, K:] + np.log(level)[:, None]], axis=1)
 
     def _shaped(self, values: NDArray) -> NDArray:
