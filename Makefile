@@ -48,11 +48,12 @@ $(VENV)/.dist: $(BIN)/python pyproject.toml
 example: $(VENV)/.example ## two data sets beside scikit-learn's models, and a picture
 	$(BIN)/python examples/regression/plot_regression_uncertainty.py
 
+# A process for each of two cores; one thread is faster for problems of the size of tests.
 test: $(VENV)/.test ## the tests, but for the slow ones
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 test-slow: $(VENV)/.test ## further checks, of minutes each
-	$(BIN)/python -m pytest -m slow tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m slow tests
 
 # Old torch tells of features that are new to it, which no later one does. PYTHON is 3.10 or 3.11.
 test-oldest: ## the tests with the oldest versions that pyproject.toml allows

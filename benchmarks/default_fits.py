@@ -144,14 +144,22 @@ def _regression(estimator: Any, X: Any, y: Any, X_test: Any, y_test: Any) -> dic
     return {"score": float(rmse), "nll": float(nll), "coverage": float(coverage)}
 
 
-def in_process(peer: str, name: str, split: int | str, root: Path, python: str) -> dict[str, Any]:
-    """The row of a process that imports the package of ``root``."""
+def in_process(
+    peer: str, name: str, split: int | str, most: float, root: Path, python: str
+) -> dict[str, Any]:
+    """The row of a process that imports the package of ``root``, within so many seconds."""
     environment = {**os.environ, "PYTHONPATH": str(root)}
     command = [python, str(HERE / "default_fits.py"), "--row", f"{peer}:{name}:{split}"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    row = {"peer": peer, "data": name, "split": split}
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=environment, check=False, timeout=most
+        )
+    except subprocess.TimeoutExpired:
+        return {**row, "failed": f"not ended after {most:.0f} s"}
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["killed"])[-1]
-        return {"peer": peer, "data": name, "split": split, "failed": last}
+        return {**row, "failed": last}
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -206,7 +214,7 @@ def main() -> None:
         n_splits = 0 if name == "generated" else min(args.splits, 5)
         for split in [*["full"] * args.repeats, *range(n_splits)]:
             for peer in (p for p in args.peers.split(",") if p in runs):
-                rows_done = in_process(peer, name, split, *runs[peer])
+                rows_done = in_process(peer, name, split, args.most, *runs[peer])
                 rows.append(rows_done)
         show([r for r in rows if r["data"] == name], args.repeats)
         from _common import save

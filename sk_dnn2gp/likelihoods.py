@@ -81,6 +81,11 @@ class Likelihood:
     # Of the network: f holds the first output of all targets, then the second of all, and so on.
     outputs_per_target: ClassVar[int] = 1
 
+    @property
+    def sigma(self) -> float | None:
+        """σ of the noise of every target, where it is Gaussian and one number says it; or None."""
+        return None
+
     def negative_log_likelihood(self, f: Tensor, y: Tensor) -> Tensor:
         """ℓ = -log p(y | f), of shape (n_samples,), differentiable in f."""
         raise NotImplementedError
@@ -189,6 +194,10 @@ class Gaussian(Likelihood):
     def __post_init__(self) -> None:
         if not (self.noise_std > 0 and math.isfinite(self.noise_std)):
             raise ValueError(f"noise_std must be a positive finite number, got {self.noise_std!r}.")
+
+    @property
+    def sigma(self) -> float:
+        return self.noise_std
 
     def with_noise_std(self, noise_std: float) -> Gaussian:
         """Return the same likelihood with another σ."""

@@ -260,7 +260,7 @@ def test_memory_limit():
 
 def test_several_outputs_are_no_scikit_learn_process():
     model = regressor().fit(X, np.c_[Y, -Y])
-    with pytest.raises(ValueError, match="2 outputs that share weights"):
+    with pytest.raises(ValueError, match="2 targets that share weights"):
         model.to_gaussian_process()
     with pytest.raises(ValueError, match="posterior='diag'"):
         regressor(posterior="diag").fit(X, Y).to_gaussian_process()

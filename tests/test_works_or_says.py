@@ -22,7 +22,7 @@ from skorch.helper import predefined_split
 from torch import nn
 
 from sk_dnn2gp import DNN2GPClassifier, DNN2GPRegressor, NNGPClassifier, evidence_path
-from sk_dnn2gp.evidence import search
+from sk_dnn2gp.evidence import minima
 from sk_dnn2gp.training import FirstOrder, NewtonCG
 
 RNG = np.random.default_rng(0)
@@ -234,14 +234,14 @@ def test_max_iter_bounds_the_whole_of_an_automatic_fit(max_iter, monkeypatch):
     """Steps of every minimum on the way, rough ones too; it was 8,864 at 500."""
     taken = []
     for name in ("descend", "minimise"):
-        method = getattr(search, name)
+        method = getattr(minima, name)
 
         def counting(*given, _method=method, **more):
             found = _method(*given, **more)
             taken.append(found.n_iter)
             return found
 
-        monkeypatch.setattr(search, name, counting)
+        monkeypatch.setattr(minima, name, counting)
     inputs, labels = load_iris(return_X_y=True)
     model = DNN2GPClassifier(random_state=0, n_restarts=20, solver=NewtonCG(max_iter=max_iter))
     model.fit(inputs, labels)

@@ -515,7 +515,7 @@ class BaseDNN2GP(Documented, CallbackSupport, BaseEstimator):
         likelihood = self._result.likelihood
         return EvidenceSpectrum.from_posterior(
             specification.build(model),
-            likelihood.noise_std if isinstance(likelihood, Gaussian) else None,
+            likelihood.sigma,
             float(weight.sum()) * model.whitened_residual.shape[1],
             self.prior_precision_,
         )

@@ -644,8 +644,8 @@ class DNN2GPRegressor(DistributionMixin, MultiOutputMixin, RegressorMixin, BaseD
         return known - float(weight.sum() * np.log(self.y_scale_).sum())
 
     def _hyperparameters(self) -> list[float]:
-        gaussian = isinstance(self._result.likelihood, Gaussian)
-        return [self.prior_precision_, self.noise_std_] if gaussian else [self.prior_precision_]
+        sigma = self._result.likelihood.sigma
+        return [self.prior_precision_, *([] if sigma is None else [sigma])]
 
     def _encoded(self, y: NDArray) -> Tensor:
         y = np.asarray(y, dtype=np.float64).reshape(len(y), -1)
@@ -663,9 +663,9 @@ class DNN2GPRegressor(DistributionMixin, MultiOutputMixin, RegressorMixin, BaseD
         """
         check_is_fitted(self)
         likelihood = self._result.likelihood
-        if not isinstance(likelihood, Gaussian):
+        if likelihood.sigma is None:
             raise AttributeError(f"{likelihood!r} has no noise_std.")
-        return likelihood.noise_std
+        return likelihood.sigma
 
 
 def _gaussian(noise_std: Any, n_targets: int) -> Likelihood:

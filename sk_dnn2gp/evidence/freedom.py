@@ -73,6 +73,6 @@ def _count(model: LinearModel, sigma: float) -> float:
 
 
 def _sigma(likelihood: Likelihood) -> float:
-    if not isinstance(likelihood, Gaussian):
+    if likelihood.sigma is None:
         raise TypeError(f"{type(likelihood).__name__} has no noise_std to choose.")
-    return likelihood.noise_std
+    return likelihood.sigma

@@ -130,7 +130,7 @@ def choose_groups(minima: Minima, start: Found, index: Tensor, n_groups: int) ->
 def _evidence(trial: Trial, index: Tensor) -> GroupedEvidence:
     """At the weights of ``trial``, as a function of every δ_g and σ."""
     assert trial.posterior is not None
-    sigma = getattr(trial.objective.likelihood, "noise_std", None)
+    sigma = trial.objective.likelihood.sigma
     limit = trial.objective.linearization.memory_limit
     return GroupedEvidence.from_model(trial.posterior.model, index.cpu().numpy(), sigma, limit)
 
@@ -141,7 +141,7 @@ def _move(
     """The best θ within ``trust`` of the present one."""
     delta = torch.zeros(n_groups, dtype=torch.float64, device=evidence.groups.device)
     delta[evidence.groups] = trial.objective.prior_precision
-    sigma = getattr(trial.objective.likelihood, "noise_std", None)
+    sigma = trial.objective.likelihood.sigma
     start = np.log([*delta.tolist(), *([] if sigma is None else [sigma])])
     ranges = [PRIOR_PRECISION_BOUNDS] * n_groups + ([] if sigma is None else [NOISE_STD_BOUNDS])
     low, high = np.log(ranges).T

@@ -64,7 +64,7 @@ class EvidenceUpdates(Callback):
             self.specification,
         )
         gamma = self.specification.build(model).effective_dimension
-        before = loss.prior_precision, getattr(loss.likelihood, "noise_std", 1.0)
+        before = loss.prior_precision, loss.likelihood.sigma or 1.0
         if self.freedom.prior_precision:
             new = updated_precision(gamma, float((model.weights**2).sum()))
             loss.prior_precision = near(new, loss.prior_precision, PRIOR_PRECISION_BOUNDS)
@@ -73,7 +73,7 @@ class EvidenceUpdates(Callback):
             squares = float((model.whitened_residual**2).sum()) * sigma**2
             new = updated_noise_std(gamma, squares, n_observations(model, loss.likelihood))
             loss.likelihood = Gaussian(near(new, sigma, NOISE_STD_BOUNDS))
-        after = loss.prior_precision, getattr(loss.likelihood, "noise_std", 1.0)
+        after = loss.prior_precision, loss.likelihood.sigma or 1.0
         if max(abs(math.log(a / b)) for a, b in zip(after, before, strict=True)) > _MOVED:
             _forget_losses(net)
 
@@ -99,7 +99,7 @@ def maximise_at_fixed_weights(
 ) -> tuple[float, Likelihood]:
     """The best δ and likelihood at a module's weights: one eigendecomposition serves all."""
     model = model_at(module, data.take(rows), likelihood, prior_precision, specification)
-    sigma = likelihood.noise_std if isinstance(likelihood, Gaussian) else None
+    sigma = likelihood.sigma
     spread = 1.0
     if sigma is not None and data.y.is_floating_point():
         # A frozen network's σ is in the units of y: its bounds are relative to y's spread.
@@ -142,8 +142,8 @@ def model_at(
 
 def n_observations(model: LinearModel, likelihood: Likelihood) -> float:
     """K Σ s for the Gaussian, of L Lᵀ = s I/σ²; the number of rows otherwise."""
-    if isinstance(likelihood, Gaussian):
-        return float(model.noise_factor.square().sum()) * likelihood.noise_std**2
+    if likelihood.sigma is not None:
+        return float(model.noise_factor.square().sum()) * likelihood.sigma**2
     return float(model.n_rows)
 
 

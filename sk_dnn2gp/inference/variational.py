@@ -199,7 +199,7 @@ class _Training:
         state = {
             "optimizer": self.optimizer.snapshot(),
             "prior_precision": self.delta,
-            "noise_std": getattr(self.likelihood, "noise_std", None),
+            "noise_std": self.likelihood.sigma,
             "curves": (list(losses), list(curve), shorter),
             "generator": torch.get_rng_state(),
         }

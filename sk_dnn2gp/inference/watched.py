@@ -177,8 +177,4 @@ class WatchedMinima(Minima):
 
 def _under(objective: Objective) -> list[Any]:
     """δ and σ."""
-    sigma = getattr(objective.likelihood, "noise_std", None)
-    return [
-        objective.prior_precision,
-        sigma if isinstance(objective.likelihood, Gaussian) else None,
-    ]
+    return [objective.prior_precision, objective.likelihood.sigma]

@@ -291,7 +291,7 @@ class KeptEpochs(Callback):
             "history": history,
             "callbacks": [_state_of(callback) for _, callback in net.callbacks_],
             "prior_precision": self.loss.prior_precision,
-            "noise_std": getattr(self.loss.likelihood, "noise_std", None),
+            "noise_std": self.loss.likelihood.sigma,
             "torch": torch.get_rng_state(),
             "numpy": np.random.get_state(),  # noqa: NPY002
         }
