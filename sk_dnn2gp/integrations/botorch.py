@@ -35,7 +35,7 @@ class _Solved(torch.autograd.Function):
 
 
 class BoTorchModel(nn.Module):
-    """The process of a fitted :class:`DNN2GPRegressor`, as BoTorch's optimisers take it.
+    """The process of a fitted :class:`~sk_dnn2gp.DNN2GPRegressor`, as BoTorch's optimisers take it.
 
     The posterior of f at X is N(f_w*(X), J A⁻¹ Jᵀ) (:ref:`math-predicting`), in the units of y,
     with gradients in X. Another observation is another ``fit``: ``condition_on_observations`` and
