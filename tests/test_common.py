@@ -53,7 +53,6 @@ def test_other_posteriors(estimator, check):
         DNN2GPRegressor(**REGRESSION, solver=FirstOrder(max_iter=100)),
         DNN2GPRegressor(**REGRESSION, solver=LBFGS(tol=1e-10)),
         DNN2GPRegressor(**REGRESSION, solver=GaussNewtonLM(tol=1e-10)),
-        DNN2GPClassifier(**CLASSIFICATION, solver=FirstOrder(max_iter=100)),
         DNN2GPClassifier(**CLASSIFICATION, solver=LBFGS(tol=1e-10)),
         DNN2GPClassifier(**CLASSIFICATION, solver=GaussNewtonLM(tol=1e-10)),
     ]

@@ -132,8 +132,11 @@ def orphans(session: int) -> list[int]:
 
 
 def left_behind(session: int) -> list[int]:
-    """Those that are still there after three seconds; they are ended."""
-    deadline = time.perf_counter() + 3.0
+    """Those that are still there after 15 seconds; they are ended.
+
+    joblib's workers end with the fit that they have in hand, a second or two of a free core.
+    """
+    deadline = time.perf_counter() + 15.0
     while (found := orphans(session)) and time.perf_counter() < deadline:
         time.sleep(0.05)
     for pid in found:

@@ -41,8 +41,8 @@ __all__ = ["MANY", "Minima", "Trial"]
 _LEFT = 0.1
 # Nats that a rough minimum may still be above its bottom, and steps to get there.
 _ROUGH, _ROUGH_STEPS = 0.03, 80
-# Steps of ``max_iter`` for true minima: so many, within a half and an eighth of it.
-_TRUE = 500
+# Steps of ``max_iter`` for true minima: so many, within a half and a quarter of it.
+_TRUE = 1000
 # Nats of its way that a true minimum leaves to Newton's steps.
 _GAIN = 1e-3
 # The derivative, in nats, that a one-sided difference will do for; the step of the quotient.
@@ -135,8 +135,8 @@ class Minima:
         """Steps for all true minima of a search together, fewer where each is of very many rows."""
         if not self.freedom.is_any:
             return self.max_iter
-        steps = max(self.max_iter // 8, min(self.max_iter // 2, _TRUE))
-        return max(1, int(steps * min(1.0, _GROWTH * MANY / len(self.objective.data))))
+        steps = max(self.max_iter // 4, min(self.max_iter // 2, _TRUE))
+        return max(1, int(steps * min(1.0, 4 * MANY / len(self.objective.data))))
 
     def first(self, w: Tensor, theta: float) -> Trial:
         """The rough minimum at θ from weights that have not been trained."""

@@ -24,7 +24,7 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Generator, Tensor
 
 from .._utils.linalg import nonnegative_variance
-from .._utils.memory import batches, chunk_length, limit_in_bytes
+from .._utils.memory import batches, chunk_length, joined_parts, limit_in_bytes
 from .._utils.random import torch_generator
 from .._utils.warn import warn
 from ..exceptions import ApproximationWarning
@@ -311,13 +311,14 @@ class LowRankPosterior(Posterior):
 
     def _contracted(self, X: Tensor, contract: Any) -> tuple[Tensor, Tensor]:
         """J M⁻¹ Jᵀ with c + η and with c, as ``contract`` takes it from J Jᵀ and J F."""
-        lower, upper = [], []
-        high = self.ratio * (1.0 + self.error_bound)
+        ends = self.ratio * (1.0 + self.error_bound), self.ratio
         s = self._sketch.eigenvalues
-        for _, prior, along in self._features.contractions(X, self._sketch.factor):
-            lower.append(contract(prior, along, s, high))
-            upper.append(contract(prior, along, s, self.ratio))
-        return torch.cat(lower), torch.cat(upper)
+        both = (
+            torch.stack([contract(prior, along, s, end) for end in ends], dim=1)
+            for _, prior, along in self._features.contractions(X, self._sketch.factor)
+        )
+        lower, upper = joined_parts(both, len(X)).unbind(1)
+        return lower.contiguous(), upper.contiguous()
 
     def joint_covariance(self, X: Tensor) -> Tensor:
         """V_* of M over all examples and outputs, of shape (n K, n K)."""

@@ -17,6 +17,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -81,7 +82,12 @@ class ScaledFeatures:
         delta = model.prior_precision.expand(model.n_params)
         self.inverse_root = delta.rsqrt()
         self._kept: list[tuple[slice, list[Factor]]] | None = None
-        self._stamp, self._shards = uuid.uuid4().hex, list[Kept]()
+        self._shards: list[Kept] = []
+
+    @cached_property
+    def _stamp(self) -> str:
+        """What workers know it by."""
+        return uuid.uuid4().hex
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_kept": None, "_shards": []}

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._utils.rows import Streamed
 from ..likelihoods import Likelihood
 from ..linear_model import LinearModel
 from ..linearize import Linearization
@@ -58,10 +59,13 @@ class TrainingData(torch.utils.data.Dataset):
         return type(self)(*(t.to(device) for t in self._parts()))
 
     def take(self, rows: Tensor | None) -> TrainingData:
-        """The chosen examples; all of them for None."""
+        """The chosen examples; all of them for None. What lies in a file stays there."""
         if rows is None:
             return self
-        return type(self)(*(t[rows.to(t.device)] for t in self._parts()))
+        chosen = (
+            t.take(rows) if isinstance(t, Streamed) else t[rows.to(t.device)] for t in self._parts()
+        )
+        return type(self)(*chosen)
 
     def _parts(self) -> tuple[Tensor, Tensor, Tensor]:
         return self.X, self.y, self.sample_weight
