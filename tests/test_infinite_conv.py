@@ -269,7 +269,7 @@ BAD = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("options, words", BAD, ids=str)
+@pytest.mark.parametrize("options, words", BAD, ids=[words for _, words in BAD])
 def test_bad_input_is_named(options, words):
     options = {"image_shape": (1, 4, 4), **options} if options else options
     with pytest.raises(ValueError, match=words):
