@@ -35,7 +35,7 @@ def factorise(point):
 
 
 def problem(kind, freedom, vector=False, sigma=0.4):
-    """A minima that trains to rounding, and the same network and data for dense algebra."""
+    """Minima to rounding, and the same network and data for dense algebra."""
     y, K = KINDS[kind]
     with torch.random.fork_rng():
         torch.manual_seed(3)

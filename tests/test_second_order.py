@@ -267,5 +267,6 @@ def test_curvature_of_a_part_leads_to_the_minimum_of_all():
     near = whole.point.w + 1e-3 * v
     found = minimise(objective.with_part(rows).at(near), factorise, tol=1e-10)
     assert found.converged
-    # ‖∇loss‖ ≤ 1e-10 (1 + loss) of both, over the smallest curvature, δ at least or near it.
-    torch.testing.assert_close(found.point.w, whole.point.w, rtol=0, atol=1e-6)
+    # Where rounding ends the way, a step promises 1e-15 of the loss, 307: over the smallest
+    # curvature, 3.2, that is √(2 × 3e-13 / 3.2).
+    torch.testing.assert_close(found.point.w, whole.point.w, rtol=0, atol=5e-7)

@@ -53,14 +53,14 @@ from ..training.first_order import shown_as_net
 from ..training.objective import TrainingData
 from ..training.source import NetworkSource, of_first_half
 from .options import SHORTHANDS, Options, options_of, warn_of_scales
-from .storage import FitWriter, content_of_fit, fill
+from .storage import ATTRIBUTES, FitWriter, content_of_fit, fill
 
 __all__: list[str] = []
 
 # Rows of a part of a prediction, beyond which ``verbose`` shows a bar.
 _MANY = 1000
-# Fitted attributes that do not end like one.
-_FITTED = {"_result", "_fit_sample_weight", "_spectrum", "_net", "_draw_seed", "_one_dimensional"}
+# Fitted attributes that do not end like one, or are of the result.
+_FITTED = {"_result", "_spectrum", "_net", *ATTRIBUTES}
 
 
 class BaseDNN2GP(Documented, CallbackSupport, BaseEstimator):

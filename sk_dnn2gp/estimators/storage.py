@@ -56,7 +56,7 @@ _PARTS: dict[str, Any] = {
     )
 }  # fmt: skip
 # What a fit sets beside the result, where it does.
-_ATTRIBUTES = (
+ATTRIBUTES = (
     "n_features_in_", "feature_names_in_", "classes_", "y_mean_", "y_scale_",
     "_one_dimensional", "_draw_seed", "_fit_sample_weight", "_noise_offset",
 )  # fmt: skip
@@ -137,7 +137,7 @@ def content_of_fit(estimator: Any, writer: FitWriter) -> dict[str, Any]:
         "trainable": [n for n, p in module.named_parameters() if p.requires_grad],
         "attributes": {
             name: writer.value(vars(estimator)[name], name)
-            for name in _ATTRIBUTES
+            for name in ATTRIBUTES
             if name in vars(estimator)
         },
         "result": {name: writer.value(getattr(estimator._result, name), name) for name in _RESULT},

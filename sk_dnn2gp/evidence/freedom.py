@@ -12,7 +12,7 @@ from ..likelihoods import Gaussian, Likelihood
 from ..linear_model import LinearModel
 from ..training.objective import Objective
 
-__all__ = ["NOISE_STD_BOUNDS", "PRIOR_PRECISION_BOUNDS", "Freedom", "profiled"]
+__all__ = ["NOISE_STD_BOUNDS", "PRIOR_PRECISION_BOUNDS", "Freedom", "n_observations", "profiled"]
 
 # Finite, wide bounds: the best δ grows with width (0.5 at 50, 220 at 20,000), and σ is in units of
 # the standardised targets.
@@ -61,15 +61,17 @@ def profiled(objective: Objective, model: LinearModel) -> Objective:
     sigma = _sigma(objective.likelihood)
     S = float(model.whitened_residual.square().sum())
     S += float((model.prior_precision * model.weights**2).sum())
-    best = sigma * math.sqrt(S / _count(model, sigma))
+    best = sigma * math.sqrt(S / n_observations(model, objective.likelihood))
     best = min(max(best, NOISE_STD_BOUNDS[0]), NOISE_STD_BOUNDS[1])
     delta = objective.prior_precision * (sigma / best) ** 2
     return objective.under(Gaussian(best), delta)
 
 
-def _count(model: LinearModel, sigma: float) -> float:
-    """K Σ s: L Lᵀ = s I/σ²."""
-    return float(model.noise_factor.square().sum()) * sigma**2
+def n_observations(model: LinearModel, likelihood: Likelihood) -> float:
+    """K Σ s for the Gaussian, of L Lᵀ = s I/σ²; the number of rows otherwise."""
+    if likelihood.sigma is None:
+        return float(model.n_rows)
+    return float(model.noise_factor.square().sum()) * likelihood.sigma**2
 
 
 def _sigma(likelihood: Likelihood) -> float:

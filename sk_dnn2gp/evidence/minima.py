@@ -92,8 +92,8 @@ class Minima:
         Examples that the posterior is of.
     tol : float, default=1e-8
         Of a true minimum: ‖∇loss‖ ≤ tol (1 + abs loss).
-    max_iter : int, default=500
-        Steps to a true minimum.
+    max_iter : int, default=4000
+        Steps to a true minimum; of a search a part of it, to all true minima together.
     damped : bool, default=False
         Whether Gauss-Newton steps make it, and not Newton's.
     """
@@ -106,7 +106,7 @@ class Minima:
         factorise: Callable[[Point], ExactPosterior | None],
         rows: Tensor | None = None,
         tol: float = 1e-8,
-        max_iter: int = 500,
+        max_iter: int = 4000,
         damped: bool = False,
     ) -> None:
         self.damped = damped

@@ -77,7 +77,9 @@ def choose_noise_head(
     ``minima`` is of the network with both heads, ``start`` of its means alone (its σ is the level
     that stays); ``index`` holds the number of each weight's group.
     """
-    likelihood = HeteroscedasticGaussian(start.objective.likelihood.noise_std)  # type: ignore[attr-defined]
+    sigma = start.objective.likelihood.sigma
+    assert sigma is not None
+    likelihood = HeteroscedasticGaussian(sigma)
     before, delta = resumed(minima, start), start.objective.prior_precision
     known = _information(minima.objective, start.w, head)
     infinite = min(_INFINITE * known, 0.5 * PRIOR_PRECISION_BOUNDS[1])

@@ -18,7 +18,7 @@ from ..linear_model import LinearModel
 from ..linearize import Linearization
 from ..posterior import PosteriorSpecification
 from ..training.objective import TrainingData
-from .freedom import NOISE_STD_BOUNDS, PRIOR_PRECISION_BOUNDS, Freedom
+from .freedom import NOISE_STD_BOUNDS, PRIOR_PRECISION_BOUNDS, Freedom, n_observations
 from .spectrum import EvidenceSpectrum, updated_noise_std, updated_precision
 
 __all__ = ["EvidenceUpdates", "maximise_at_fixed_weights"]
@@ -138,13 +138,6 @@ def model_at(
         prior_precision,
         data.sample_weight,
     )
-
-
-def n_observations(model: LinearModel, likelihood: Likelihood) -> float:
-    """K Σ s for the Gaussian, of L Lᵀ = s I/σ²; the number of rows otherwise."""
-    if likelihood.sigma is not None:
-        return float(model.noise_factor.square().sum()) * likelihood.sigma**2
-    return float(model.n_rows)
 
 
 def near(new: float, old: float, bounds: tuple[float, float]) -> float:

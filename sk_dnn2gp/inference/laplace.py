@@ -391,8 +391,8 @@ def _trained(
         module = net.module_.eval()
         for p in module.parameters():
             p.grad = None
-        name = type(net.optimizer_).__name__
-        result = _at_trained_weights(task, own, module, net, loss, losses, name)
+        optimizer = type(net.optimizer_).__name__
+        result = _at_trained_weights(task, own, module, net, loss, losses, optimizer)
         stage.evidence = result.evidence
     if len(losses) > 1 and losses[-1] > losses[0]:
         warn(
