@@ -270,3 +270,25 @@ def test_curvature_of_a_part_leads_to_the_minimum_of_all():
     # Where rounding ends the way, a step promises 1e-15 of the loss, 307: over the smallest
     # curvature, 3.2, that is √(2 × 3e-13 / 3.2).
     torch.testing.assert_close(found.point.w, whole.point.w, rtol=0, atol=5e-7)
+
+
+def test_a_minimum_on_a_kink_ends_the_way():
+    """Steps across a kink of relu each gain a billionth of a nat, as long as they are taken."""
+    generator = torch.Generator().manual_seed(27)
+    X = torch.randn(12, 2, dtype=torch.float64, generator=generator)
+    noise = torch.randn(12, 1, dtype=torch.float64, generator=generator)
+    data = TrainingData(X, torch.sin(X.sum(1, keepdim=True)) + 0.3 * noise, torch.ones(12))
+    with torch.random.fork_rng():
+        torch.manual_seed(27)
+        linearization = Linearization(MLP(2, (3,), 1, activation="relu"), dtype=torch.float64)
+    linearization.outputs(X[:1])
+    delta = torch.full((linearization.n_params,), 0.5, dtype=torch.float64)
+    objective = Objective(linearization, data, Gaussian(0.3), delta)
+    found = minimise(objective.at(linearization.weights()), factorise, max_iter=2000)
+    assert not found.converged
+    assert found.n_iter < 300
+    # The loss has a slope there, and no step along it leads down.
+    point, g = found.point, found.point.gradient
+    assert float(g.norm()) > 1.0
+    ends = [objective.at(point.w - t * g).loss for t in np.logspace(-8, 0, 50)]
+    assert min(ends) > point.loss - 1e-6

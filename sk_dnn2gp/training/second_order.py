@@ -82,16 +82,18 @@ def minimise(
     """
     found = begun(start, factorise, factor)
     while found.n_iter < max_iter:
-        left = max_iter - found.n_iter
+        left, held = max_iter - found.n_iter, False
         if found.n_iter > 0 or start.curvature is start:  # with that of a part, Newton's are cheap
-            found = found.then(descend(found.point, factorise, found.factor, gain, left))
+            down = descend(found.point, factorise, found.factor, gain, left)
+            found, held = found.then(down), not down.converged and down.n_iter == 0
         if found.n_iter >= max_iter:
             return replace(found, converged=False)
         left = max_iter - found.n_iter
         exact = newton(found.point, factorise, found.factor, tol, left, to_boundary=True)
         found = found.then(exact)
-        if not exact.converged and exact.n_iter == 0:
-            break
+        fall = exact.losses[0] - exact.losses[-1]
+        if not exact.converged and (exact.n_iter == 0 or (held and fall <= DECREMENT)):
+            break  # a kink: the gradient is large, and no step along it leads down
         if exact.converged:
             lower = None if is_near else _beside_saddle(found.point, found.factor)
             if lower is None:
