@@ -109,6 +109,7 @@ def child(model, go_on) -> None:
     """Work until a signal comes; the exit status tells whether the model is as before."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.setsid()
+    os.dup2(2, 1)  # what joblib's workers print when they are ended is no line of the telling
     status, before = 3, dict(vars(model))
     try:
         while True:

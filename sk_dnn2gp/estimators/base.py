@@ -8,9 +8,8 @@ strings become objects; ``inference`` trains the network (``training``), chooses
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from numbers import Integral, Real
 from typing import Any
 
@@ -18,27 +17,21 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
-from sklearn.frozen import FrozenEstimator
-from sklearn.utils import Tags, check_consistent_length, gen_batches
+from sklearn.utils import Tags
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import (
-    _check_sample_weight,
-    _check_y,
     check_is_fitted,
-    validate_data,
 )
 from skorch import NeuralNet
 from torch import Tensor
 from torch.nn import Module
-from torch.utils.data import DataLoader, Dataset
 
 from .._utils.checkpoint import Checkpoint, digest
 from .._utils.documentation import Documented
-from .._utils.progress import Bar, CallbackSupport, Progress
+from .._utils.progress import CallbackSupport, Progress
 from .._utils.random import draw_seed, torch_generator
-from .._utils.rows import Loaded, Streamed, as_rows, is_mapped, moments, rows_where
+from .._utils.rows import as_rows, moments
 from .._utils.tensor_file import read, write
-from ..evidence import EvidenceSpectrum, leave_one_out
 from ..evidence.freedom import Freedom
 from ..inference import LinearizedVariational, Result
 from ..inference.laplace import Task, fit_laplace
@@ -46,24 +39,21 @@ from ..inference.linearized import fit_linearized
 from ..inference.variational import fit_variational
 from ..kernels import NTKKernel
 from ..likelihoods import Gaussian, Likelihood
-from ..linear_model import LinearModel
 from ..networks import ACTIVATIONS
-from ..posterior import Full, IndependentOutputs
 from ..training.first_order import shown_as_net
 from ..training.objective import TrainingData
 from ..training.source import NetworkSource, of_first_half
+from .evidence import EvidenceMixin
 from .options import SHORTHANDS, Options, options_of, warn_of_scales
 from .storage import ATTRIBUTES, FitWriter, content_of_fit, fill
 
 __all__: list[str] = []
 
-# Rows of a part of a prediction, beyond which ``verbose`` shows a bar.
-_MANY = 1000
 # Fitted attributes that do not end like one, or are of the result.
 _FITTED = {"_result", "_spectrum", "_net", *ATTRIBUTES}
 
 
-class BaseDNN2GP(Documented, CallbackSupport, BaseEstimator):
+class BaseDNN2GP(EvidenceMixin, Documented, CallbackSupport, BaseEstimator):
     """The walk that both estimators share. Not for use on its own."""
 
     _parameter_constraints: dict = {
@@ -120,97 +110,6 @@ class BaseDNN2GP(Documented, CallbackSupport, BaseEstimator):
                     )
                 params = {name: made, **{k: v for k, v in params.items() if k != name}}
         return super().set_params(**params)
-
-    # --------------------------------------------------------------------- arrays to tensors
-
-    def _validated(self, X: Any, y: Any = "no_validation", **check: Any) -> Any:
-        """X (and y) checked as scikit-learn does; rows in a file or a Dataset are left there."""
-        if isinstance(X, Mapping):
-            raise ValueError(
-                f"X is a dict of {list(X)}, and inputs here are one array: put its parts side by "
-                "side, and take them apart in the network's forward."
-            )
-        own = self.net is not None
-        if isinstance(X, (Dataset, DataLoader)):
-            return self._validated_rows(Loaded(X, self._loader()), y, own, **check)
-        mapped = is_mapped(X)
-        numbers = "numeric" if own or mapped else np.float64
-        checked = validate_data(self, X, y, dtype=numbers, allow_nd=own, **check)
-        if not mapped:
-            return checked
-        alone = isinstance(y, str)
-        return Streamed.of(checked) if alone else (Streamed.of(checked[0]), checked[1])
-
-    def _validated_rows(self, loaded: Loaded, y: Any, own: bool, **check: Any) -> Any:
-        """Rows of a Dataset, and its own y where None is given: the first row stands for all."""
-        rows = Streamed.of(loaded)
-        reset = check.get("reset", True)
-        validate_data(self, rows[:1].numpy(), dtype="numeric", allow_nd=own, reset=reset)
-        if isinstance(y, str):
-            return rows
-        y = _check_y(
-            loaded.targets() if y is None else y,
-            multi_output=check.get("multi_output", False),
-            y_numeric=check.get("y_numeric", False),
-            estimator=self,
-        )
-        check_consistent_length(rows, y)
-        return rows, y
-
-    def _loader(self) -> Any:
-        """How a skorch net of the user's reads a Dataset when it predicts."""
-        net = self.net.estimator if self._is_frozen else self.net
-        return partial(net.get_iterator, training=False) if isinstance(net, NeuralNet) else None
-
-    def _checked_training_set(
-        self, X: Any, y: Any, sample_weight: ArrayLike | None, **check: Any
-    ) -> tuple[Any, NDArray, NDArray]:
-        """X, y and weights."""
-        X, y = self._validated(
-            X, y, ensure_min_samples=2, y_numeric=check.pop("y_numeric", True), **check
-        )
-        if sample_weight is None:
-            weight = np.ones(len(X))
-        else:
-            weight = _check_sample_weight(
-                sample_weight, y, dtype=np.float64, ensure_non_negative=True
-            )
-        return X, y, weight
-
-    @staticmethod
-    def _without_zeros(X: Any, y: NDArray, weight: NDArray) -> tuple[Any, NDArray, NDArray]:
-        """The rows of positive weight."""
-        X, y, weight = (rows_where(rows, weight > 0) for rows in (X, y, weight))
-        if len(X) < 2:
-            raise ValueError(
-                f"sample_weight and class_weight leave {len(X)} sample(s) with a positive weight; "
-                "2 are needed."
-            )
-        return X, y, weight
-
-    def _checked_inputs(self, X: Any) -> Any:
-        """Test inputs as the rows that the linearisation takes."""
-        check_is_fitted(self)
-        return self._as_inputs(self._validated(X, reset=False))
-
-    def _as_inputs(self, X: Any) -> Any:
-        """On the network's device; of the kind of number that it was trained with."""
-        trained = self._result.model.X
-        tensor = as_rows(X)
-        if trained.is_floating_point() and not tensor.is_floating_point():
-            tensor = tensor.to(trained.dtype)
-        return tensor.to(trained.device)
-
-    def _in_parts(self, function: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
-        """``function`` of all inputs; of many, where ``verbose``, a part at a time under a bar."""
-        if not self.verbose or len(inputs) <= _MANY:
-            return function(inputs)
-        bar, parts = Bar("prediction", True, len(inputs)), []
-        for part in gen_batches(len(inputs), _MANY):
-            parts.append(function(inputs[part]))
-            bar.add(len(parts[-1]))
-        bar.end()
-        return torch.cat(parts)
 
     # -------------------------------------------------------------------- the walk of a fit
 
@@ -354,7 +253,7 @@ class BaseDNN2GP(Documented, CallbackSupport, BaseEstimator):
         rows = result.posterior_indices
         self._result = result
         self._fit_sample_weight = weight if rows is None else weight[rows]
-        self._spectrum: EvidenceSpectrum | None = None
+        self._spectrum = None
         self.module_, self._net = result.module, result.net
         self.solver_, self.converged_ = result.solver, result.converged
         self.prior_precision_ = result.prior_precision
@@ -433,149 +332,6 @@ class BaseDNN2GP(Documented, CallbackSupport, BaseEstimator):
                 f"{self.prior_groups!r} chose {len(self.prior_precisions_)}."
             )
 
-    def log_marginal_likelihood(
-        self,
-        theta: ArrayLike | None = None,
-        eval_gradient: bool = False,
-        *,
-        X: ArrayLike | None = None,
-        y: ArrayLike | None = None,
-        sample_weight: ArrayLike | None = None,
-        kind: str | None = None,
-    ) -> Any:
-        """Evidence at the trained weights, of the training set or of other data (math-evidence).
-
-        Parameters
-        ----------
-        theta : array-like of shape (n_hyperparameters,) or (n_points, n_hyperparameters), \
-                default=None
-            log of the hyperparameters: (log δ, log σ) for a regressor, (log δ,) for a classifier.
-            None takes the fitted ones. The weights stay as they are; where weights have several δ,
-            δ is the last group's and the ratios stay. Of many points, one decomposition serves all.
-        eval_gradient : bool, default=False
-            Also return the gradient in theta, at fixed weights.
-        X, y : array-like, default=None
-            Other data; None is the training set.
-        sample_weight : array-like of shape (n_samples,), default=None
-            Weights of the rows of ``X``; ``class_weight`` multiplies them, as in ``fit``.
-        kind : {"laplace", "dual"}, default=None
-            ``dual`` is the paper's evidence of the transformed targets. None is "laplace", or
-            "dual" for a regressor with ``inference="vi"``, whose weights are no minimum of the
-            loss.
-
-        Returns
-        -------
-        log_likelihood : float, or ndarray of shape (n_points,)
-            In the units of y.
-        gradient : ndarray of the shape of theta, optional
-
-        Raises
-        ------
-        ValueError
-            If theta has the wrong length, one of X and y is missing, or ``kind="dual"`` is asked of
-            independent outputs.
-        """
-        check_is_fitted(self)
-        default = self._result.evidence_kind
-        kind = default if kind is None else kind
-        if kind == "dual" and isinstance(self._options().posterior, IndependentOutputs):
-            raise ValueError(
-                "kind='dual' is not defined for posterior='independent', whose outputs have no "
-                "common posterior of the weights. Use kind='laplace' or posterior='full'."
-            )
-        if (X is None) != (y is None):
-            raise ValueError("X and y must be given together, or both left out.")
-        if X is None:
-            if theta is None and not eval_gradient and kind == default:
-                return self.log_marginal_likelihood_value_
-            spectrum, weight = self._training_spectrum(), self._fit_sample_weight
-        else:
-            spectrum, weight = self._spectrum_of(X, y, sample_weight)
-        theta, offset = self._checked_theta(theta), self._evidence_offset(weight)
-        points = np.exp(np.atleast_2d(theta))
-        values = np.array([spectrum.log_marginal_likelihood(*at, kind=kind) for at in points])  # type: ignore[misc]
-        value = values + offset if theta.ndim == 2 else float(values[0]) + offset
-        if not eval_gradient:
-            return value
-        slopes = [spectrum.gradient(*at, kind=kind)[: len(at)] for at in points]  # type: ignore[misc]
-        return value, np.array(slopes).reshape(theta.shape)
-
-    def _options(self) -> Options:
-        return options_of(self, hasattr(self, "classes_"))
-
-    def _training_spectrum(self) -> EvidenceSpectrum:
-        if self._spectrum is None:
-            self._spectrum = self._spectrum_from(self.linear_model_, self._fit_sample_weight)
-        return self._spectrum
-
-    def _spectrum_from(self, model: LinearModel, weight: NDArray) -> EvidenceSpectrum:
-        """Of the posterior whose evidence is reported: that of the process at μ for VI."""
-        options = self._options()
-        specification = Full() if options.is_variational else options.posterior
-        likelihood = self._result.likelihood
-        return EvidenceSpectrum.from_posterior(
-            specification.build(model),
-            likelihood.sigma,
-            float(weight.sum()) * model.whitened_residual.shape[1],
-            self.prior_precision_,
-        )
-
-    def _spectrum_of(
-        self, X: Any, y: Any, sample_weight: ArrayLike | None
-    ) -> tuple[EvidenceSpectrum, NDArray]:
-        """Spectrum of the linear model of other data at the trained weights."""
-        X, y, weight = self._checked_data(X, y, sample_weight)
-        X, y, weight = (rows_where(rows, weight > 0) for rows in (X, y, weight))
-        return self._spectrum_from(self._model_of(X, y, weight), weight), weight
-
-    def _checked_data(
-        self, X: Any, y: Any, sample_weight: ArrayLike | None
-    ) -> tuple[Any, NDArray, NDArray]:
-        """Data given after ``fit``, with the weights of rows and classes."""
-        X, y = self._validated(X, y, reset=False, multi_output=True)
-        weight = _check_sample_weight(sample_weight, y, dtype=np.float64)
-        return X, y, self._weighed(y, weight)
-
-    def _model_of(self, X: Any, y: NDArray, weight: NDArray) -> LinearModel:
-        """The linear model of other data at the trained weights."""
-        own = self.linear_model_
-        return LinearModel.from_laplace(
-            own.linearization,
-            self._as_inputs(X),
-            self._encoded(y).to(own.X.device),
-            self._result.likelihood,
-            own.prior_precision,
-            torch.tensor(weight).to(own.X.device),
-        )
-
-    def _left_out(
-        self, X: Any, y: Any, sample_weight: ArrayLike | None
-    ) -> tuple[NDArray, Tensor, Tensor]:
-        """y, and mean and covariance of each row's f given the other rows."""
-        check_is_fitted(self)
-        X, y, weight = self._checked_data(X, y, sample_weight)
-        options = self._options()
-        specification = Full() if options.is_variational else options.posterior
-        mean, covariance = leave_one_out(specification.build(self._model_of(X, y, weight)))
-        return y, mean.cpu(), covariance.cpu()
-
-    def _weighed(self, y: NDArray, weight: NDArray) -> NDArray:
-        """Weights of rows, with those of their classes."""
-        return weight
-
-    def _checked_theta(self, theta: ArrayLike | None) -> NDArray:
-        fitted = np.log(self._hyperparameters())
-        if theta is None:
-            return fitted
-        theta = np.asarray(theta, dtype=np.float64)
-        fits = theta.ndim in (1, 2) and theta.size and theta.shape[-1:] == fitted.shape
-        if not fits or not np.isfinite(theta).all():
-            raise ValueError(
-                f"theta must hold the logarithms of {len(fitted)} hyperparameter(s), all finite; "
-                f"got {theta!r}."
-            )
-        return theta
-
     def sample_network(self, X: ArrayLike, n_samples: int = 1, random_state: Any = 0) -> NDArray:
         """Outputs of the network itself with weights drawn from q(w): not the Gaussian process.
 
@@ -611,10 +367,6 @@ class BaseDNN2GP(Documented, CallbackSupport, BaseEstimator):
         tags = super().__sklearn_tags__()
         tags.input_tags.three_d_array = self.net is not None
         return tags
-
-    @property
-    def _is_frozen(self) -> bool:
-        return isinstance(self.net, FrozenEstimator)
 
 
 def _mean_and_scale(X: Any, weight: NDArray) -> tuple[Tensor, Tensor]:

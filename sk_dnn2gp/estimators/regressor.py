@@ -5,7 +5,6 @@ Mathematics: :ref:`math-objective` to :ref:`math-predicting`, :ref:`math-choosin
 
 from __future__ import annotations
 
-import math
 import os
 from numbers import Real
 from typing import Any
@@ -23,10 +22,11 @@ from torch import Tensor
 
 from .._utils.random import torch_generator
 from .._utils.warn import warn
-from ..likelihoods import DiagonalGaussian, Gaussian, HeteroscedasticGaussian, Likelihood
+from ..likelihoods import Gaussian, HeteroscedasticGaussian, Likelihood
 from ..predictive import Affine, Predictive
 from .base import BaseDNN2GP
 from .distributional import DistributionMixin
+from .noise import gaussian, known_noise
 from .options import check_target, is_heteroscedastic, options_of
 
 __all__ = ["DNN2GPRegressor"]
@@ -265,7 +265,7 @@ class DNN2GPRegressor(DistributionMixin, MultiOutputMixin, RegressorMixin, BaseD
         with self._fitting(X, y, sample_weight) as progress:
             options = options_of(self, is_classifier=False)
             X, y, weight = self._checked_training_set(X, y, sample_weight, multi_output=True)
-            level, weight, offsets = self._known_noise(noise_std, y, weight)
+            level, weight, offsets = known_noise(self, noise_std, y, weight)
             offsets = offsets[weight > 0]
             X, y, weight = self._without_zeros(X, y.astype(np.float64), weight)
             one_dimensional, y = y.ndim == 1, y.reshape(len(y), -1)
@@ -289,35 +289,6 @@ class DNN2GPRegressor(DistributionMixin, MultiOutputMixin, RegressorMixin, BaseD
 
     _noise_offset = 0.0  # of a fit with the noise of each row: Σ log of their ratios to the level
 
-    def _known_noise(
-        self, noise_std: ArrayLike | None, y: NDArray, weight: NDArray
-    ) -> tuple[float | None, NDArray, NDArray]:
-        """Known noise as one level with weights, level²/σᵢ² of the same sum, that turn it into σᵢ.
-
-        With what that takes from log p of each row: ½ log level²/σᵢ².
-        """
-        if noise_std is None:
-            return None, weight, np.zeros(len(y))
-        automatic = isinstance(self.noise_std, str) and self.noise_std == "auto"
-        if not automatic or self.likelihood is not None or y[0].size > 1:
-            raise ValueError(
-                "fit(noise_std=...) is the known Gaussian noise of each row of one target, and "
-                f"goes with noise_std='auto' and likelihood=None; got {self.noise_std!r}, "
-                f"{self.likelihood!r} and {y[0].size} target(s)."
-            )
-        sigma = np.asarray(noise_std, dtype=np.float64)
-        if sigma.shape != (len(y),) or not ((sigma > 0) & np.isfinite(sigma)).all():
-            raise ValueError(
-                f"noise_std must hold a positive finite number for each of {len(y)} rows, got "
-                f"shape {sigma.shape}."
-            )
-        level2 = weight.sum() / (weight / sigma**2).sum()
-        return (
-            math.sqrt(level2),
-            weight * level2 / sigma**2,
-            0.5 * weight * np.log(level2 / sigma**2),
-        )
-
     def _likelihood_of(self, y: Tensor, weight: Tensor) -> Likelihood:
         """The one given, or the Gaussian with σ to keep or to begin with."""
         if self.likelihood is not None:
@@ -327,7 +298,7 @@ class DNN2GPRegressor(DistributionMixin, MultiOutputMixin, RegressorMixin, BaseD
         if is_heteroscedastic(self):
             return HeteroscedasticGaussian()
         if not isinstance(self.noise_std, str):
-            return _gaussian(self.noise_std, y.shape[1])
+            return gaussian(self.noise_std, y.shape[1])
         go_on = self.warm_start and hasattr(self, "_result") and hasattr(self, "noise_std_")
         return Gaussian(self.noise_std_ if go_on else 1.0)
 
@@ -666,16 +637,3 @@ class DNN2GPRegressor(DistributionMixin, MultiOutputMixin, RegressorMixin, BaseD
         if likelihood.sigma is None:
             raise AttributeError(f"{likelihood!r} has no noise_std.")
         return likelihood.sigma
-
-
-def _gaussian(noise_std: Any, n_targets: int) -> Likelihood:
-    """Of one σ, or one of each target."""
-    if np.ndim(noise_std) == 0:
-        return Gaussian(float(noise_std))
-    sigma = np.asarray(noise_std, dtype=np.float64)
-    if sigma.shape != (n_targets,):
-        raise ValueError(
-            f"noise_std must be one number or one for each of {n_targets} target(s), got shape "
-            f"{sigma.shape}. The known noise of each row goes into fit(X, y, noise_std=...)."
-        )
-    return DiagonalGaussian(tuple(sigma.tolist()))

@@ -1,0 +1,90 @@
+"""Noise that a regressor is given: of every row, of every target, or of all."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ..likelihoods import DiagonalGaussian, Gaussian, Likelihood
+
+__all__ = ["gaussian", "known_noise"]
+
+
+def gaussian(noise_std: Any, n_targets: int) -> Likelihood:
+    """The likelihood of one σ, or of one for each target.
+
+    Parameters
+    ----------
+    noise_std : float or array-like of shape (n_targets,)
+        In the units of y as the network sees it.
+    n_targets : int
+
+    Returns
+    -------
+    Likelihood
+
+    Raises
+    ------
+    ValueError
+        If there are neither one nor ``n_targets`` of them.
+    """
+    if np.ndim(noise_std) == 0:
+        return Gaussian(float(noise_std))
+    sigma = np.asarray(noise_std, dtype=np.float64)
+    if sigma.shape != (n_targets,):
+        raise ValueError(
+            f"noise_std must be one number or one for each of {n_targets} target(s), got shape "
+            f"{sigma.shape}. The known noise of each row goes into fit(X, y, noise_std=...)."
+        )
+    return DiagonalGaussian(tuple(sigma.tolist()))
+
+
+def known_noise(
+    regressor: Any, noise_std: ArrayLike | None, y: NDArray, weight: NDArray
+) -> tuple[float | None, NDArray, NDArray]:
+    """Known noise of rows as one level, with weights level²/σᵢ² of the same sum.
+
+    Parameters
+    ----------
+    regressor : DNN2GPRegressor
+        Whose own noise must be left at its default.
+    noise_std : array-like of shape (n_samples,) or None
+        σᵢ, in the units of y.
+    y : ndarray of shape (n_samples,) or (n_samples, n_outputs)
+    weight : ndarray of shape (n_samples,)
+
+    Returns
+    -------
+    level : float or None
+        In the units of y; None where no noise is given.
+    weight : ndarray of shape (n_samples,)
+        Those that turn the level into σᵢ.
+    offsets : ndarray of shape (n_samples,)
+        What that takes from log p of each row: ½ log level²/σᵢ².
+
+    Raises
+    ------
+    ValueError
+        If the regressor has another noise too, or one is not a positive finite number.
+    """
+    if noise_std is None:
+        return None, weight, np.zeros(len(y))
+    automatic = isinstance(regressor.noise_std, str) and regressor.noise_std == "auto"
+    if not automatic or regressor.likelihood is not None or y[0].size > 1:
+        raise ValueError(
+            "fit(noise_std=...) is the known Gaussian noise of each row of one target, and "
+            f"goes with noise_std='auto' and likelihood=None; got {regressor.noise_std!r}, "
+            f"{regressor.likelihood!r} and {y[0].size} target(s)."
+        )
+    sigma = np.asarray(noise_std, dtype=np.float64)
+    if sigma.shape != (len(y),) or not ((sigma > 0) & np.isfinite(sigma)).all():
+        raise ValueError(
+            f"noise_std must hold a positive finite number for each of {len(y)} rows, got "
+            f"shape {sigma.shape}."
+        )
+    level2 = weight.sum() / (weight / sigma**2).sum()
+    ratio = level2 / sigma**2
+    return math.sqrt(level2), weight * ratio, 0.5 * weight * np.log(ratio)
