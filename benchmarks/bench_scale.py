@@ -1,15 +1,17 @@
-"""Does the time per row stay flat, and memory bounded, up to 200,000 rows?
+"""Does the time per row stay flat, and memory bounded, up to a million rows?
 
 20 features, P = 485 weights: full posterior, evidence and 10,000 predictive standard deviations,
-each size in a fresh process that reports its own peak memory.
+each size in a fresh process that reports its own peak memory. Then the largest size but one again,
+by one worker and by two, each of one thread: joblib's processes, which are there already.
 
-    python benchmarks/bench_scale.py [--rows 20000 50000 100000 200000] [--steps 20]
+    python benchmarks/bench_scale.py [--rows 10000 100000 1000000] [--steps 5]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -18,14 +20,27 @@ import warnings
 
 import numpy as np
 from _common import save
+from joblib import Parallel, delayed, parallel_config
 from sklearn.exceptions import ConvergenceWarning
 
 from sk_dnn2gp import DNN2GPRegressor
 from sk_dnn2gp.training import GaussNewtonLM
 
 
-def one_size(n_rows: int, steps: int) -> dict[str, float]:
+def one_size(n_rows: int, steps: int, workers: int = 1) -> dict[str, float]:
     """Fit with a fixed number of steps, so that sizes do the same work a row."""
+    with parallel_config("loky", n_jobs=workers, inner_max_num_threads=1):
+        if workers > 1:
+            Parallel()(delayed(_imported)() for _ in range(8 * workers))
+        return _one_size(n_rows, steps)
+
+
+def _imported() -> float:
+    """So that a worker has the package before the clock starts."""
+    return one_size(200, 1)["rows"]
+
+
+def _one_size(n_rows: int, steps: int) -> dict[str, float]:
     rng = np.random.default_rng(0)
     X = rng.standard_normal((n_rows, 20))
     y = np.sin(X[:, 0]) + 0.5 * X[:, 1] * X[:, 2] + 0.1 * rng.standard_normal(n_rows)
@@ -60,31 +75,46 @@ def _peak_mib() -> float:
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
+def in_process(rows: int, steps: int, workers: int, threads: int | None = None) -> dict:
+    """What :func:`one_size` gives in a fresh process."""
+    command = [sys.executable, __file__, "--child", *map(str, (rows, workers)), "--steps"]
+    environment = {**os.environ, **({} if threads is None else {"OMP_NUM_THREADS": str(threads)})}
+    done = subprocess.run(
+        [*command, str(steps)], check=True, capture_output=True, text=True, env=environment
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def main() -> None:
     """Run each size in a process of its own; print and store."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, nargs="+", default=[20_000, 50_000, 100_000, 200_000])
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--child", type=int, nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        print(json.dumps(one_size(args.child, args.steps)))
+        print(json.dumps(one_size(args.child[0], args.steps, args.child[1])))
         return
     results = []
     print(f"{'rows':>8}{'P':>5}{'fit s':>8}{'us/row/step':>12}{'10k std s':>10}{'peak MiB':>10}")
     for rows in args.rows:
-        command = [sys.executable, __file__, "--child", str(rows), "--steps", str(args.steps)]
-        out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        r = json.loads(out.splitlines()[-1])
-        results.append(r)
+        results.append(in_process(rows, args.steps, 1))
         print(
-            f"{rows:8d}{r['weights']:5d}{r['fit_seconds']:8.2f}"
-            f"{r['microseconds_per_row_and_step']:12.2f}{r['predict_seconds']:10.3f}"
-            f"{r['peak_mib']:10.0f}"
+            f"{rows:8d}{results[-1]['weights']:5d}{results[-1]['fit_seconds']:8.2f}"
+            f"{results[-1]['microseconds_per_row_and_step']:12.2f}"
+            f"{results[-1]['predict_seconds']:10.3f}{results[-1]['peak_mib']:10.0f}"
         )
     first, last = (r["microseconds_per_row_and_step"] for r in (results[0], results[-1]))
     print(f"time per row and step, last / first: {last / first:.2f}")
-    save("bench_scale", {"sizes": results})
+    rows = sorted(args.rows)[-2:][0]
+    alone, shared = (in_process(rows, 4 * args.steps, n, threads=1) for n in (1, 2))
+    speedup = alone["fit_seconds"] / shared["fit_seconds"]
+    print(
+        f"{rows} rows, {4 * args.steps} steps, one thread each: one worker "
+        f"{alone['fit_seconds']:.2f} s, two {shared['fit_seconds']:.2f} s, ratio {speedup:.2f}; "
+        f"evidence {alone['evidence']:.6f}, {shared['evidence']:.6f}"
+    )
+    save("bench_scale", {"sizes": results, "one_worker": alone, "two_workers": shared})
 
 
 if __name__ == "__main__":

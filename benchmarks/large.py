@@ -89,7 +89,7 @@ def evidence(posterior: LowRankPosterior) -> tuple[dict, float]:
     """The bracket over multiples of δ, and the δ of its best middle."""
     choice, seconds = timed(lambda: choose_prior_precision(posterior, GRID))
     (own,), more = timed(lambda: (choose_prior_precision(posterior, [1.0]),))
-    delta = float(posterior.model.prior_precision)
+    delta = float(posterior.model.prior_precision[0])
     found = {
         "seconds": seconds,
         "seconds_for_another_grid": more,
@@ -132,7 +132,7 @@ def exact(model: LinearModel) -> dict:
     """The determinant and the evidence over the grid from all eigenvalues of ΦΦᵀ (small N)."""
     gram, seconds = timed(lambda: model.linearization.gram(model.X, cotangents=model.noise_factor))
     values = torch.linalg.eigvalsh(gram).clamp_min(0.0)
-    delta, squares = float(model.prior_precision), float((model.weights**2).sum())
+    delta, squares = float(model.prior_precision[0]), float((model.weights**2).sum())
     log_Z = [
         model.log_likelihood
         - 0.5 * delta * c * squares

@@ -77,6 +77,17 @@ def test_a_mixture_of_one_is_the_one(options, targets, weights):
         np.testing.assert_allclose(parts[name], own[name], rtol=1e-10, atol=1e-12)
 
 
+def test_members_know_the_noise_of_rows():
+    member = DNN2GPRegressor(**{**FIXED, "noise_std": "auto"})
+    sigma = np.linspace(0.1, 0.5, len(Y))
+    mixture = MixtureRegressor(member, n_estimators=2, random_state=0).fit(X, Y, noise_std=sigma)
+    for one in mixture.estimators_:
+        level = one.noise_std_ * one.y_scale_[0]
+        assert level == pytest.approx(1 / np.sqrt(np.mean(sigma**-2)), rel=1e-12)
+        again = clone(member).set_params(random_state=one.random_state).fit(X, Y, noise_std=sigma)
+        np.testing.assert_array_equal(one.predict(GAP), again.predict(GAP))
+
+
 def min_std(law):
     """Of the narrowest part."""
     return min(np.sqrt(one.variance.item()) for one in law.components)

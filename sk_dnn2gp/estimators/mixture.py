@@ -102,7 +102,7 @@ class _BaseMixture(Documented, MetaEstimatorMixin, BaseEstimator):
         """
         return self.best_estimator_.to_gaussian_process()
 
-    def _fit_members(self, X: Any, y: Any, sample_weight: ArrayLike | None) -> None:
+    def _fit_members(self, X: Any, y: Any, **given: ArrayLike | None) -> None:
         template = self._member(n_restarts=1) if self.estimator is None else self.estimator
         self._check_member(template)
         draws = check_random_state(self.random_state)
@@ -111,7 +111,7 @@ class _BaseMixture(Documented, MetaEstimatorMixin, BaseEstimator):
             for _ in range(self.n_estimators)
         ]
         fit = delayed(_fitted)
-        fitted = Parallel(n_jobs=self.n_jobs)(fit(one, X, y, sample_weight) for one in members)
+        fitted = Parallel(n_jobs=self.n_jobs)(fit(one, X, y, given) for one in members)
         evidence = np.array([one.log_marginal_likelihood_value_ for one in fitted])
         equal = np.full(len(fitted), 1.0 / len(fitted))
         self.estimators_ = fitted
@@ -215,7 +215,11 @@ class MixtureRegressor(DistributionMixin, MultiOutputMixin, RegressorMixin, _Bas
 
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(
-        self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None
+        self,
+        X: ArrayLike,
+        y: ArrayLike,
+        sample_weight: ArrayLike | None = None,
+        noise_std: ArrayLike | None = None,
     ) -> MixtureRegressor:
         """Fit every member to all rows, from a start of its own.
 
@@ -225,6 +229,8 @@ class MixtureRegressor(DistributionMixin, MultiOutputMixin, RegressorMixin, _Bas
         y : array-like of shape (n_samples,) or (n_samples, n_outputs)
         sample_weight : array-like of shape (n_samples,), default=None
             How many times each example counts.
+        noise_std : array-like of shape (n_samples,), default=None
+            The known standard deviation of each row's noise, as the members' ``fit`` takes it.
 
         Returns
         -------
@@ -237,7 +243,7 @@ class MixtureRegressor(DistributionMixin, MultiOutputMixin, RegressorMixin, _Bas
         ValueError
             If every start would be the same, or as the members' own ``fit``.
         """
-        self._fit_members(X, y, sample_weight)
+        self._fit_members(X, y, sample_weight=sample_weight, noise_std=noise_std)
         self._one_dimensional = np.asarray(y).ndim == 1
         return self
 
@@ -432,7 +438,7 @@ class MixtureClassifier(ClassifierMixin, _BaseMixture):
         ValueError
             If every start would be the same, or as the members' own ``fit``.
         """
-        self._fit_members(X, y, sample_weight)
+        self._fit_members(X, y, sample_weight=sample_weight)
         self.classes_ = self.best_estimator_.classes_
         return self
 
@@ -546,5 +552,5 @@ class MixtureClassifier(ClassifierMixin, _BaseMixture):
         return self._drawn(X, n_samples, random_state, target)
 
 
-def _fitted(estimator: Any, X: Any, y: Any, sample_weight: ArrayLike | None) -> Any:
-    return estimator.fit(X, y, sample_weight=sample_weight)
+def _fitted(estimator: Any, X: Any, y: Any, given: dict[str, ArrayLike | None]) -> Any:
+    return estimator.fit(X, y, **given)

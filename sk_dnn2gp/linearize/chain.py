@@ -63,11 +63,17 @@ class Chain:
         """The inputs of the dense layers among what the steps left."""
         return [a for (_, slope), a in zip(self.steps, kept, strict=True) if slope is None]
 
-    def weights(self) -> list[tuple[Tensor, Tensor | None] | None]:
-        """The present weight and bias of every dense layer, None for an activation."""
-        return [
-            (layer.weight, layer.bias) if slope is None else None for layer, slope in self.steps
-        ]
+    def weights(self, w: Tensor | None = None, places: Sequence = ()) -> list:
+        """Weight and bias of every dense layer, None for an activation: the layers' present ones.
+
+        Or those of a flat w (P,), as views, where the layers' ``places`` in it say so: a Slot or
+        None for weight and bias each.
+        """
+        own = [(a.weight, a.bias) if slope is None else None for a, slope in self.steps]
+        if w is None:
+            return own
+        each = iter(places)
+        return [None if pair is None else _given(w, next(each), pair) for pair in own]
 
     def outputs(self, X: Tensor, weights: _Weights) -> Tensor:
         """f(X), with whatever graph X and the weights ask for."""
@@ -78,9 +84,9 @@ class Chain:
                 X = layer.forward(X.clone() if getattr(layer, "inplace", False) else X)
         return X
 
-    def forward(self, X: Tensor, weights: _Weights) -> tuple[Tensor, list[Tensor]]:
+    def forward(self, X: Tensor, weights: _Weights) -> tuple[Tensor, list[Any]]:
         """f(X), and what each step leaves for the way back: inputs and slopes."""
-        kept = []
+        kept: list[Any] = []
         with torch.no_grad():
             for (layer, slope), pair in zip(self.steps, weights, strict=True):
                 if pair is not None:
@@ -88,7 +94,8 @@ class Chain:
                     X = F.linear(X, *pair)
                 elif slope is not None:
                     h = layer.forward(X.clone() if getattr(layer, "inplace", False) else X)
-                    kept.append(slope(layer, X, h))
+                    # Before the first dense layer there is nothing to come back to.
+                    kept.append(slope(layer, X, h) if kept and kept[-1] is not None else None)
                     X = h
         return X, kept
 
@@ -114,6 +121,14 @@ class Chain:
                     break
                 g = (g.flatten(0, 1) @ pair[0]).view(g.shape[0], R, -1)
         return found[::-1]
+
+
+def _given(w: Tensor, slots: Sequence[Any], own: Sequence[Any]) -> tuple:
+    """Weight and bias where they stand in w; the layer's own where they do not."""
+    return tuple(
+        mine if slot is None or mine is None else w[slot.start : slot.stop].view(mine.shape)
+        for slot, mine in zip(slots, own, strict=True)
+    )
 
 
 def chain_of(net: nn.Module) -> Chain | None:

@@ -115,7 +115,6 @@ class Linearization:
         self._module = module if self._source is None else copy.deepcopy(module).to(dtype)
         self._shared = _Shared()
         self._flat: Tensor | None = None  # w where it is given, in the working precision
-        self._named: dict[str, Tensor] | None = None  # the same by name: views
         self._cache: dict[str, Any] = {}
         names = chosen_names(self._module, parameters)
         named = dict(self._module.named_parameters())
@@ -142,11 +141,7 @@ class Linearization:
         raise AttributeError(name)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_named": None, "_cache": {}}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._name_weights()
+        return {**self.__dict__, "_cache": {}}
 
     def at(self, w: Tensor) -> Linearization:
         """The same network at given weights (P,), in the order of ``parameter_names``, for good.
@@ -162,17 +157,18 @@ class Linearization:
         found.__dict__.update(self._family().__dict__)
         found._flat = w.detach().to(self.device, self.dtype, copy=True)
         found._cache = {}
-        found._name_weights()
         return found
 
-    def _name_weights(self) -> None:
+    @property
+    def _named(self) -> dict[str, Tensor] | None:
+        """The given weights by name, views of w; None where they are the module's own."""
         if self._flat is None:
-            return
-        parts = self._flat.split_with_sizes(self.parameter_sizes)
-        self._named = {
-            name: part if len(shape) == 1 else part.view(shape)
-            for name, part, shape in zip(self.parameter_names, parts, self._shapes, strict=True)
-        }
+            return None
+        if "named" not in self._cache:
+            parts = self._flat.split_with_sizes(self.parameter_sizes)
+            each = zip(self.parameter_names, parts, self._shapes, strict=True)
+            self._cache["named"] = {name: part.view(shape) for name, part, shape in each}
+        return self._cache["named"]
 
     def _family(self) -> Linearization:
         """A linearisation of a copy of the network that no one else holds."""
@@ -195,13 +191,13 @@ class Linearization:
     @property
     def module(self) -> nn.Module:
         """A module at these weights; see the class."""
-        if self._named is None:
+        if self._flat is None:
             return self._module
         if "module" not in self._cache:
             module = whole_copy(self._module)
             mine = dict(module.named_parameters())
             with torch.no_grad():
-                for name, value in self._named.items():
+                for name, value in (self._named or {}).items():
                     mine[name].copy_(value)
             self._cache["module"] = module
         return self._cache["module"]
@@ -277,8 +273,7 @@ class Linearization:
         X, plan = self._prepared(X)
         parts = list(batches(len(X), chunk_length(6 * plan.graph_bytes, self.memory_limit)))
         if plan.chain is not None and can_bend(plan.chain.steps):
-            weights = self.chain_weights()
-            places = [plan.slots[number] for number in plan.chain.numbers]
+            weights, places = self.chain_weights(plan), plan.places
             return Pass(
                 lambda part: ChainPass(plan.chain, weights, places, self.n_params, X[part]),
                 parts,
@@ -481,19 +476,19 @@ class Linearization:
         if weights is not None:
             with self._twin.holding(weights) as net:
                 yield net
-        elif plan.chain is not None and self._named is not None:
-            yield partial(plan.chain.outputs, weights=self.chain_weights())
+        elif plan.chain is not None and self._flat is not None:
+            yield partial(plan.chain.outputs, weights=self.chain_weights(plan))
         else:
             with self._twin.holding(self._named) as net:
                 yield net
 
-    def chain_weights(self) -> list:
-        """Weights of the layers of a chain; given ones are found once."""
-        if self._named is None:
-            return self._twin.chain.weights()
+    def chain_weights(self, plan: Plan) -> list:
+        """Weights of the layers of a plan's chain; given ones are found once."""
+        assert plan.chain is not None
+        if self._flat is None:
+            return plan.chain.weights()
         if "chain" not in self._cache:
-            with self._twin.holding(self._named):
-                self._cache["chain"] = self._twin.chain.weights()
+            self._cache["chain"] = plan.chain.weights(self._flat, plan.places)
         return self._cache["chain"]
 
     def _small(
@@ -507,7 +502,7 @@ class Linearization:
         if 24 * n * n2 * plan.n_outputs**2 > limit_in_bytes(self.memory_limit):
             return None
         X2 = None if X2 is None else self._prepared(X2)[0][:]
-        return plan.small.gram(X[:], X2, self.chain_weights(), scale, trace)
+        return plan.small.gram(X[:], X2, self.chain_weights(plan), scale, trace)
 
     def _gram(
         self,
@@ -599,7 +594,7 @@ class Linearization:
     def _has_twin(self) -> bool:
         """Whether there is a copy to run, of the very weights that the module has."""
         twin = self._twin
-        return twin is not None and (self._named is not None or twin.is_current())
+        return twin is not None and (self._flat is not None or twin.is_current())
 
     def _look_at(self, X: Tensor, key: tuple) -> None:
         """Copy the module where that is due, and plan for data like X."""

@@ -64,6 +64,11 @@ class Plan:
         return self.example_bytes + n_rows * self.row_bytes
 
     @cached_property
+    def places(self) -> list:
+        """Where W and b of each dense layer of a chain stand in w."""
+        return [] if self.chain is None else [self.slots[i] for i in self.chain.numbers]
+
+    @cached_property
     def serves(self) -> list[bool]:
         """Whether calls of each layer are needed."""
         return [any(slot is not None for slot in pair) for pair in self.slots]

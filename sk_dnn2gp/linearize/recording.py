@@ -36,7 +36,7 @@ class Recording:
     def __init__(self, linearization: Any, X: Tensor, plan: Plan) -> None:
         self._of, self._twin, self._plan, self._X = linearization, linearization._twin, plan, X
         if plan.chain is not None:
-            self._weights = linearization.chain_weights()
+            self._weights = linearization.chain_weights(plan)
             self._f, self._kept, self._calls = run_chain(plan.chain, X, self._weights)
         else:
             with self._twin.holding(linearization._named) as net:
