@@ -3,20 +3,48 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from operator import attrgetter
+from typing import Any, NamedTuple
 
 __all__ = ["Bracket", "Sample", "secant"]
 
-# Where the value leaps over so little of θ, a branch of it ends there.
-_LEAP = 0.02
+# Part of the difference of two slopes, over the distance, by which a value may miss what they say.
+_SPARE = 0.5
+# Nats beyond that which tell of another branch.
+_LEAP = 0.01
+# Nats to gain on the way to where a branch ends, for which no further step is worth its cost.
+_NOTHING = 0.1
 
 
 class Sample(NamedTuple):
-    """A value and its slope at one θ."""
+    """A value and its slope at one θ, and what they are of."""
 
     theta: float
     value: float
     slope: float
+    of: Any = None
+
+    def leap_from(self, other: Sample) -> float:
+        """How far the value is above (or below, if negative) what one smooth branch allows.
+
+        Between two points a value changes by what the slopes between them add up to: where they
+        are monotone, by no more than the larger and no less than the smaller of the two at the
+        ends, times the distance. Half of the difference is given on top of it.
+
+        Parameters
+        ----------
+        other : Sample
+
+        Returns
+        -------
+        float
+            0 where both may be of one branch.
+        """
+        width = self.theta - other.theta
+        ends = width * self.slope, width * other.slope
+        spare = _SPARE * (max(ends) - min(ends))
+        change = self.value - other.value
+        return max(0.0, change - max(ends) - spare) + min(0.0, change - min(ends) + spare)
 
 
 def secant(step: float, slope: float, new: float) -> float:
@@ -40,11 +68,15 @@ def secant(step: float, slope: float, new: float) -> float:
 
 
 class Bracket:
-    """The nearest samples that rise, to the left of the best θ, and that fall, to its right."""
+    """The nearest samples that rise, to the left of the best θ, and that fall, to its right.
 
-    def __init__(self) -> None:
+    ``wall``: a θ that the branch does not reach.
+    """
+
+    def __init__(self, wall: float = math.nan) -> None:
         self.rising: Sample | None = None
         self.falling: Sample | None = None
+        self.wall = wall
 
     def tighten(self, sample: Sample) -> None:
         """Take a sample as one end; an end on its wrong side was of another branch."""
@@ -57,18 +89,30 @@ class Bracket:
             if self.rising is not None and self.rising.theta >= sample.theta:
                 self.rising = None
 
-    def within(self, theta: float, step: float) -> float:
-        """The step from θ, or half the way to the end that it would pass."""
+    def within(self, sample: Sample, step: float) -> float:
+        """The step from a sample, or half the way to the end that it would pass.
+
+        0 where there is next to nothing to gain on the way to the wall.
+        """
+        theta, to_wall = sample.theta, self.wall - sample.theta
+        if to_wall * step > 0:
+            if abs(to_wall * sample.slope) < _NOTHING:
+                return 0.0
+            step = math.copysign(min(abs(step), 0.5 * abs(to_wall)), step)
         end = self.rising if step < 0 else self.falling
         if end is None or end.theta == theta or abs(step) < abs(end.theta - theta):
             return step
         return 0.5 * (end.theta - theta)
 
-    @property
-    def leaps(self) -> bool:
-        """Whether the value differs by more between near ends than their slopes explain."""
-        if self.rising is None or self.falling is None:
-            return False
-        width = self.falling.theta - self.rising.theta
-        explained = 2.0 * width * max(abs(self.rising.slope), abs(self.falling.slope))
-        return width < _LEAP and abs(self.falling.value - self.rising.value) > explained
+    def leaps(self, new: Sample, last: Sample) -> tuple[Sample | None, bool]:
+        """The sample of a better branch that ``new`` fell off, if any; and whether it leapt up.
+
+        Looked at are the last sample and the end beyond the best θ, seen from the new one.
+        """
+        if not math.isfinite(new.slope):
+            return last, False
+        end = self.rising if new.slope <= 0 else self.falling
+        each = [(new.leap_from(one), one) for one in (last, end) if one is not None]
+        better = [one for leap, one in each if leap < -_LEAP and one.value > new.value]
+        highest = max(better, key=attrgetter("value"), default=None)
+        return highest, any(leap > _LEAP for leap, _ in each)

@@ -46,8 +46,8 @@ _BEHIND = 0.05
 _WEAKER = 4
 # The derivative, in nats, that counts as none; most secants.
 _STATIONARY, _SECANTS = 7e-4, 12
-# Nats lost in a secant that tell of another minimum, and how often that is borne.
-_LOST, _LOST_MOST = 0.5, 2
+# How often a search goes back to a branch.
+_LOST_MOST = 3
 
 # θ and evidence of the trials of one start.
 Way = list[tuple[float, float]]
@@ -228,32 +228,44 @@ def polish(minima: Minima, trial: Trial) -> tuple[Trial, float]:
 
 
 def _stationary(minima: Minima, here: Trial) -> tuple[Trial, float]:
-    """Secants from a true minimum on."""
-    slope = minima.slope(here, roughly=True)
-    best, lost, bracket = (here, slope), 0, Bracket()
-    step = math.copysign(min(0.3, max(0.02, 0.2 * abs(slope))), slope)
+    """Secants from a true minimum on, to where its branch of minima has the best evidence.
+
+    A step may lead to another branch, where one minimum goes over into another: one of more
+    evidence is followed from there on, from one of less the search goes back to take less of a
+    step. Where a branch ends before its evidence does, that end is the best there is.
+    """
+    now = _sampled(minima, here)
+    best, way, bracket, lost = now, [now], Bracket(), 0
+    step = math.copysign(min(0.3, max(0.02, 0.2 * abs(now.slope))), now.slope)
     for _ in range(_SECANTS):
-        if not abs(slope) > _STATIONARY * minima.scale or minima.left <= 1:
+        if not abs(now.slope) > _STATIONARY * minima.scale or minima.left <= 1:
             break
-        bracket.tighten(Sample(here.theta, here.evidence, slope))
-        low, high = minima.freedom.room(here.objective)
-        step = min(max(bracket.within(here.theta, step), low), high)
-        if step == 0.0 or bracket.leaps:
+        bracket.tighten(now)
+        low, high = minima.freedom.room(now.of.objective)
+        step = min(max(bracket.within(now, step), low), high)
+        if step == 0.0:
             break
-        there = minima.moved(here, step, exact=True)
-        new = minima.slope(there, roughly=True)
-        logger.debug("theta %.4f, evidence %.4f, slope %.2e", there.theta, there.evidence, new)
-        if not math.isfinite(new) or there.evidence < here.evidence - _LOST:
-            step *= 0.25  # another minimum, with less evidence: nearer
-            lost += 1
-            if lost > _LOST_MOST:
-                break
+        way.append(_sampled(minima, minima.moved(now.of, step, exact=True)))
+        new = way[-1]
+        logger.debug("theta %.4f, evidence %.4f, slope %.2e", *new[:3])
+        if math.isfinite(new.slope):
+            best = max(best, new, key=lambda sample: sample.value)
+        below, above = bracket.leaps(new, now)
+        if below is not None and lost == _LOST_MOST:
+            break
+        if below is not None:
+            k = next(k for k, sample in enumerate(way) if sample is below)
+            # What was reached from there is where its branch had ended.
+            bracket = Bracket(wall=way[k + 1].theta)
+            lost, step, now, way = lost + 1, bracket.wall - below.theta, below, way[: k + 1]
             continue
-        if abs(new) < abs(best[1]) or there.evidence > best[0].evidence:
-            best = (there, new)
-        step = secant(step, slope, new)
-        here, slope = there, new
-    return best
+        step, now = secant(step, now.slope, new.slope), new
+        bracket = Bracket() if above else bracket
+    return best.of, best.slope
+
+
+def _sampled(minima: Minima, trial: Trial) -> Sample:
+    return Sample(trial.theta, trial.evidence, minima.slope(trial, roughly=True), trial)
 
 
 def fixed(minima: Minima, starts: Iterable[Tensor]) -> Found:
