@@ -19,6 +19,8 @@ GROUPS = (
     ("training.resolve_solver", "inference.resolve_inference", "posterior.resolve_posterior"),
     ("training.resolve_solver", "training.NewtonCG"),
     ("inference.Laplace", "inference.Variational", "inference.LinearizedVariational"),
+    ("inference.SWAG", "inference.Snapshots", "posterior.SWAGPosterior"),
+    ("inference.SWAG", "inference.Laplace", "inference.Variational"),
     ("inference.Result", "inference.Laplace", "linear_model.LinearModel"),
     ("inference.resolve_inference", "inference.Laplace"),
     ("posterior.Automatic", "posterior.Full", "posterior.LowRank"),

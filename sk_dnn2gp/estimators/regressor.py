@@ -74,10 +74,11 @@ class DNN2GPRegressor(DistributionMixin, MultiOutputMixin, RegressorMixin, BaseD
         object of ``sk_dnn2gp.likelihoods`` otherwise, as ``Poisson()`` for counts (f is then the
         logarithm of the rate) or ``StudentT(scale)`` for outliers, or one of your own. It has its
         own parameters: leave ``noise_std`` as it is.
-    inference : {"laplace", "vi"} or object, default="laplace"
+    inference : {"laplace", "vi", "swag"} or object, default="laplace"
         How the posterior is found: at the minimum of the loss; or by variational training from
         there (:class:`~sk_dnn2gp.inference.Variational`), whose converged q(w) is a Gaussian
-        process too, with the network at its mean (:ref:`math-variational`).
+        process too, with the network at its mean (:ref:`math-variational`); or from the weights
+        along SGD at a constant rate (:class:`~sk_dnn2gp.inference.SWAG`), without an evidence.
     posterior : {"auto", "full", "diag", "last_layer", "independent"} or object, default="auto"
         "full" is exact, by the smaller of weight space and function space, and "auto" is "full"
         where it fits the memory. The others are approximations: the diagonal of the precision; the
@@ -127,7 +128,7 @@ class DNN2GPRegressor(DistributionMixin, MultiOutputMixin, RegressorMixin, BaseD
     kernel_ : NTKKernel
         J Jᵀ/δ as a scikit-learn kernel.
     log_marginal_likelihood_value_ : float
-        Evidence of the training targets, in the units of y.
+        Evidence of the training targets, in the units of y; nan with ``inference="swag"``.
     effective_dimension_ : float
         γ: how many weights the data determine.
     n_iter_ : int
