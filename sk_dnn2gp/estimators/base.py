@@ -34,7 +34,7 @@ from .._utils.rows import as_rows, moments
 from .._utils.tensor_file import read, write
 from ..evidence.freedom import Freedom
 from ..inference import SWAG, LinearizedVariational, Result
-from ..inference.laplace import Task, fit_laplace
+from ..inference.laplace import Task, by_gradients, fit_laplace
 from ..inference.linearized import fit_linearized
 from ..inference.swag import fit_swag
 from ..inference.variational import fit_variational
@@ -230,6 +230,8 @@ class BaseDNN2GP(EvidenceMixin, Documented, CallbackSupport, BaseEstimator):
                 stage.evidence = result.evidence
         if isinstance(options.inference, SWAG):
             result = fit_swag(task, result, options.inference)
+        if options.has_gradients:
+            result = by_gradients(task, result)
         task.checkpoint.remove()
         return result
 

@@ -13,7 +13,7 @@ from skorch import NeuralNet
 
 from .._utils.rows import as_rows, moments
 from .._utils.warn import warn
-from ..inference import SWAG, LinearizedVariational, Variational, resolve_inference
+from ..inference import SWAG, Laplace, LinearizedVariational, Variational, resolve_inference
 from ..inference.swag import snapshots_of
 from ..likelihoods import (
     Bernoulli,
@@ -57,6 +57,11 @@ class Options:
     inference: Any
     posterior: PosteriorSpecification
     solver: Any
+
+    @property
+    def has_gradients(self) -> bool:
+        """Whether the posterior is of gradients in the place of Jacobians."""
+        return isinstance(self.inference, Laplace) and self.inference.curvature == "gradient"
 
     @property
     def is_variational(self) -> bool:
@@ -156,6 +161,11 @@ def _check_inference(estimator: Any, options: Options, is_classifier: bool) -> N
             raise ValueError("inference='vi' has one prior precision: leave prior_groups='all'.")
     if isinstance(options.inference, SWAG):
         _check_swag(estimator, posterior)
+    if options.has_gradients and isinstance(posterior, IndependentOutputs):
+        raise ValueError(
+            "Laplace(curvature='gradient') has one gradient for all outputs of an example, and "
+            f"posterior={name} takes them one by one: take curvature='ggn', or 'full'."
+        )
     if isinstance(options.inference, LinearizedVariational):
         if not is_classifier:
             raise ValueError(

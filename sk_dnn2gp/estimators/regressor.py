@@ -524,7 +524,9 @@ class DNN2GPRegressor(DistributionMixin, MultiOutputMixin, RegressorMixin, BaseD
         (:ref:`math-variational`), whose variances are those of its own exact posterior and not
         those of q. Where the noise depends on x, it is the process of the mean with the noise of
         each row as the network has it; what the noise says of weights that both share is then left
-        out, so that its standard deviations are no smaller than this estimator's.
+        out, so that its standard deviations are no smaller than this estimator's. With gradients in
+        the place of Jacobians (:ref:`math-gradients`) the noise of a row is one over its squared
+        residual r.
 
         Returns
         -------
@@ -534,7 +536,8 @@ class DNN2GPRegressor(DistributionMixin, MultiOutputMixin, RegressorMixin, BaseD
         ------
         ValueError
             If the network has several outputs, which scikit-learn's process treats as independent,
-            the posterior is not the full one, or the likelihood no Gaussian.
+            the posterior is not the full one, the likelihood no Gaussian, or gradients are those of
+            a noise that varies.
         """
         check_is_fitted(self)
         self._require_network_process("to_gaussian_process()")
@@ -550,13 +553,19 @@ class DNN2GPRegressor(DistributionMixin, MultiOutputMixin, RegressorMixin, BaseD
                 "processes are correlated; scikit-learn's GaussianProcessRegressor takes outputs "
                 "as independent. Fit one output at a time to convert it."
             )
-        scale = float(self.y_scale_[0])
+        model, scale = self.posterior_.model, float(self.y_scale_[0])
+        if model.noise_factor.shape[2] < model.noise_factor.shape[1]:
+            raise ValueError(
+                "Gradients observe mean and noise of a row together, which no process of the mean "
+                "does: take inference='laplace' where the noise varies."
+            )
         kernel = ConstantKernel(scale**2, "fixed") * self.kernel_
-        X = self.linear_model_.X.cpu().numpy()
+        X = model.X.cpu().numpy()
         # s²/weight of each row: its first output's 1/Λ.
-        noise = scale**2 / self.linear_model_.noise_factor[:, 0, 0].cpu().numpy() ** 2
+        noise = scale**2 / model.noise_factor[:, 0, 0].cpu().numpy() ** 2
         gp = GaussianProcessRegressor(kernel, alpha=noise, optimizer=None)
-        gp.fit(X.reshape(len(X), -1), scale * self.transformed_targets_)
+        targets = self._shaped(model.transformed_targets().cpu().numpy())
+        gp.fit(X.reshape(len(X), -1), scale * targets)
         # scikit-learn has no public prior mean; the offset is the one normalize_y itself uses.
         gp._y_train_mean = gp._y_train_mean + float(self.y_mean_[0])
         return gp

@@ -21,17 +21,31 @@ __all__ = [
 
 
 class Laplace(Documented, BaseEstimator):
-    """At the minimum of the loss, by its Gauss-Newton curvature (:ref:`math-laplace`).
+    """At the minimum of the loss, by its curvature (:ref:`math-laplace`).
+
+    Parameters
+    ----------
+    curvature : {"ggn", "gradient"}, default="ggn"
+        The paper's eq. 5 with Jacobians, the generalised Gauss-Newton matrix Σ_i JᵀΛJ; or with
+        gradients in their place, Σ_i ∇ℓ_i ∇ℓ_iᵀ, one row for an example and not one for each
+        output (:ref:`math-gradients`). Weights, δ, σ and evidence are those of "ggn".
 
     Examples
     --------
     >>> from sk_dnn2gp.inference import Laplace
-    >>> Laplace()
-    Laplace()
+    >>> Laplace(curvature="gradient")
+    Laplace(curvature='gradient')
     """
 
+    def __init__(self, curvature: str = "ggn") -> None:
+        self.curvature = curvature
+
     def validate(self) -> None:
-        """Nothing can be wrong."""
+        """Raise ValueError where a setting cannot work, with its name and what to give."""
+        if self.curvature not in ("ggn", "gradient"):
+            raise ValueError(
+                f"Laplace: curvature must be 'ggn' or 'gradient', got {self.curvature!r}."
+            )
 
 
 class Variational(Documented, BaseEstimator):
