@@ -44,6 +44,7 @@ GROUPS = (
     ("NTKKernel", "InfiniteNTKKernel", "plotting.KernelDisplay"),
     ("NNGPKernel", "InfiniteNTKKernel", "InfiniteNetworkKernel", "NNGPFeatures"),
     ("ConvNetKernel", "ResNetKernel", "InfiniteNetworkKernel"),
+    ("kernels.squared_rkhs_norm", "NTKKernel", "NNGPKernel", "linear_model.LinearModel"),
     ("plotting.KernelDisplay", "plotting.PosteriorMeanDisplay"),
     ("plotting.PredictiveDisplay", "plotting.CoverageDisplay"),
     ("datasets.make_sine_with_gap", "datasets.make_ring_and_core"),

@@ -169,6 +169,11 @@ class LinearModel:
         """P: the number of weights."""
         return len(self.weights)
 
+    @property
+    def squared_norm(self) -> float:
+        """wᵀδw, the squared norm of x -> J(x)w under the kernel J Jᵀ/δ (:ref:`math-norm`)."""
+        return float((self.prior_precision * self.weights**2).sum())
+
     @cached_property
     def data_gradient(self) -> Tensor:
         """Σ_i J_iᵀ r_i = Φᵀu, of shape (n_params,): the gradient of the loss without the prior."""
