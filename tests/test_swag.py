@@ -13,7 +13,7 @@ from skorch import NeuralNetRegressor
 from skorch.callbacks import Callback
 from torch import nn
 
-from sk_dnn2gp import DNN2GPClassifier, DNN2GPRegressor, load, save
+from sk_dnn2gp import DNN2GPClassifier, DNN2GPRegressor, MixtureRegressor, load, save
 from sk_dnn2gp.inference import SWAG, Snapshots, swag
 from sk_dnn2gp.model_selection import marginal_likelihood_scorer
 from sk_dnn2gp.posterior.precision import DensePrecision, LowRankCovariance
@@ -232,6 +232,8 @@ def test_what_it_has_no_meaning_for_is_refused():
     ):  # fmt: skip
         with pytest.raises(ValueError, match="inference='swag' is that of steps of SGD"):
             refused()
+    with pytest.raises(ValueError, match="weights='evidence' needs the evidence of each member"):
+        MixtureRegressor(regressor(), weights="evidence").fit(X, Y)
     with pytest.raises(ValueError, match="posterior='auto', or take 'diag'"):
         regressor(posterior="last_layer").fit(X, Y)
     with pytest.raises(ValueError, match="batch_size=40 holds all 40 rows"):
