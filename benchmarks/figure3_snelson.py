@@ -5,7 +5,8 @@ in the units of y, δ = 0.1 as in the authors' script. DNN2GP-VI is the Gaussian
 converged variational network, prior N(0, I/δ), Jacobians and residuals at its mean μ, conditioned
 on its transformed targets (math-variational); DNN-VI the network with weights drawn from q; GP-RBF
 scikit-learn's process, its kernel chosen by its evidence. The process with q's own covariance, the
-estimator's ``predict_std``, is printed too.
+estimator's ``predict_std``, is printed too, and so are those of the Laplace posterior, of gradients
+in the place of Jacobians (math-gradients) and of SWAG (math-swag).
 
     python benchmarks/figure3_snelson.py
 """
@@ -21,7 +22,7 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 
 from sk_dnn2gp import DNN2GPRegressor
-from sk_dnn2gp.inference import Variational
+from sk_dnn2gp.inference import Laplace, Variational
 
 NOISE = 0.286
 
@@ -37,10 +38,12 @@ def main() -> None:
     X, y = x[keep, None], y[keep]
     grid = np.linspace(x.min() - 1, x.max() + 1, 300)[:, None]
     gap = (grid[:, 0] > 1.5) & (grid[:, 0] < 3)
-    model = DNN2GPRegressor(
-        hidden_layer_sizes=(32,), activation="sigmoid", normalize_y=False, random_state=0,
-        prior_precision=0.1, noise_std=NOISE, inference=Variational(max_iter=1000, n_samples=8),
-    ).fit(X, y)  # fmt: skip
+    settings = {
+        "hidden_layer_sizes": (32,), "activation": "sigmoid", "normalize_y": False,
+        "random_state": 0, "prior_precision": 0.1, "noise_std": NOISE,
+    }  # fmt: skip
+    model = DNN2GPRegressor(**settings, inference=Variational(max_iter=1000, n_samples=8))
+    model.fit(X, y)
     _, process_std = model.to_gaussian_process().predict(grid, return_std=True)
     kernel = ConstantKernel(1.0) * RBF(1.0) + WhiteKernel(NOISE**2, "fixed")
     rbf = GaussianProcessRegressor(kernel, n_restarts_optimizer=5, random_state=0).fit(X, y)
@@ -54,6 +57,11 @@ def main() -> None:
     print(f"δ = {model.prior_precision_:.3g}, ELBO {np.mean(model.elbo_curve_[-50:]):.2f}")
     inside = {name: float(std[gap].max()) for name, (_, std) in curves.items()}
     inside["q's own"] = float(model.predict_std(grid, "latent")[gap].max())
+    for name, inference in (
+        ("Laplace", "laplace"), ("gradients", Laplace("gradient")), ("SWAG", "swag"),
+    ):  # fmt: skip
+        other = DNN2GPRegressor(**settings, inference=inference).fit(X, y)
+        inside[name] = float(other.predict_std(grid, "latent")[gap].max())
     for name, value in inside.items():
         print(f"{name:10} largest latent standard deviation in the gap: {value:.3f}")
     save("figure3_snelson", {"largest_std_in_gap": inside, "delta": model.prior_precision_})

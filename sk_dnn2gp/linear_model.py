@@ -16,6 +16,7 @@ whitened_residual u (n_samples, n_outputs); weights w* (n_params,).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -168,13 +169,22 @@ class LinearModel:
         """P: the number of weights."""
         return len(self.weights)
 
+    @property
+    def squared_norm(self) -> float:
+        """wᵀδw, the squared norm of x -> J(x)w under the kernel J Jᵀ/δ (:ref:`math-norm`)."""
+        return float((self.prior_precision * self.weights**2).sum())
+
     @cached_property
     def data_gradient(self) -> Tensor:
         """Σ_i J_iᵀ r_i = Φᵀu, of shape (n_params,): the gradient of the loss without the prior."""
-        r = self.residual
-        if r is None:
-            r = (self.noise_factor @ self.whitened_residual[..., None])[..., 0]
-        return self.linearization.vjp(self.X, r)
+        return self.linearization.vjp(self.X, self._residuals)
+
+    @property
+    def _residuals(self) -> Tensor:
+        """s_i r_i, of shape (n_samples, n_outputs)."""
+        if self.residual is not None:
+            return self.residual
+        return (self.noise_factor @ self.whitened_residual[..., None])[..., 0]
 
     @cached_property
     def gradient(self) -> Tensor:
@@ -206,6 +216,20 @@ class LinearModel:
             if name in self.__dict__:
                 changed.__dict__[name] = self.__dict__[name]
         return changed
+
+    def with_gradients(self, sample_weight: Tensor) -> LinearModel:
+        """The model whose features are the examples' gradients: φ_i = ∇ℓ_i, D_i = 1 in eq. 5.
+
+        One row for an example, whatever K is (:ref:`math-gradients`); ``sample_weight`` (n,) as in
+        :meth:`from_laplace`, all positive.
+        """
+        root = sample_weight.to(self.weights).sqrt()[:, None]
+        return replace(
+            self,
+            noise_factor=(self._residuals / root)[..., None],
+            whitened_residual=root,
+            log_noise_determinant=-float(sample_weight.sum()) * math.log(2.0 * math.pi),
+        )
 
     def prior_gram(
         self,

@@ -31,7 +31,7 @@ from sk_dnn2gp import (
     save,
 )
 from sk_dnn2gp._utils.tensor_file import read
-from sk_dnn2gp.inference import LinearizedVariational, Variational
+from sk_dnn2gp.inference import Laplace, LinearizedVariational, Variational
 from sk_dnn2gp.likelihoods import Poisson, StudentT
 from sk_dnn2gp.posterior import Full, Kronecker, LowRank, SubsetOfData, SubsetOfWeights
 from sk_dnn2gp.training import FirstOrder, NewtonCG
@@ -108,6 +108,7 @@ MAKERS = {
     "rows": lambda: regressor(posterior=SubsetOfData(7)),
     "some weights": lambda: regressor(posterior=SubsetOfWeights(("1.weight",))),
     "groups": lambda: DNN2GPRegressor(**SMALL, prior_groups="feature").fit(X, Y),
+    "gradients": lambda: classifier(inference=Laplace(curvature="gradient")),
     "vi": lambda: regressor(inference=Variational(max_iter=4)),
     "vi, diag": lambda: classifier(inference=Variational(max_iter=4), posterior="diag"),
     "linearized": lambda: classifier(inference=LinearizedVariational(max_iter=5)),

@@ -21,7 +21,7 @@ from torch import nn
 
 from sk_dnn2gp import DNN2GPClassifier, DNN2GPRegressor, marginal_likelihood_scorer
 from sk_dnn2gp.estimators import base
-from sk_dnn2gp.inference import LinearizedVariational, Variational
+from sk_dnn2gp.inference import SWAG, LinearizedVariational, Variational
 from sk_dnn2gp.model_selection import TrainingSetSplit
 from sk_dnn2gp.posterior import (
     Automatic,
@@ -505,6 +505,7 @@ def test_strings_are_shorthand_for_objects():
         ("posterior", "diag", Diagonal),
         ("posterior", "last_layer", LastLayer), ("posterior", "independent", IndependentOutputs),
         ("inference", "vi", Variational), ("inference", "linearized-vi", LinearizedVariational),
+        ("inference", "swag", SWAG),
     ]  # fmt: skip
     for name, text, kind in pairs:
         setting = {"posterior": "memory_limit"}.get(name, "max_iter")

@@ -33,9 +33,10 @@ from .._utils.random import draw_seed, torch_generator
 from .._utils.rows import as_rows, moments
 from .._utils.tensor_file import read, write
 from ..evidence.freedom import Freedom
-from ..inference import LinearizedVariational, Result
-from ..inference.laplace import Task, fit_laplace
+from ..inference import SWAG, LinearizedVariational, Result
+from ..inference.laplace import Task, by_gradients, fit_laplace
 from ..inference.linearized import fit_linearized
+from ..inference.swag import fit_swag
 from ..inference.variational import fit_variational
 from ..kernels import NTKKernel
 from ..likelihoods import Gaussian, Likelihood
@@ -227,6 +228,10 @@ class BaseDNN2GP(EvidenceMixin, Documented, CallbackSupport, BaseEstimator):
             with progress.stage("linearized variational") as stage:
                 result = fit_linearized(task, result, options.inference)
                 stage.evidence = result.evidence
+        if isinstance(options.inference, SWAG):
+            result = fit_swag(task, result, options.inference)
+        if options.has_gradients:
+            result = by_gradients(task, result)
         task.checkpoint.remove()
         return result
 
@@ -320,6 +325,7 @@ class BaseDNN2GP(EvidenceMixin, Documented, CallbackSupport, BaseEstimator):
 
     def _require_network_process(self, what: str, error: type[Exception] = ValueError) -> None:
         """Refuse what holds for the process of the whole network's tangent kernel alone."""
+        self._require_likelihood(what, error)
         if not options_of(self, hasattr(self, "classes_")).posterior.is_network_process:
             raise error(
                 f"{what} is of the process whose kernel is the whole network's tangent kernel; "

@@ -65,13 +65,15 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         "feature": each input's in the first layer too, so that the inputs that do not matter are
         switched off (automatic relevance determination); a dict names groups of named parameters.
         Needs ``prior_precision="auto"``, ``posterior="full"`` and a solver that sees all examples.
-    inference : {"laplace", "vi", "linearized-vi"} or object, default="laplace"
+    inference : {"laplace", "vi", "linearized-vi", "swag"} or object, default="laplace"
         How the posterior is found. "laplace": at the minimum of the loss, by its curvature, which
         is too wide a posterior where the network is sure of its data. "linearized-vi": the best
         Gaussian of the same linear model by the evidence lower bound, in about ten times the time;
         its mean moves with it, and probabilities that average over it are as a rule better than the
         network's own. "vi": by variational training of the network from there
-        (:ref:`math-variational`). For "linearized-vi" it is the Laplace evidence that chooses δ.
+        (:ref:`math-variational`). "swag": from the weights along SGD at a constant rate
+        (:ref:`math-swag`), without an evidence. For "linearized-vi" and "swag" it is the Laplace
+        evidence that chooses δ.
     posterior : {"auto", "full", "diag", "last_layer", "independent"} or object, default="auto"
         "full" is exact, by the smaller of weight space and function space, and "auto" is "full"
         where it fits the memory. The others are approximations: the diagonal of the precision; the

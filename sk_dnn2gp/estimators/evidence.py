@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .._utils.rows import rows_where
 from ..evidence import EvidenceSpectrum, leave_one_out
+from ..inference import SWAG
 from ..linear_model import LinearModel
 from ..posterior import Full, IndependentOutputs
 from .options import Options, options_of
@@ -83,10 +84,11 @@ class EvidenceMixin(RowsMixin):
         Raises
         ------
         ValueError
-            If theta has the wrong length, one of X and y is missing, or ``kind="dual"`` is asked of
-            independent outputs.
+            If theta has the wrong length, one of X and y is missing, ``kind="dual"`` is asked of
+            independent outputs, or ``inference="swag"`` has no evidence.
         """
         check_is_fitted(self)
+        self._require_likelihood("log_marginal_likelihood()")
         default = self._result.evidence_kind
         kind = default if kind is None else kind
         if kind == "dual" and isinstance(self._options().posterior, IndependentOutputs):
@@ -113,6 +115,14 @@ class EvidenceMixin(RowsMixin):
 
     def _options(self) -> Options:
         return options_of(self, hasattr(self, "classes_"))
+
+    def _require_likelihood(self, what: str, error: type[Exception] = ValueError) -> None:
+        """Refuse what is of a posterior under the likelihood and the prior."""
+        if isinstance(self._options().inference, SWAG):
+            raise error(
+                f"{what} is of a posterior that a likelihood and a prior give, and the covariance "
+                "of inference='swag' is that of steps of SGD. Take inference='laplace'."
+            )
 
     def _training_spectrum(self) -> EvidenceSpectrum:
         if self._spectrum is None:
@@ -164,6 +174,7 @@ class EvidenceMixin(RowsMixin):
     ) -> tuple[NDArray, Tensor, Tensor]:
         """y, and mean and covariance of each row's f given the other rows."""
         check_is_fitted(self)
+        self._require_likelihood("leave_one_out()")
         X, y, weight = self._checked_data(X, y, sample_weight)
         options = self._options()
         specification = Full() if options.is_variational else options.posterior

@@ -29,6 +29,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from .._utils.documentation import Documented
 from .._utils.random import draw_seed
+from ..inference import SWAG, resolve_inference
 from ..predictive import Mixture, Predictive
 from ..training.source import NetworkSource
 from .classifier import DNN2GPClassifier
@@ -123,6 +124,11 @@ class _BaseMixture(Documented, MetaEstimatorMixin, BaseEstimator):
             raise TypeError(
                 f"{type(self).__name__} mixes {self._member.__name__}s, got {template!r}. Put "
                 "the mixture into a Pipeline or a search, not one of them into the mixture."
+            )
+        if self.weights == "evidence" and isinstance(resolve_inference(template.inference), SWAG):
+            raise ValueError(
+                "weights='evidence' needs the evidence of each member, and inference='swag' has "
+                "none: take weights='equal'."
             )
         source = NetworkSource(template.net, (), "tanh", 1)
         same = source.is_frozen or not source.draws_weights

@@ -13,7 +13,8 @@ from skorch import NeuralNet
 
 from .._utils.rows import as_rows, moments
 from .._utils.warn import warn
-from ..inference import LinearizedVariational, Variational, resolve_inference
+from ..inference import SWAG, Laplace, LinearizedVariational, Variational, resolve_inference
+from ..inference.swag import snapshots_of
 from ..likelihoods import (
     Bernoulli,
     Categorical,
@@ -22,6 +23,7 @@ from ..likelihoods import (
     HeteroscedasticGaussian,
 )
 from ..posterior import (
+    Automatic,
     Diagonal,
     IndependentOutputs,
     PosteriorSpecification,
@@ -55,6 +57,11 @@ class Options:
     inference: Any
     posterior: PosteriorSpecification
     solver: Any
+
+    @property
+    def has_gradients(self) -> bool:
+        """Whether the posterior is of gradients in the place of Jacobians."""
+        return isinstance(self.inference, Laplace) and self.inference.curvature == "gradient"
 
     @property
     def is_variational(self) -> bool:
@@ -152,6 +159,13 @@ def _check_inference(estimator: Any, options: Options, is_classifier: bool) -> N
             )
         if estimator.prior_groups != "all":
             raise ValueError("inference='vi' has one prior precision: leave prior_groups='all'.")
+    if isinstance(options.inference, SWAG):
+        _check_swag(estimator, posterior)
+    if options.has_gradients and isinstance(posterior, IndependentOutputs):
+        raise ValueError(
+            "Laplace(curvature='gradient') has one gradient for all outputs of an example, and "
+            f"posterior={name} takes them one by one: take curvature='ggn', or 'full'."
+        )
     if isinstance(options.inference, LinearizedVariational):
         if not is_classifier:
             raise ValueError(
@@ -163,6 +177,22 @@ def _check_inference(estimator: Any, options: Options, is_classifier: bool) -> N
                 "inference='linearized-vi' needs posterior='full' or 'last_layer', and outputs "
                 f"together; got posterior={name}."
             )
+
+
+def _check_swag(estimator: Any, posterior: PosteriorSpecification) -> None:
+    if not isinstance(posterior, Automatic | Diagonal):
+        raise ValueError(
+            "inference='swag' brings its covariance, low rank plus diagonal: leave "
+            "posterior='auto', or take 'diag' for its diagonal alone; got "
+            f"{estimator.posterior!r}."
+        )
+    net = estimator.net
+    if isinstance(net, FrozenEstimator) and snapshots_of(net.estimator) is None:
+        raise ValueError(
+            "inference='swag' trains the network on, and a FrozenEstimator is used as it is: give "
+            "the net without it, or one trained with sk_dnn2gp.inference.Snapshots() among its "
+            "callbacks."
+        )
 
 
 def _check_posterior(estimator: Any, options: Options) -> None:

@@ -74,10 +74,11 @@ class DNN2GPRegressor(DistributionMixin, MultiOutputMixin, RegressorMixin, BaseD
         object of ``sk_dnn2gp.likelihoods`` otherwise, as ``Poisson()`` for counts (f is then the
         logarithm of the rate) or ``StudentT(scale)`` for outliers, or one of your own. It has its
         own parameters: leave ``noise_std`` as it is.
-    inference : {"laplace", "vi"} or object, default="laplace"
+    inference : {"laplace", "vi", "swag"} or object, default="laplace"
         How the posterior is found: at the minimum of the loss; or by variational training from
         there (:class:`~sk_dnn2gp.inference.Variational`), whose converged q(w) is a Gaussian
-        process too, with the network at its mean (:ref:`math-variational`).
+        process too, with the network at its mean (:ref:`math-variational`); or from the weights
+        along SGD at a constant rate (:class:`~sk_dnn2gp.inference.SWAG`), without an evidence.
     posterior : {"auto", "full", "diag", "last_layer", "independent"} or object, default="auto"
         "full" is exact, by the smaller of weight space and function space, and "auto" is "full"
         where it fits the memory. The others are approximations: the diagonal of the precision; the
@@ -127,7 +128,7 @@ class DNN2GPRegressor(DistributionMixin, MultiOutputMixin, RegressorMixin, BaseD
     kernel_ : NTKKernel
         J Jᵀ/δ as a scikit-learn kernel.
     log_marginal_likelihood_value_ : float
-        Evidence of the training targets, in the units of y.
+        Evidence of the training targets, in the units of y; nan with ``inference="swag"``.
     effective_dimension_ : float
         γ: how many weights the data determine.
     n_iter_ : int
@@ -523,7 +524,9 @@ class DNN2GPRegressor(DistributionMixin, MultiOutputMixin, RegressorMixin, BaseD
         (:ref:`math-variational`), whose variances are those of its own exact posterior and not
         those of q. Where the noise depends on x, it is the process of the mean with the noise of
         each row as the network has it; what the noise says of weights that both share is then left
-        out, so that its standard deviations are no smaller than this estimator's.
+        out, so that its standard deviations are no smaller than this estimator's. With gradients in
+        the place of Jacobians (:ref:`math-gradients`) the noise of a row is one over its squared
+        residual r.
 
         Returns
         -------
@@ -533,7 +536,8 @@ class DNN2GPRegressor(DistributionMixin, MultiOutputMixin, RegressorMixin, BaseD
         ------
         ValueError
             If the network has several outputs, which scikit-learn's process treats as independent,
-            the posterior is not the full one, or the likelihood no Gaussian.
+            the posterior is not the full one, the likelihood no Gaussian, or gradients are those of
+            a noise that varies.
         """
         check_is_fitted(self)
         self._require_network_process("to_gaussian_process()")
@@ -549,13 +553,19 @@ class DNN2GPRegressor(DistributionMixin, MultiOutputMixin, RegressorMixin, BaseD
                 "processes are correlated; scikit-learn's GaussianProcessRegressor takes outputs "
                 "as independent. Fit one output at a time to convert it."
             )
-        scale = float(self.y_scale_[0])
+        model, scale = self.posterior_.model, float(self.y_scale_[0])
+        if model.noise_factor.shape[2] < model.noise_factor.shape[1]:
+            raise ValueError(
+                "Gradients observe mean and noise of a row together, which no process of the mean "
+                "does: take inference='laplace' where the noise varies."
+            )
         kernel = ConstantKernel(scale**2, "fixed") * self.kernel_
-        X = self.linear_model_.X.cpu().numpy()
+        X = model.X.cpu().numpy()
         # s²/weight of each row: its first output's 1/Λ.
-        noise = scale**2 / self.linear_model_.noise_factor[:, 0, 0].cpu().numpy() ** 2
+        noise = scale**2 / model.noise_factor[:, 0, 0].cpu().numpy() ** 2
         gp = GaussianProcessRegressor(kernel, alpha=noise, optimizer=None)
-        gp.fit(X.reshape(len(X), -1), scale * self.transformed_targets_)
+        targets = self._shaped(model.transformed_targets().cpu().numpy())
+        gp.fit(X.reshape(len(X), -1), scale * targets)
         # scikit-learn has no public prior mean; the offset is the one normalize_y itself uses.
         gp._y_train_mean = gp._y_train_mean + float(self.y_mean_[0])
         return gp

@@ -29,7 +29,7 @@ from ..linear_model import LinearModel
 from ..linearize import Linearization
 from ..networks import ACTIVATIONS, MLP
 from ..posterior.kronecker import KroneckerBlock
-from ..posterior.precision import DensePrecision, DiagonalPrecision
+from ..posterior.precision import DensePrecision, DiagonalPrecision, LowRankCovariance
 from ..posterior.products import ScaledFeatures
 from ..posterior.sketch import Certificate, Sketch
 
@@ -51,8 +51,9 @@ _PARTS: dict[str, Any] = {
     for cls in (
         _posterior.WeightSpacePosterior, _posterior.FunctionSpacePosterior,
         _posterior.DiagonalPosterior, _posterior.IndependentPosterior,
-        _posterior.LowRankPosterior, _posterior.KroneckerPosterior,
-        DensePrecision, DiagonalPrecision, KroneckerBlock, ScaledFeatures, Sketch, Certificate,
+        _posterior.LowRankPosterior, _posterior.KroneckerPosterior, _posterior.SWAGPosterior,
+        DensePrecision, DiagonalPrecision, LowRankCovariance, KroneckerBlock, ScaledFeatures,
+        Sketch, Certificate,
     )
 }  # fmt: skip
 # What a fit sets beside the result, where it does.

@@ -53,7 +53,7 @@ from ..training.source import (
 from .result import Result
 from .watched import WatchedMinima
 
-__all__ = ["Task", "fit_laplace"]
+__all__ = ["Task", "by_gradients", "fit_laplace"]
 
 logger = logging.getLogger("sk_dnn2gp")
 
@@ -118,6 +118,13 @@ def fit_laplace(task: Task) -> Result:
         if net is not None or isinstance(solver, FirstOrder):
             return _first_order(task, own, solver)
         return _second_order(task, own, solver)
+
+
+def by_gradients(task: Task, result: Result) -> Result:
+    """The same with Σ ∇ℓ ∇ℓᵀ in the place of ΦᵀΦ: weights, δ, σ and evidence stay as they are."""
+    data = task.data.to(result.model.X.device).take(task.rows)
+    model = result.model.with_gradients(data.sample_weight)
+    return replace(result, posterior=task.specification.build(model))
 
 
 def _own_data(task: Task, module: nn.Module, device: Any) -> TrainingData:

@@ -43,7 +43,7 @@ from .laplace import Task
 from .result import Result
 from .specification import Variational
 
-__all__ = ["fit_variational"]
+__all__ = ["fit_variational", "largest_eigenvalue"]
 
 # First rate of mean and precision with the full covariance: a part of a Newton step.
 _RATE = 0.3
@@ -308,11 +308,11 @@ def _diagonal_start(model: LinearModel, seed: int) -> tuple[Tensor, float]:
         S += draw.ggn_diagonal(model.X, cotangents=model.noise_factor)
     S /= len(draws)
     D = S + model.prior_precision
-    largest = max(1.0, *(_largest_eigenvalue(model, draw, D) for draw in draws))
+    largest = max(1.0, *(largest_eigenvalue(model, draw, D) for draw in draws))
     return S, min(_RATE, _STABLE / largest)
 
 
-def _largest_eigenvalue(model: LinearModel, linearization: Linearization, D: Tensor) -> float:
+def largest_eigenvalue(model: LinearModel, linearization: Linearization, D: Tensor) -> float:
     """λ_max(D⁻¹A) at the weights of ``linearization``, by power iteration."""
     L = model.noise_factor
     v = torch.linspace(0.5, 1.5, len(D)).to(D)

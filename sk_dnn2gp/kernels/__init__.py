@@ -4,6 +4,7 @@ from .features import NNGPFeatures, NTKFeatures
 from .infinite.conv import ConvNetKernel, ResNetKernel
 from .infinite.dense import InfiniteNTKKernel, NNGPKernel
 from .infinite.network import InfiniteNetworkKernel
+from .norm import squared_rkhs_norm
 from .ntk import NTKKernel
 
 __all__ = [
@@ -15,4 +16,5 @@ __all__ = [
     "NTKFeatures",
     "NTKKernel",
     "ResNetKernel",
+    "squared_rkhs_norm",
 ]

@@ -41,6 +41,7 @@ from .specification import (
     make_posterior,
     resolve_posterior,
 )
+from .swag import SWAGPosterior
 from .weight_space import PrecisionPosterior, WeightSpacePosterior
 
 __all__ = [
@@ -60,6 +61,7 @@ __all__ = [
     "Posterior",
     "PosteriorSpecification",
     "PrecisionPosterior",
+    "SWAGPosterior",
     "SubsetOfData",
     "SubsetOfWeights",
     "WeightSpacePosterior",

@@ -1,6 +1,7 @@
 """A Gaussian over weights, by its precision: the one home of its Cholesky, solutions and draws.
 
-A precision is a matrix or a diagonal. Both are held as a factor, and offer the same:
+A precision is a matrix or a diagonal, held as a factor, or is given by its inverse, a diagonal and
+a few columns. All offer the same:
 
     solve              A⁻¹ v                  half_solve        C⁻¹ v with A = C Cᵀ
     scale              z -> C⁻ᵀ z, of covariance A⁻¹ for a standard normal z
@@ -12,6 +13,7 @@ solutions, and so never negative. Shapes: A (P, P) or (P,); columns V (P, n); dr
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -24,6 +26,7 @@ __all__ = [
     "DensePrecision",
     "DiagonalPrecision",
     "GaussianWeights",
+    "LowRankCovariance",
     "Precision",
     "precision_of",
     "with_prior",
@@ -104,7 +107,45 @@ class DiagonalPrecision:
         return self.factor if v.ndim == 1 else self.factor[:, None]
 
 
-Precision = DensePrecision | DiagonalPrecision
+class LowRankCovariance:
+    """A⁻¹ = diag(D) + U Uᵀ with D (n,) ≥ 0 and U (n, m), held as they are.
+
+    Half solutions [√D; Uᵀ] V have n + m rows, and draws take as many normals: z (·, n + m).
+    """
+
+    def __init__(self, diagonal: Tensor, factor: Tensor) -> None:
+        self.diagonal, self.factor = diagonal, factor
+
+    def solve(self, v: Tensor) -> Tensor:
+        """A⁻¹ v for v (n,) or (n, k)."""
+        D = self.diagonal if v.ndim == 1 else self.diagonal[:, None]
+        return D * v + self.factor @ (self.factor.mT @ v)
+
+    def half_solve(self, columns: Tensor) -> Tensor:
+        """[√D; Uᵀ] V, of shape (n + m, k)."""
+        return torch.cat([self.diagonal.sqrt()[:, None] * columns, self.factor.mT @ columns])
+
+    def scale(self, z: Tensor) -> Tensor:
+        """[√D, U] z for every row of z (k, n + m)."""
+        n = len(self.diagonal)
+        return z[:, :n] * self.diagonal.sqrt() + z[:, n:] @ self.factor.mT
+
+    @cached_property
+    def log_determinant(self) -> float:
+        """log|A| = -Σ log D - log|I + Uᵀ D⁻¹ U|; infinite where a weight has no variance."""
+        if not bool((self.diagonal > 0).all()):
+            return math.inf
+        half = self.factor / self.diagonal.sqrt()[:, None]
+        inner = torch.linalg.svdvals(half).square().log1p().sum()
+        return -float(self.diagonal.log().sum() + inner)
+
+    @cached_property
+    def inverse_diagonal(self) -> Tensor:
+        """diag A⁻¹, of shape (n,)."""
+        return self.diagonal + self.factor.square().sum(1)
+
+
+Precision = DensePrecision | DiagonalPrecision | LowRankCovariance
 
 
 def precision_of(A: Tensor) -> Precision:
