@@ -243,7 +243,7 @@ class Linearization:
     def outputs_and_rows(self, X: Tensor, cotangents: Cotangents = None) -> tuple[Tensor, Tensor]:
         """f(X) and :meth:`rows` from one forward pass."""
         X, plan = self._prepared(X)
-        recording = Recording(self, X[:], plan)
+        recording = Recording(self, _read(X), plan)
         return recording.outputs, recording.rows(cotangents)
 
     def recording(self, X: Tensor) -> Recording | None:
@@ -251,7 +251,7 @@ class Linearization:
         X, plan = self._prepared(X)
         if chunk_length(2 * self._row_bytes(plan, plan.n_outputs), self.memory_limit) < len(X):
             return None
-        return Recording(self, X[:], plan)
+        return Recording(self, _read(X), plan)
 
     def forward(self, X: Tensor) -> Pass | SharedPass:
         """One pass over X, kept for products: f(X), Jᵀu, and exact Hessian products.
@@ -501,8 +501,8 @@ class Linearization:
             return None
         if 24 * n * n2 * plan.n_outputs**2 > limit_in_bytes(self.memory_limit):
             return None
-        X2 = None if X2 is None else self._prepared(X2)[0][:]
-        return plan.small.gram(X[:], X2, self.chain_weights(plan), scale, trace)
+        X2 = None if X2 is None else _read(self._prepared(X2)[0])
+        return plan.small.gram(_read(X), X2, self.chain_weights(plan), scale, trace)
 
     def _gram(
         self,
@@ -611,6 +611,11 @@ class Linearization:
             slots = slots_of(self.parameter_names, self.parameter_sizes)
             with shared.twin.holding(self._named):
                 shared.plans[key] = make_plan(shared.twin, slots, X)
+
+
+def _read(X: Any) -> Tensor:
+    """All rows, where they lie in a file; tensors as they are."""
+    return X if isinstance(X, Tensor) else X[:]
 
 
 def _part_of(cotangents: Cotangents, part: slice) -> Cotangents:
