@@ -54,7 +54,7 @@ def mnist(seed: int) -> Split:
 
 # Training rows of each set of the defaults' table; the others are for testing, 2,000 at most.
 ROWS = {"iris": 90, "wine": 107, "breast cancer": 341, "noise, 3 classes": 300,
-        "noise, moons": 300, "digits": 400, "MNIST": 200}  # fmt: skip
+        "noise, moons": 300, "digits": 200, "MNIST": 200}  # fmt: skip
 
 
 def small(name: str, seed: int) -> Split:

@@ -250,7 +250,7 @@ SECTIONS: dict[str, tuple[Callable[[int], dict[str, Row]], int]] = {
 
 
 DEFAULTS = {
-    f"defaults: {name}": (partial(run_defaults, name), 2 if name in ("digits", "MNIST") else 5)
+    f"defaults: {name}": (partial(run_defaults, name), {"digits": 2, "MNIST": 1}.get(name, 5))
     for name in ROWS
 }
 
