@@ -10,7 +10,14 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.datasets import load_breast_cancer, load_digits
+from sklearn.datasets import (
+    load_breast_cancer,
+    load_digits,
+    load_iris,
+    load_wine,
+    make_classification,
+    make_moons,
+)
 from sklearn.metrics import log_loss
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
@@ -43,6 +50,43 @@ def mnist(seed: int) -> Split:
     order = np.random.default_rng(seed).permutation(len(X))
     train, test = order[:8000], order[8000:]
     return X[train], X[test], y[train], y[test]
+
+
+# Training rows of each set of the defaults' table; the others are for testing, 2,000 at most.
+ROWS = {"iris": 90, "wine": 107, "breast cancer": 341, "noise, 3 classes": 300,
+        "noise, moons": 300, "digits": 200, "MNIST": 200}  # fmt: skip
+
+
+def small(name: str, seed: int) -> Split:
+    """X, X_test, y, y_test of a set of ``ROWS``, tables standardised on their training part."""
+    if name == "digits":
+        X, y = load_digits(return_X_y=True)
+        X = X / 16 - 0.5
+    elif name == "MNIST":
+        images, more, y, y_more = mnist(0)
+        X, y = np.concatenate([images, more]).reshape(-1, 784).astype(float), np.r_[y, y_more]
+    elif name.startswith("noise"):
+        X, y = noisy(name, seed)
+    else:
+        load = {"iris": load_iris, "wine": load_wine, "breast cancer": load_breast_cancer}
+        X, y = load[name](return_X_y=True)
+    a, b, c, d = train_test_split(X, y, train_size=ROWS[name], random_state=seed, stratify=y)
+    if name not in ("digits", "MNIST"):
+        scaler = StandardScaler().fit(a)
+        a, b = scaler.transform(a), scaler.transform(b)
+    return a, b[:2000], c, d[:2000]
+
+
+def noisy(name: str, seed: int) -> tuple[NDArray, NDArray]:
+    """1,300 rows, a fifth of whose labels are drawn anew."""
+    if name == "noise, 3 classes":
+        return make_classification(
+            1300, 10, n_informative=4, n_classes=3, flip_y=0.2, random_state=seed
+        )
+    X, y = make_moons(1300, noise=0.2, random_state=seed)
+    generator = np.random.default_rng(seed)
+    drawn = generator.random(len(y)) < 0.2
+    return X, np.where(drawn, generator.integers(0, 2, len(y)), y)
 
 
 def calibration_error(p: NDArray, y: NDArray, n_bins: int = 15) -> float:

@@ -3,8 +3,11 @@
 Accuracy, NLL, Brier, ECE (15 bins) and seconds to fit, the mean over seeds, side by side; the
 uncertainty of digits never seen; the time and memory of the kernel of LeNet5.
 
-    python benchmarks/classification.py [--only breast-cancer,digits,digits-cnn,mnist,unseen,cost]
+    python benchmarks/classification.py \
+        [--only breast-cancer,digits,digits-cnn,mnist,unseen,bound,cost]
+    python benchmarks/classification.py --only defaults
 
+``defaults`` is the table by which ``link="auto"`` was chosen: constructor defaults on small sets.
 laplace-torch runs in an environment of its own, by ``classification_laplace.py``. MNIST needs
 ``SK_DNN2GP_DATA``.
 """
@@ -22,9 +25,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from _classification_data import Split, breast_cancer, digits, mnist, scores
+from _classification_data import ROWS, Split, breast_cancer, digits, mnist, scores, small
 from _common import RESULTS, save, timed
 from numpy.typing import NDArray
+from sklearn.calibration import CalibratedClassifierCV
 from sklearn.frozen import FrozenEstimator
 from sklearn.gaussian_process import GaussianProcessClassifier
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel
@@ -173,6 +177,34 @@ def run_unseen(seed: int) -> dict[str, Row]:
     return {**rows, "accuracy on held-out 0 and 1": {"accuracy": accuracy}}
 
 
+def run_defaults(name: str, seed: int) -> dict[str, Row]:
+    """Constructor defaults, each inference with each link, beside peers of the same width."""
+    data, own = small(name, seed), {"random_state": seed}
+    peers = linear_and_mlp((50,), seed)
+    # The temperature by the rows that five folds leave out.
+    peers["MLPClassifier, temperature-scaled"] = CalibratedClassifierCV(
+        peers["MLPClassifier"], method="temperature", ensemble=False
+    )
+    return both_rows("ours", own, data) | peer_rows(peers, data)
+
+
+def run_bound(seed: int) -> dict[str, Row]:
+    """Evidence and bound of the linearised network at minima that are trained for each δ."""
+    rows = {}
+    for name in ("wine", "breast cancer", "noise, 3 classes", "noise, moons"):
+        X, X_test, y, y_test = small(name, seed)
+        for delta in (0.1, 0.3, 1.0, 2.0, 4.0, 8.0, 16.0):
+            model = DNN2GPClassifier(
+                prior_precision=delta, inference="linearized-vi", random_state=seed
+            ).fit(X, y)
+            rows[f"{name}, δ = {delta:g}"] = {
+                "evidence": model.log_marginal_likelihood_value_,
+                "bound": model.elbo_curve_[-1],
+                **scores(model.predict_proba(X_test), y_test),
+            }
+    return rows
+
+
 def run_cost(seed: int) -> dict[str, Row]:
     """LeNet5 at 300 images of ten classes: Gram matrix, evidence, covariance of 300 more."""
     X, X_test, y, _ = mnist(seed)
@@ -212,7 +244,14 @@ SECTIONS: dict[str, tuple[Callable[[int], dict[str, Row]], int]] = {
     "digits": (run_digits, 3),
     "digits-cnn": (run_digits_cnn, 5),
     "unseen": (run_unseen, 3),
+    "bound": (run_bound, 1),
     "mnist": (run_mnist, 3),
+}
+
+
+DEFAULTS = {
+    f"defaults: {name}": (partial(run_defaults, name), {"digits": 2, "MNIST": 1}.get(name, 5))
+    for name in ROWS
 }
 
 
@@ -234,18 +273,26 @@ def show(section: str, rows: dict[str, Row]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", default=",".join(SECTIONS))
+    parser.add_argument("--only", default=",".join([*SECTIONS, "defaults"]))
     parser.add_argument("--seeds", type=int, default=None)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     path = RESULTS / "classification.json"
     stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     result = {k: v for k, v in stored.items() if k != "setting"}
-    for section in options.only.split(","):
-        run, n_seeds = SECTIONS[section]
+    sections = [name for name in options.only.split(",") if name != "defaults"]
+    if "defaults" in options.only.split(","):
+        sections += DEFAULTS
+    for section in sections:
+        run, n_seeds = {**SECTIONS, **DEFAULTS}[section]
         runs = [run(seed) for seed in range(options.seeds or n_seeds)]
         result[section] = {"n_seeds": len(runs), "mean": mean_rows(runs)}
         show(section, result[section]["mean"])
+        save("classification", result)
+    if "defaults" in options.only.split(","):
+        means = mean_rows([result[section]["mean"] for section in DEFAULTS])
+        result["defaults: mean over the sets"] = {"n_seeds": len(DEFAULTS), "mean": means}
+        show("defaults: mean over the sets", means)
         save("classification", result)
 
 

@@ -15,7 +15,7 @@ from sklearn.model_selection import GridSearchCV
 
 import sk_dnn2gp
 from sk_dnn2gp import DNN2GPRegressor, TrainingSetSplit, marginal_likelihood_scorer
-from sk_dnn2gp.likelihoods import Bernoulli, Gaussian, Likelihood, Poisson, StudentT
+from sk_dnn2gp.likelihoods import Bernoulli, Gaussian, Likelihood, Ordinal, Poisson, StudentT
 from sk_dnn2gp.predictive import PoissonLognormal, StudentNormal
 from sk_dnn2gp.training import NewtonCG
 
@@ -76,6 +76,7 @@ CASES = [
     pytest.param(StudentT(0.3, 20.0), [-1.0, 0.5], (-60, 60), 1e-8, id="student"),
     # ν = 6 leaves 1e-11 of its mass, and 1e-6 of its variance, beyond 400 scales.
     pytest.param(StudentT(0.5, 6.0), [-1.0, 0.5], (-200, 200), 1e-8, id="heavier"),
+    pytest.param(Ordinal(0.7, (-1.0, 0.2, 1.5)), [-2.0, 0.0, 3.0], (0, 3), 1e-9, id="ordinal"),
     pytest.param(Exponential(), [0.0, 0.7], (0, 120), 2e-4, id="a user's"),
 ]
 
@@ -157,6 +158,56 @@ def test_a_linear_network_is_scikit_learns_poisson_regressor():
     theirs = PoissonRegressor(alpha=0.0, tol=1e-10, max_iter=1000).fit(Z, y)
     median = np.exp(np.log(ours.predict(Z)) - ours.predict_std(Z, "latent") ** 2 / 2)
     np.testing.assert_allclose(median, theirs.predict(Z), rtol=1e-4)
+
+
+def test_two_ordered_categories_are_a_logistic_network():
+    """One threshold at zero is the Bernoulli; several are logistic at each of them."""
+    f = torch.linspace(-30, 30, 13, dtype=torch.float64)[:, None]
+    y = (torch.arange(13) % 2)[:, None].double()
+    ordinal = Ordinal(thresholds=(0.0,))
+    for name in ("negative_log_likelihood", "residual"):
+        ours, theirs = (getattr(one, name)(f, y) for one in (ordinal, Bernoulli()))
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-300)
+    information = Bernoulli().noise_precision(f)
+    torch.testing.assert_close(ordinal.noise_precision(f), information, rtol=1e-9, atol=0)
+    several = Ordinal(0.5, (-1.0, 0.0, 2.0))
+    at, k = f.expand(-1, 4).reshape(-1, 1), torch.arange(4).repeat(13)[:, None]
+    p = several.negative_log_likelihood(at, k).neg().exp()
+    below = torch.sigmoid((torch.tensor([-1.0, 0.0, 2.0]) - f) / 0.5)
+    torch.testing.assert_close(p.view(13, 4).cumsum(1)[:, :3], below, rtol=1e-12, atol=1e-15)
+
+
+def test_ordered_categories_in_the_estimator():
+    """Of the probabilities of all categories: mean, variance, draws, and better than none."""
+    y = np.digitize(CURVE, [-0.8, 0.0, 0.8]).astype(float)
+    model = DNN2GPRegressor(likelihood=Ordinal(0.3), **FIXED).fit(X, y)
+    again = pickle.loads(pickle.dumps(model))
+    k = np.arange(4.0)
+    p = np.exp([again.log_predictive_density(X, np.full(len(X), one)) for one in k]).T
+    np.testing.assert_allclose(p.sum(1), 1.0, rtol=1e-9)
+    mean, std = model.predict(X, return_std=True)
+    np.testing.assert_allclose(p @ k, mean, rtol=1e-9)
+    np.testing.assert_allclose((p * (k - mean[:, None]) ** 2).sum(1), std**2, rtol=1e-6)
+    draws = model.sample_y(X[:5], 20_000)
+    # Five standard errors of a mean of 20,000 draws.
+    assert (np.abs(draws.mean(1) - mean[:5]) < 5 * std[:5] / np.sqrt(20_000)).all()
+    low, high = model.predict_interval(X, 0.9).T
+    assert np.mean((low <= y) & (y <= high)) > 0.9
+    frequency = np.bincount(y.astype(int)) / len(y)
+    own = p[np.arange(len(y)), y.astype(int)]
+    assert np.log(own).mean() > np.log(frequency[y.astype(int)]).mean() + 0.5
+
+
+def test_what_is_no_ordered_category():
+    for bad in ({"scale": 0.0}, {"thresholds": (1.0, 1.0)}, {"thresholds": (0.0, np.inf)}):
+        with pytest.raises(ValueError, match="must be"):
+            Ordinal(**bad)
+    with pytest.raises(ValueError, match="whole numbers from 0 to 2"):
+        DNN2GPRegressor(likelihood=Ordinal(thresholds=(0.0, 1.0))).fit(X, 3 + 0 * CURVE)
+    with pytest.raises(ValueError, match="needs thresholds"):
+        DNN2GPRegressor(likelihood=Ordinal(), normalize_y=False).fit(X, np.sign(CURVE) + 1)
+    sure = Ordinal(1e-3, (0.0,)).predictive(torch.tensor([[-9.0], [9.0]]), torch.zeros(2, 1))
+    assert sure.quantile(0.5).tolist() == [[0.0], [1.0]]
 
 
 def test_large_counts_are_gaussian():

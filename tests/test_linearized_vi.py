@@ -133,6 +133,17 @@ def test_two_logits_agree_with_one_where_the_priors_correspond():
     assert double.elbo_curve[-1] == pytest.approx(single.elbo_curve[-1], abs=0.01)
 
 
+def test_the_mean_of_the_noise_precision_without_each_of_them():
+    torch.manual_seed(0)
+    f = 3.0 * torch.randn(5, 40, 4, dtype=torch.float64)
+    f[0, :, 0] += 50.0  # a sure network keeps its digits
+    nodes = torch.rand(40, dtype=torch.float64)
+    mean = Categorical().mean_noise_precision(f, nodes)
+    for ours, draws in zip(mean, f, strict=True):
+        each = Categorical().noise_precision(draws)
+        torch.testing.assert_close(ours, (nodes[:, None, None] * each).sum(0), rtol=1e-12, atol=0)
+
+
 def test_the_bound_rises_step_by_step():
     X, y = load_iris(return_X_y=True)
     X = (X - X.mean(0)) / X.std(0)

@@ -68,12 +68,12 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
     inference : {"laplace", "vi", "linearized-vi", "swag"} or object, default="laplace"
         How the posterior is found. "laplace": at the minimum of the loss, by its curvature, which
         is too wide a posterior where the network is sure of its data. "linearized-vi": the best
-        Gaussian of the same linear model by the evidence lower bound, in about ten times the time;
-        its mean moves with it, and probabilities that average over it are as a rule better than the
-        network's own. "vi": by variational training of the network from there
-        (:ref:`math-variational`). "swag": from the weights along SGD at a constant rate
-        (:ref:`math-swag`), without an evidence. For "linearized-vi" and "swag" it is the Laplace
-        evidence that chooses δ.
+        Gaussian of the same linear model by the evidence lower bound, in one to three times the
+        time; its mean moves with it, and probabilities that average over it are far better than
+        Laplace's, with two classes often than the network's own. Its δ is the Laplace evidence's:
+        its own bound chooses alike where the network is trained anew for each δ. "vi": by
+        variational training of the network from there (:ref:`math-variational`). "swag": from the
+        weights along SGD at a constant rate (:ref:`math-swag`), without an evidence.
     posterior : {"auto", "full", "diag", "last_layer", "independent"} or object, default="auto"
         "full" is exact, by the smaller of weight space and function space, and "auto" is "full"
         where it fits the memory. The others are approximations: the diagonal of the precision; the
@@ -95,9 +95,9 @@ class DNN2GPClassifier(ClassifierMixin, BaseDNN2GP):
         "probit": softmax(f/√(1 + π/8 diag V)); "contrast": the same of each logit against the mean
         of the others, so that the variance of a shift of all logits, which no data determine, does
         not count; "mc": the mean of the softmax over 1,024 quasi-random draws; "map": softmax(f),
-        the network's own. "auto" is what predicts best: "contrast" for
-        ``inference="linearized-vi"``, whose posterior is made for it, and "map" for the others,
-        whose posterior is too wide where the network is sure.
+        the network's own. "auto" is what predicted best of seven sets (the guide has the table):
+        "contrast" for ``inference="linearized-vi"``, whose posterior is made for it, and "map" for
+        the others, whose posterior is too wide where the network is sure.
     class_weight : dict, "balanced" or None, default=None
         Weights of the classes, by label; they multiply ``sample_weight``.
     warm_start : bool, default=False

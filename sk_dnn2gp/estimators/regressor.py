@@ -72,8 +72,8 @@ class DNN2GPRegressor(DistributionMixin, MultiOutputMixin, RegressorMixin, BaseD
     likelihood : Likelihood or None, default=None
         How y is distributed given the network's output f. None is the Gaussian of ``noise_std``; an
         object of ``sk_dnn2gp.likelihoods`` otherwise, as ``Poisson()`` for counts (f is then the
-        logarithm of the rate) or ``StudentT(scale)`` for outliers, or one of your own. It has its
-        own parameters: leave ``noise_std`` as it is.
+        logarithm of the rate), ``StudentT(scale)`` for outliers, ``Ordinal()`` for ordered
+        categories, or one of your own. It has its own parameters: leave ``noise_std`` as it is.
     inference : {"laplace", "vi", "swag"} or object, default="laplace"
         How the posterior is found: at the minimum of the loss; or by variational training from
         there (:class:`~sk_dnn2gp.inference.Variational`), whose converged q(w) is a Gaussian

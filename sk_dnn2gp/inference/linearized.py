@@ -17,13 +17,14 @@ so that q is the exact posterior of the linear model with noise precision Λ̄ a
 ỹ = J μ - Λ̄⁺ r̄: a Gaussian process with the same kernel. J is fixed, so the steps need no draws of
 the weights; the means over f(x) ~ N(f* + J (μ - w*), V) are quadratures in K dimensions.
 
+γ = Σ_i tr Λ̄_i V_i, of q's own Λ̄.
+
 Shapes: f, r̄ (n_samples, n_outputs); V, Λ̄ (n_samples, n_outputs, n_outputs); μ, w* (n_params,).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -65,13 +66,14 @@ class LinearizedPosterior:
 
 @dataclass(frozen=True)
 class _Iterate:
-    """q and what the next step needs of it: the marginals of f, and the bound."""
+    """q and what the next step needs of it: Λ̄ of its own Σ, its means r̄ and Λ̄, and the bound."""
 
     posterior: Posterior
     noise_precision: Tensor
     mean: Tensor
-    f: Tensor
-    V: Tensor
+    residual: Tensor
+    target: Tensor
+    expected_loss: float
     elbo: float
 
 
@@ -92,45 +94,31 @@ class _Problem:
         return make_posterior(model, memory_limit=self.memory_limit)
 
     def iterate(self, mean: Tensor, posterior: Posterior, noise_precision: Tensor) -> _Iterate:
-        """N(mean, Σ), the marginals of f under it and its lower bound."""
+        """N(mean, Σ), its means over the marginals of f, and its lower bound."""
         model = self.model
         f = self.outputs + model.linearization.jvp(model.X, mean - model.weights).double()
         V = posterior.covariance(model.X)
-        delta = model.prior_precision
-        penalty = float((delta * mean**2).sum()) - posterior.effective_dimension
-        elbo = -float(self.expected_loss(f, V)) - 0.5 * (penalty + posterior.log_determinant)
-        return _Iterate(posterior, noise_precision, mean, f, V, elbo)
+        gamma = (noise_precision * V).sum()
+        penalty = float((model.prior_precision * mean**2).sum() - gamma)
+        loss, residual, target = self.means(f, V)
+        elbo = -loss - 0.5 * (penalty + posterior.log_determinant)
+        return _Iterate(posterior, noise_precision, mean, residual, target, loss, elbo)
 
-    def moments(self, q: _Iterate) -> tuple[Tensor, Tensor]:
-        """r̄ and Λ̄, the sample weights in them."""
-        residual, precision = torch.empty_like(q.f), torch.empty_like(q.V)
-        for part, draws, nodes in self._draws(q.f, q.V):
-            y = self.y[part].repeat_interleave(len(nodes), 0)
-            r = self.likelihood.residual(draws, y)
-            Lambda = self.likelihood.noise_precision(draws)
-            s = self.weight[part]
-            residual[part] = s[:, None] * _mean(r, nodes)
-            precision[part] = s[:, None, None] * _mean(Lambda, nodes)
-        return residual, precision
-
-    def expected_loss(self, f: Tensor, V: Tensor) -> Tensor:
-        """E_q Σ s ℓ."""
-        total = f.new_zeros(())
-        for part, draws, nodes in self._draws(f, V):
-            y = self.y[part].repeat_interleave(len(nodes), 0)
-            loss = self.likelihood.negative_log_likelihood(draws, y)
-            total += self.weight[part] @ _mean(loss, nodes)
-        return total
-
-    def _draws(self, f: Tensor, V: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """Yield (slice, f at the nodes (n S, K), weights of the nodes (S,)) in chunks."""
+    def means(self, f: Tensor, V: Tensor) -> tuple[float, Tensor, Tensor]:
+        """E_q Σ s ℓ, r̄ and Λ̄, the sample weights in all of them."""
+        total, residual, precision = f.new_zeros(()), torch.empty_like(f), torch.empty_like(V)
+        z, nodes = (t.to(f) for t in standard_normal_nodes(f.shape[1]))
         K = f.shape[1]
-        z, nodes = standard_normal_nodes(K)
-        z, nodes = z.to(f), nodes.to(f)
-        bytes_per_row = 8 * len(nodes) * (4 * K + 3 * K * K)
+        bytes_per_row = 8 * len(nodes) * (8 * K + 3 * K * K)
         for part in batches(len(f), chunk_length(bytes_per_row, self.memory_limit)):
-            spread = z @ _root(V[part]).mT
-            yield part, (f[part, None] + spread).flatten(0, 1), nodes
+            draws = (f[part, None] + z @ _root(V[part]).mT).flatten(0, 1)
+            y, s = self.y[part].repeat_interleave(len(nodes), 0), self.weight[part]
+            loss = self.likelihood.negative_log_likelihood(draws, y)
+            total += s @ _mean(loss, nodes)
+            residual[part] = s[:, None] * _mean(self.likelihood.residual(draws, y), nodes)
+            Lambda = self.likelihood.mean_noise_precision(draws.unflatten(0, (-1, len(z))), nodes)
+            precision[part] = s[:, None, None] * Lambda
+        return float(total), residual, precision
 
 
 def fit_linearized(task: Task, result: Result, settings: LinearizedVariational) -> Result:
@@ -173,34 +161,45 @@ def maximise_linearized_elbo(
         new, rate = _step(problem, q, rate)
         if new is None:
             break
-        done, q = new.elbo < q.elbo + _slack(q.elbo), new
+        gain, rest, q = new.elbo - q.elbo, _next_rate(q, new, rate), new
         curve.append(q.elbo)
-        if done:
+        if gain < rate * _slack(q.elbo):  # of a step cut short: that part of the gain
             break
-        rate = min(1.0, 2.0 * rate)
+        rate = rest
     else:
         warn(
             f"The lower bound of the linearised network still rises after {max_iter} steps (last "
             f"to {q.elbo:.6g}). Raise prior_precision.",
             ConvergenceWarning,
         )
-    q.posterior.model = _as_model(problem, q)  # of the same Λ̄: the factorisation is its own
+    q.posterior.model = _as_model(q)  # of the same Λ̄: the factorisation is its own
     return LinearizedPosterior(q.posterior, q.mean - model.weights, curve)
 
 
 def _step(problem: _Problem, q: _Iterate, rate: float) -> tuple[_Iterate | None, float]:
     """The next q and the part of the step that was taken; None where no part raises the bound."""
     model = problem.model
-    residual, precision = problem.moments(q)
-    gradient = model.linearization.vjp(model.X, residual) + model.prior_precision * q.mean
+    gradient = model.linearization.vjp(model.X, q.residual) + model.prior_precision * q.mean
     while rate >= _SHORTEST:
-        mixed = (1.0 - rate) * q.noise_precision + rate * precision
+        mixed = (1.0 - rate) * q.noise_precision + rate * q.target
         posterior = problem.posterior(mixed)
-        new = problem.iterate(q.mean - rate * posterior.solve(gradient), posterior, mixed)
+        # The mean's own Newton step does not swing: it is cut short where little else is left.
+        step = min(1.0, 4.0 * rate) * posterior.solve(gradient)
+        new = problem.iterate(q.mean - step, posterior, mixed)
         if new.elbo > q.elbo - _slack(q.elbo):
             return new, rate
         rate *= 0.5
     return None, rate
+
+
+def _next_rate(q: _Iterate, new: _Iterate, rate: float) -> float:
+    """The part at which the step from q would have left nothing to do, along itself.
+
+    A wide q asks for a Λ̄ that makes it narrow, and the other way round: whole steps swing.
+    """
+    before, after = q.target - q.noise_precision, new.target - new.noise_precision
+    closed = 1.0 - float((before * after).sum() / before.square().sum().clamp_min(1e-300))
+    return min(1.0, max(0.5 * rate, rate / closed if closed > 0 else 1.0))
 
 
 def _slack(elbo: float) -> float:
@@ -208,16 +207,15 @@ def _slack(elbo: float) -> float:
     return max(_NATS, _PART * abs(elbo))
 
 
-def _as_model(problem: _Problem, q: _Iterate) -> LinearModel:
+def _as_model(q: _Iterate) -> LinearModel:
     """The linear model whose exact posterior is q: noise precision Λ̄, targets J μ - Λ̄⁺ r̄."""
-    residual, _ = problem.moments(q)
     L = q.posterior.model.noise_factor
     return replace(
         q.posterior.model,
-        residual=residual,
-        whitened_residual=(torch.linalg.pinv(L) @ residual[..., None])[..., 0],
+        residual=q.residual,
+        whitened_residual=(torch.linalg.pinv(L) @ q.residual[..., None])[..., 0],
         weights=q.mean,
-        log_likelihood=-float(problem.expected_loss(q.f, q.V)),
+        log_likelihood=-q.expected_loss,
         log_noise_determinant=math.nan,
     )
 

@@ -88,7 +88,7 @@ class Variational(Documented, BaseEstimator):
 class LinearizedVariational(Documented, BaseEstimator):
     """The best Gaussian of theorem 1's linear model by the evidence lower bound: for classifiers.
 
-    In about ten times the time of Laplace; its mean moves with it.
+    In one to three times the time of Laplace; its mean moves with it. δ is the Laplace evidence's.
 
     Parameters
     ----------

@@ -24,6 +24,7 @@ from .classes import Bernoulli, Categorical
 from .contract import Likelihood
 from .counts import Poisson
 from .gaussian import DiagonalGaussian, Gaussian, HeteroscedasticGaussian
+from .ordinal import Ordinal
 from .robust import StudentT
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "Gaussian",
     "HeteroscedasticGaussian",
     "Likelihood",
+    "Ordinal",
     "Poisson",
     "StudentT",
 ]

@@ -88,6 +88,13 @@ class Categorical(Likelihood):
         L = self.noise_precision_factor(f)
         return L @ L.mT
 
+    def mean_noise_precision(self, f: Tensor, nodes: Tensor) -> Tensor:
+        # Without Λ of every node; 1 - p as the sum of the others keeps the digits of its diagonal.
+        p = torch.softmax(f, -1)
+        products = (p * nodes[:, None]).mT @ p
+        off_diagonal = products - torch.diag_embed(products.diagonal(dim1=-2, dim2=-1))
+        return torch.diag_embed(off_diagonal.sum(-1)) - off_diagonal
+
     def noise_precision_factor(self, f: Tensor) -> Tensor:
         log_p = torch.log_softmax(f, -1)
         p, root = log_p.exp(), (0.5 * log_p).exp()

@@ -58,6 +58,14 @@ class Likelihood:
         """Λ = ∂²ℓ/∂f², of shape (n_samples, n_outputs, n_outputs)."""
         raise NotImplementedError
 
+    def mean_noise_precision(self, f: Tensor, nodes: Tensor) -> Tensor:
+        """Λ̄ (n_samples, n_outputs, n_outputs): mean of Λ over f (n_samples, S, n_outputs).
+
+        ``nodes`` (S,) are the weights of the mean.
+        """
+        Lambda = self.noise_precision(f.flatten(0, 1)).unflatten(0, f.shape[:2])
+        return torch.einsum("nskl,s->nkl", Lambda, nodes)
+
     def noise_precision_factor(self, f: Tensor) -> Tensor:
         """L with L Lᵀ = Λ, of shape (n_samples, n_outputs, n_outputs)."""
         raise NotImplementedError

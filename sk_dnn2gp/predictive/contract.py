@@ -55,7 +55,7 @@ class Predictive:
 
     def joint_covariance(self, V: NDArray) -> NDArray:
         """Cov(y) over the rows, (n_samples, n_samples, n_outputs), of such a V of f."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no joint covariance: use sample_y.")
 
 
 class Affine(Predictive):

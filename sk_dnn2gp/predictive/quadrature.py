@@ -78,7 +78,7 @@ class Quadrature(Predictive):
 
     def quantile(self, q: float) -> NDArray:
         """The least y with P(target ≤ y) ≥ q."""
-        reach = np.sqrt(self.variance)
+        reach = np.sqrt(self.variance) + self.is_discrete  # of a sure one there is no width
         low, high = self.mean - reach, self.mean + reach
         while (wide := self.cdf(low) >= q).any() and np.isfinite(low).all():
             low = np.where(wide, self.mean - 2.0 * (self.mean - low), low)
