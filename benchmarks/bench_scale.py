@@ -30,14 +30,15 @@ from sk_dnn2gp.training import GaussNewtonLM
 def one_size(n_rows: int, steps: int, workers: int = 1) -> dict[str, float]:
     """Fit with a fixed number of steps, so that sizes do the same work a row."""
     with parallel_config("loky", n_jobs=workers, inner_max_num_threads=1):
+        _imported()
         if workers > 1:
-            Parallel()(delayed(_imported)() for _ in range(8 * workers))
+            Parallel(max_nbytes=None)(delayed(_imported)() for _ in range(8 * workers))
         return _one_size(n_rows, steps)
 
 
 def _imported() -> float:
-    """So that a worker has the package before the clock starts."""
-    return one_size(200, 1)["rows"]
+    """So that a process has the package before the clock starts."""
+    return _one_size(200, 1)["rows"]
 
 
 def _one_size(n_rows: int, steps: int) -> dict[str, float]:

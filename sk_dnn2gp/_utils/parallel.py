@@ -29,8 +29,8 @@ from .rows import Streamed
 
 __all__ = ["Kept", "kept_rows", "n_workers", "over_workers", "shards", "state"]
 
-# Operations below which handing them out costs more than it saves (a few tenths of a second).
-_LEAST = 1e9
+# Operations below which handing them out costs more than it saves (some 20 ms of one thread).
+_LEAST = 2e8
 # Rounds in which workers may die before it is taken for their fate.
 _TRIES = 3
 # Values that a worker holds: shards, networks, states; the least recently used goes.
