@@ -105,9 +105,18 @@ def as_before(model, before: dict) -> bool:
     return now.keys() == before.keys() and (all(same) or not any(same))
 
 
+def pressed_again(unraisable) -> None:
+    """Python drops an interrupt that it meets in a destructor: whoever waits presses again."""
+    sys.__unraisablehook__(unraisable)
+    if issubclass(unraisable.exc_type, KeyboardInterrupt):
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
+
+
 def child(model, go_on) -> None:
     """Work until a signal comes; the exit status tells whether the model is as before."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGALRM, signal.default_int_handler)
+    sys.unraisablehook = pressed_again
     os.setsid()
     os.dup2(2, 1)  # what joblib's workers print when they are ended is no line of the telling
     status, before = 3, dict(vars(model))
@@ -145,7 +154,15 @@ def left_behind(session: int) -> list[int]:
 
 
 def end_of(pid: int) -> str:
-    status = os.waitpid(pid, 0)[1]
+    """What ended the child; one that does not end is killed after half a minute."""
+    deadline = time.perf_counter() + 30.0
+    while (ended := os.waitpid(pid, os.WNOHANG))[0] == 0 and time.perf_counter() < deadline:
+        time.sleep(0.001)
+    if ended[0] == 0:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        return "nothing"
+    status = ended[1]
     if os.WIFSIGNALED(status):
         return signal.Signals(os.WTERMSIG(status)).name
     return {0: "as before", 4: "changed"}.get(os.WEXITSTATUS(status), "an error")

@@ -161,7 +161,7 @@ def maximise_linearized_elbo(
         new, rate = _step(problem, q, rate)
         if new is None:
             break
-        gain, rest, q = new.elbo - q.elbo, _next_rate(q, new, rate), new
+        gain, rest, q = new.elbo - q.elbo, _next_rate(problem, q, new, rate), new
         curve.append(q.elbo)
         if gain < rate * _slack(q.elbo):  # of a step cut short: that part of the gain
             break
@@ -192,13 +192,15 @@ def _step(problem: _Problem, q: _Iterate, rate: float) -> tuple[_Iterate | None,
     return None, rate
 
 
-def _next_rate(q: _Iterate, new: _Iterate, rate: float) -> float:
+def _next_rate(problem: _Problem, q: _Iterate, new: _Iterate, rate: float) -> float:
     """The part at which the step from q would have left nothing to do, along itself.
 
-    A wide q asks for a Λ̄ that makes it narrow, and the other way round: whole steps swing.
+    A wide q asks for a Λ̄ that makes it narrow, and the other way round: whole steps swing. A row
+    of weight s counts as s rows, whose Λ̄ are 1/s of its own each.
     """
     before, after = q.target - q.noise_precision, new.target - new.noise_precision
-    closed = 1.0 - float((before * after).sum() / before.square().sum().clamp_min(1e-300))
+    each = before / problem.weight[:, None, None]
+    closed = 1.0 - float((each * after).sum() / (each * before).sum().clamp_min(1e-300))
     return min(1.0, max(0.5 * rate, rate / closed if closed > 0 else 1.0))
 
 
