@@ -6,6 +6,7 @@ random moment of its work, and tells what became of it.
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import random
@@ -25,9 +26,10 @@ PROMPT = 1.0
 
 
 def told(kind: str, name: str, times: int, seed: int = 0) -> list[dict]:
-    """What became of every child."""
+    """What became of every child; what they said besides is printed, for a test that fails."""
     command = [sys.executable, __file__, kind, name, str(times), str(seed)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    print(done.stderr)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -105,18 +107,10 @@ def as_before(model, before: dict) -> bool:
     return now.keys() == before.keys() and (all(same) or not any(same))
 
 
-def pressed_again(unraisable) -> None:
-    """Python drops an interrupt that it meets in a destructor: whoever waits presses again."""
-    sys.__unraisablehook__(unraisable)
-    if issubclass(unraisable.exc_type, KeyboardInterrupt):
-        signal.setitimer(signal.ITIMER_REAL, 0.01)
-
-
 def child(model, go_on) -> None:
     """Work until a signal comes; the exit status tells whether the model is as before."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGALRM, signal.default_int_handler)
-    sys.unraisablehook = pressed_again
+    faulthandler.register(signal.SIGUSR1)
     os.setsid()
     os.dup2(2, 1)  # what joblib's workers print when they are ended is no line of the telling
     status, before = 3, dict(vars(model))
@@ -154,11 +148,13 @@ def left_behind(session: int) -> list[int]:
 
 
 def end_of(pid: int) -> str:
-    """What ended the child; one that does not end is killed after half a minute."""
+    """What ended the child; one that goes on for half a minute tells where it is, and is killed."""
     deadline = time.perf_counter() + 30.0
     while (ended := os.waitpid(pid, os.WNOHANG))[0] == 0 and time.perf_counter() < deadline:
         time.sleep(0.001)
     if ended[0] == 0:
+        os.kill(pid, signal.SIGUSR1)
+        time.sleep(0.5)
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         return "nothing"
