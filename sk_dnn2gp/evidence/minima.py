@@ -39,8 +39,9 @@ __all__ = ["MANY", "Minima", "Trial"]
 # Part of S that is misfit, at least, where σ is free: 1 - γ/NK at its best. A network that takes up
 # all observations leaves no noise to judge, and its evidence grows without bound as σ falls.
 _LEFT = 0.1
-# Nats that a rough minimum may still be above its bottom, and steps to get there.
-_ROUGH, _ROUGH_STEPS = 0.03, 80
+# Nats that a rough minimum may still be above its bottom; steps to get there, and how many more of
+# a larger ``max_iter``.
+_ROUGH, _ROUGH_STEPS, _ROUGH_PART = 0.03, 80, 0.02
 # Steps of ``max_iter`` for true minima: so many, within a half and a quarter of it.
 _TRUE = 1000
 # Nats of its way that a true minimum leaves to Newton's steps.
@@ -142,7 +143,7 @@ class Minima:
         """The rough minimum at θ from weights that have not been trained."""
         objective = self.freedom.moved(self.objective, theta)
         start = objective.at(w)
-        minimum = descend(start, self.factorise, None, self.rough, 2 * _ROUGH_STEPS)
+        minimum = descend(start, self.factorise, None, self.rough, 2 * self.rough_steps)
         return self._judged(objective, theta, minimum)
 
     def trained(self, w: Tensor) -> Trial:
@@ -179,7 +180,7 @@ class Minima:
     def _minimum(self, objective: Objective, w: Tensor, before: Trial, exact: bool) -> Minimum:
         factor = before.minimum.factor
         if not exact:
-            return descend(objective.at(w), self.factorise, factor, self.rough, _ROUGH_STEPS)
+            return descend(objective.at(w), self.factorise, factor, self.rough, self.rough_steps)
         return self._exactly(objective, w, factor, is_near=before.derivative is not None)
 
     def _exactly(
@@ -321,6 +322,11 @@ class Minima:
     def rough(self) -> float:
         """Nats that a rough minimum may still be above its bottom."""
         return _ROUGH * self.scale
+
+    @property
+    def rough_steps(self) -> int:
+        """Steps that a rough minimum may take."""
+        return max(_ROUGH_STEPS, round(_ROUGH_PART * self.max_iter))
 
 
 def _order(n: int) -> Tensor:
