@@ -1,11 +1,17 @@
 """Ctrl-C stops a fit at once, as KeyboardInterrupt, wherever it is."""
 
+import contextlib
 import signal
 import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
+from torch import nn
+
+from sk_dnn2gp import DNN2GPRegressor
+from sk_dnn2gp._utils.copies import copied
 
 PREAMBLE = """
 import warnings; warnings.simplefilter("ignore")
@@ -62,3 +68,43 @@ def test_an_interrupt_ends_the_fit(name):
         child.kill()
     assert errors.rstrip().splitlines()[-1].startswith("KeyboardInterrupt")
     assert child.returncode == -signal.SIGINT
+
+
+class Swallows:
+    """Meets an interrupt as it is copied and loses it, as ``copyreg._slotnames`` does."""
+
+    def __deepcopy__(self, memo):
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        return self
+
+
+@pytest.fixture
+def own_interrupt():
+    """Python's own handler, whatever the tests were started with."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("own_interrupt")
+def test_an_interrupt_in_a_copy_is_not_lost():
+    net = nn.Linear(2, 1)
+    net.swallows = Swallows()
+    A = np.random.default_rng(0).standard_normal((20, 2))
+    model = DNN2GPRegressor(net, prior_precision=1.0, noise_std=0.3)
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(A, A[:, 0])
+    assert not hasattr(model, "module_")
+
+
+def test_copies_leave_the_handler_of_others(own_interrupt):
+    heard = []
+    signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
+    assert isinstance(copied(Swallows()), Swallows)
+    assert heard == [signal.SIGINT]
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    assert isinstance(copied([Swallows()])[0], Swallows)
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    signal.signal(signal.SIGINT, signal.default_int_handler)

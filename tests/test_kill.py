@@ -107,9 +107,19 @@ def as_before(model, before: dict) -> bool:
     return now.keys() == before.keys() and (all(same) or not any(same))
 
 
+def pressed_again(unraisable) -> None:
+    """Python drops an interrupt that it meets in a weak reference's callback or a destructor, and
+    says so: whoever waits presses again."""
+    sys.__unraisablehook__(unraisable)
+    if issubclass(unraisable.exc_type, KeyboardInterrupt):
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
+
+
 def child(model, go_on) -> None:
     """Work until a signal comes; the exit status tells whether the model is as before."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
+    sys.unraisablehook = pressed_again
     faulthandler.register(signal.SIGUSR1)
     os.setsid()
     os.dup2(2, 1)  # what joblib's workers print when they are ended is no line of the telling

@@ -451,3 +451,17 @@ def test_groups_need_the_full_posterior_and_its_memory():
     model = regressor().fit(X, Y).set_params(posterior=Full(memory_limit=1e-3))
     with pytest.raises(MemoryError, match="per group of weights"):
         optimize_hyperparameters(model, groups="layer")
+
+
+def test_a_search_over_inference_has_one_kind_of_evidence():
+    """At a mean that is no minimum the two kinds differ; a kind that is given is everyone's."""
+    inferences = ["laplace", Variational(max_iter=5)]
+    fits = [regressor(inference=inference).fit(X, Y) for inference in inferences]
+    for kind in ("laplace", "dual"):
+        scoring = MarginalLikelihoodScorer(kind)
+        search = searched(regressor(), {"inference": inferences}, scoring=scoring)
+        expected = [model.log_marginal_likelihood(kind=kind) for model in fits]
+        np.testing.assert_allclose(search.cv_results_["mean_test_score"], expected, rtol=1e-6)
+    by_default = searched(regressor(), {"inference": inferences}).cv_results_["mean_test_score"]
+    np.testing.assert_allclose(by_default[1], expected[1], rtol=1e-6)
+    assert abs(fits[1].log_marginal_likelihood(kind="laplace") - expected[1]) > 1e-3

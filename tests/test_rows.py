@@ -313,9 +313,12 @@ def within(tmp_path, n, d, bound, kind="full", solver="lbfgs", working=12):
         rows[start : start + 10_000] = generator.standard_normal((len(rows[start:][:10_000]), d))
     rows.tofile(tmp_path / "rows")
     arguments = [tmp_path / "rows", n, d, working, bound, kind, solver]
+    # Arrays that are freed go back to the system: what is measured is arrays, not holes between
+    # them. A threshold that is given is one that glibc leaves alone.
+    glibc = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
     return subprocess.run(
         [sys.executable, "-c", MEASURE, *map(str, arguments)],
-        capture_output=True, text=True, env={**os.environ, "MALLOC_ARENA_MAX": "1"},
+        capture_output=True, text=True, env={**os.environ, **glibc},
     )  # fmt: skip
 
 
@@ -325,8 +328,8 @@ LINUX = pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA is Linux
 @LINUX
 @pytest.mark.parametrize("kind", ["full", "diag"])
 def test_memory_of_a_fit_is_less_than_its_rows(tmp_path, kind):
-    """61 MiB of rows (twice that in float64) within 56 MiB, four times the working memory."""
-    done = within(tmp_path, 20_000, 800, 56, kind)
+    """61 MiB of rows (twice that in float64) within 36 MiB, three times the working memory."""
+    done = within(tmp_path, 20_000, 800, 36, kind)
     assert "done" in done.stdout, done.stderr[-2000:]
 
 

@@ -6,7 +6,6 @@ user's own comes from the user.
 
 from __future__ import annotations
 
-import copy
 from dataclasses import fields
 from functools import cached_property
 from typing import Any
@@ -22,6 +21,7 @@ from .. import inference as _inference
 from .. import likelihoods as _likelihoods
 from .. import posterior as _posterior
 from .. import training as _training
+from .._utils.copies import copied
 from .._utils.rows import Streamed
 from .._utils.tensor_file import Reader, Writer
 from ..inference import Result
@@ -278,7 +278,7 @@ def _given_module(given: Any, name: str) -> nn.Module:
     if isinstance(given, NeuralNet):
         given = getattr(given, "module_", None)
     if isinstance(given, nn.Module):
-        return copy.deepcopy(given)
+        return copied(given)
     raise ValueError(
         f"The file holds weights of a module of the class {name}, and no code: give that class, or "
         "an instance of the same shape, as load(path, module=...)."

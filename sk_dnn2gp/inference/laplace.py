@@ -9,7 +9,6 @@ Three ways, by what the network is and how it is trained:
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 from collections.abc import Iterator, Sequence
@@ -22,6 +21,7 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 
 from .._utils.checkpoint import Checkpoint
+from .._utils.copies import copied
 from .._utils.memory import limit_in_bytes
 from .._utils.progress import Progress
 from .._utils.random import seeded
@@ -139,7 +139,7 @@ def _exact_data(task: Task, own: TrainingData) -> TrainingData:
 def _start(task: Task, restart: int) -> tuple[nn.Module, Any]:
     """A network that is ready to train, and its skorch net where the user brought one."""
     if task.previous is not None:
-        module = copy.deepcopy(task.previous)
+        module = copied(task.previous)
         net: Any = None
         if task.source.brings_own_net:
             _, net = task.source.start(task.data.X, restart)

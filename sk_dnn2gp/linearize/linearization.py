@@ -10,7 +10,6 @@ rows Cᵀ J (n_samples, n_rows, n_params). Rows of a Gram matrix are ordered exa
 
 from __future__ import annotations
 
-import copy
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._utils.copies import copied
 from .._utils.memory import batches, chunk_length, joined_parts, limit_in_bytes
 from .._utils.rows import Streamed
 from .choice import chosen_names, last_layer
@@ -112,7 +112,7 @@ class Linearization:
         self.memory_limit = memory_limit
         own = next((p.dtype for p in module.parameters() if p.is_floating_point()), None)
         self._source = module if dtype is not None and dtype != own else None
-        self._module = module if self._source is None else copy.deepcopy(module).to(dtype)
+        self._module = module if self._source is None else copied(module).to(dtype)
         self._shared = _Shared()
         self._flat: Tensor | None = None  # w where it is given, in the working precision
         self._cache: dict[str, Any] = {}

@@ -10,7 +10,6 @@ Shapes: X (n, ...), f (n, K), cotangents C (n, K, R), recorded derivatives g (n,
 
 from __future__ import annotations
 
-import copy
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
+from .._utils.copies import copied
 from .chain import Chain, chain_of
 from .reverse import reverse
 
@@ -127,7 +127,7 @@ def _own(t: Tensor) -> Tensor:
 
 def _copied(module: nn.Module, memo: dict[int, Tensor]) -> nn.Module:
     try:
-        return copy.deepcopy(module, dict(memo))
+        return copied(module, dict(memo))
     except Exception as error:
         raise TypeError(
             f"module of type {type(module).__name__} cannot be copied ({error}); keep what "

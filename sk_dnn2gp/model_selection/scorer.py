@@ -84,8 +84,9 @@ class MarginalLikelihoodScorer(_DensityScorer):
     kind : {"laplace", "dual"}, default=None
         Which evidence; "dual" is the paper's evidence of the transformed targets. None is the
         estimator's own, the kind of ``log_marginal_likelihood_value_``: "laplace", or "dual" for a
-        regressor with ``inference="vi"``. Both are densities of y, and equal at a minimum of a
-        Gaussian loss, so that a search over ``inference`` compares like with like.
+        regressor with ``inference="vi"``. The two are equal at a minimum of a Gaussian loss, where
+        the mean of ``"vi"`` is not: a search over ``inference`` compares like with like only where
+        the kind is given, ``MarginalLikelihoodScorer("laplace")``.
 
     Examples
     --------

@@ -15,7 +15,6 @@ optimiser's parameters.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
+from .._utils.copies import copied
 from ..likelihoods import Likelihood
 from ..linear_model import IterationModel, LinearModel
 from ..linearize import Linearization
@@ -382,7 +382,7 @@ class Variational(torch.optim.Optimizer):
 
     def snapshot(self) -> dict[str, Any]:
         """The mean and all state, to go back to with :meth:`restore`; of this optimiser alone."""
-        return {"mean": self._mean(), "state": copy.deepcopy(self._state)}
+        return {"mean": self._mean(), "state": copied(self._state)}
 
     def restore(self, snapshot: dict[str, Any]) -> None:
         """Go back to what :meth:`snapshot` returned, so that a step can be taken again, shorter.
@@ -390,7 +390,7 @@ class Variational(torch.optim.Optimizer):
         Rates are those of the param_groups and are left alone. The draws will be the same.
         """
         self._set(snapshot["mean"])
-        self._state.update(copy.deepcopy(snapshot["state"]))
+        self._state.update(copied(snapshot["state"]))
         self._precision = self._iteration = None
 
     def dual_gp(self) -> IterationModel:
@@ -428,7 +428,7 @@ class Variational(torch.optim.Optimizer):
     def _linearized_at(self, w: Tensor) -> Linearization:
         """The network fixed at w, in float64."""
         names = parameter_names(self._module, self._params)
-        module = copy.deepcopy(self._module).double()
+        module = copied(self._module).double()
         named = dict(module.named_parameters())
         with torch.no_grad():
             for name, piece in zip(names, self._split(w.double()), strict=True):
@@ -532,7 +532,7 @@ class Variational(torch.optim.Optimizer):
         """Take a saved state, to go on bit for bit."""
         super().load_state_dict(state_dict)
         # torch casts floating state to the weights' precision; ours keeps its own.
-        saved = copy.deepcopy(next(iter(state_dict["state"].values())))
+        saved = copied(next(iter(state_dict["state"].values())))
         device = self._params[0].device
         for name in ("curvature", "momentum"):
             saved[name] = saved[name].to(device)

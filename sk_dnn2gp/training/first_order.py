@@ -7,7 +7,6 @@ trained; optimiser, batch size, callbacks, schedule and device are the net's own
 
 from __future__ import annotations
 
-import copy
 import math
 import signal
 import threading
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, default_collate
 
 from .._utils.checkpoint import Checkpoint
+from .._utils.copies import copied
 from .._utils.progress import Stage
 from ..exceptions import ConvergenceError
 from ..likelihoods import Gaussian, Likelihood
@@ -295,7 +295,7 @@ class KeptEpochs(Callback):
             "torch": torch.get_rng_state(),
             "numpy": np.random.get_state(),  # noqa: NPY002
         }
-        self.checkpoint.keep_state(self.name, copy.deepcopy(state))
+        self.checkpoint.keep_state(self.name, copied(state))
 
 
 def _state_of(callback: Callback) -> dict[str, Any]:

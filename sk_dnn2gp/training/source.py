@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +14,7 @@ from skorch import NeuralNet
 from skorch.callbacks import EpochScoring
 from torch import Tensor, nn
 
+from .._utils.copies import copied
 from .._utils.warn import warn
 from ..exceptions import ApproximationWarning
 from ..networks import MLP
@@ -67,7 +67,7 @@ class NetworkSource:
 
     def frozen_module(self) -> nn.Module:
         """A copy of the trained module of a frozen net: the user's own stays as it is."""
-        return copy.deepcopy(self.net.estimator.module_)
+        return copied(self.net.estimator.module_)
 
     def start(self, X: Tensor, restart: int) -> tuple[nn.Module, NeuralNet | None]:
         """A network to train, and its skorch net if the user brought one; with the generators
@@ -84,7 +84,7 @@ class NetworkSource:
             shape = (X.shape[1], tuple(np.atleast_1d(self.hidden_layer_sizes)))
             mlp = MLP(*shape, self.n_outputs, self.activation, standardize=self.standardize)
             return mlp, None
-        module = self.net() if isinstance(self.net, type) else copy.deepcopy(self.net)
+        module = self.net() if isinstance(self.net, type) else copied(self.net)
         module = _materialised(module, X)
         if restart > 0 and not isinstance(self.net, type):
             _reset_parameters(module)
