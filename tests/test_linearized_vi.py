@@ -201,7 +201,16 @@ def test_rows_weights_and_structures():
     np.testing.assert_allclose(twice, repeated, rtol=1e-6)
 
 
-@pytest.mark.parametrize("posterior", ["diag", "independent", IndependentOutputs()])
+@pytest.mark.parametrize(
+    "posterior",
+    [
+        "diag",
+        "independent",
+        IndependentOutputs(),
+        "kronecker",
+        SubsetOfData(20, posterior="kronecker"),
+    ],
+)
 def test_what_it_cannot_be_is_refused(posterior):
     with pytest.raises(ValueError, match="linearized-vi"):
         fitted(posterior=posterior)

@@ -35,7 +35,7 @@ from .._utils.tensor_file import read, write
 from ..evidence.freedom import Freedom
 from ..inference import SWAG, LinearizedVariational, Result
 from ..inference.laplace import Task, by_gradients, fit_laplace
-from ..inference.linearized import fit_linearized
+from ..inference.linearized_low_rank import fit_linearized
 from ..inference.swag import fit_swag
 from ..inference.variational import fit_variational
 from ..kernels import NTKKernel

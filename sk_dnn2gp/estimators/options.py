@@ -26,6 +26,7 @@ from ..posterior import (
     Automatic,
     Diagonal,
     IndependentOutputs,
+    Kronecker,
     PosteriorSpecification,
     resolve_posterior,
 )
@@ -172,10 +173,11 @@ def _check_inference(estimator: Any, options: Options, is_classifier: bool) -> N
                 "inference='linearized-vi' is for classifiers: for Gaussian noise it is "
                 "inference='laplace' itself."
             )
-        if isinstance(posterior, Diagonal | IndependentOutputs):
+        inner: Any = getattr(posterior, "posterior", posterior)  # of a SubsetOfData
+        if isinstance(resolve_posterior(inner), Diagonal | IndependentOutputs | Kronecker):
             raise ValueError(
-                "inference='linearized-vi' needs posterior='full' or 'last_layer', and outputs "
-                f"together; got posterior={name}."
+                "inference='linearized-vi' needs posterior='full', 'low_rank' or 'last_layer', "
+                f"and outputs together; got posterior={name}."
             )
 
 

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,11 +39,9 @@ from .._utils.warn import warn
 from ..likelihoods import Likelihood
 from ..linear_model import LinearModel
 from ..posterior import Posterior, make_posterior
-from .laplace import Task
-from .result import Result
-from .specification import LinearizedVariational
 
-__all__ = ["LinearizedPosterior", "fit_linearized", "maximise_linearized_elbo"]
+__all__ = ["Iterate", "LinearizedPosterior", "Points", "as_model", "climb"]
+__all__ += ["maximise_linearized_elbo", "psd_root", "slack"]
 
 # Nodes of the quadrature: Gauss-Hermite per axis for one or two outputs, quasi-random for more.
 _HERMITE_NODES, _QUASI_RANDOM_NODES = {1: 64, 2: 24}, 128
@@ -65,10 +64,10 @@ class LinearizedPosterior:
 
 
 @dataclass(frozen=True)
-class _Iterate:
+class Iterate:
     """q and what the next step needs of it: Λ̄ of its own Σ, its means r̄ and Λ̄, and the bound."""
 
-    posterior: Posterior
+    posterior: Any
     noise_precision: Tensor
     mean: Tensor
     residual: Tensor
@@ -78,31 +77,17 @@ class _Iterate:
 
 
 @dataclass(frozen=True)
-class _Problem:
-    """The data of the linear model, pointwise."""
+class Points:
+    """Targets y and weights s (n,) of the rows, and what is pointwise in them."""
 
-    model: LinearModel
-    outputs: Tensor
     y: Tensor
     weight: Tensor
     likelihood: Likelihood
     memory_limit: float | None
 
-    def posterior(self, noise_precision: Tensor) -> Posterior:
-        """Σ = (Jᵀ Λ̄ J + δ)⁻¹."""
-        model = replace(self.model, noise_factor=_root(noise_precision))
-        return make_posterior(model, memory_limit=self.memory_limit)
-
-    def iterate(self, mean: Tensor, posterior: Posterior, noise_precision: Tensor) -> _Iterate:
-        """N(mean, Σ), its means over the marginals of f, and its lower bound."""
-        model = self.model
-        f = self.outputs + model.linearization.jvp(model.X, mean - model.weights).double()
-        V = posterior.covariance(model.X)
-        gamma = (noise_precision * V).sum()
-        penalty = float((model.prior_precision * mean**2).sum() - gamma)
-        loss, residual, target = self.means(f, V)
-        elbo = -loss - 0.5 * (penalty + posterior.log_determinant)
-        return _Iterate(posterior, noise_precision, mean, residual, target, loss, elbo)
+    def take(self, part: slice) -> Points:
+        """Those of a part of the rows."""
+        return replace(self, y=self.y[part], weight=self.weight[part])
 
     def means(self, f: Tensor, V: Tensor) -> tuple[float, Tensor, Tensor]:
         """E_q Σ s ℓ, r̄ and Λ̄, the sample weights in all of them."""
@@ -111,7 +96,7 @@ class _Problem:
         K = f.shape[1]
         bytes_per_row = 8 * len(nodes) * (8 * K + 3 * K * K)
         for part in batches(len(f), chunk_length(bytes_per_row, self.memory_limit)):
-            draws = (f[part, None] + z @ _root(V[part]).mT).flatten(0, 1)
+            draws = (f[part, None] + z @ psd_root(V[part]).mT).flatten(0, 1)
             y, s = self.y[part].repeat_interleave(len(nodes), 0), self.weight[part]
             loss = self.likelihood.negative_log_likelihood(draws, y)
             total += s @ _mean(loss, nodes)
@@ -121,18 +106,42 @@ class _Problem:
         return float(total), residual, precision
 
 
-def fit_linearized(task: Task, result: Result, settings: LinearizedVariational) -> Result:
-    """Replace the Laplace posterior by the best Gaussian of the same linear model."""
-    data = task.data.to(result.model.X.device).take(task.rows)
-    best = maximise_linearized_elbo(
-        result.model,
-        data.y,
-        result.likelihood,
-        data.sample_weight,
-        getattr(task.specification, "memory_limit", None),
-        settings.max_iter,
-    )
-    return replace(result, posterior=best.posterior, shift=best.shift, elbo_curve=best.elbo_curve)
+@dataclass(frozen=True)
+class _Problem:
+    """The linear model in all its weights, with exact posteriors."""
+
+    model: LinearModel
+    outputs: Tensor
+    points: Points
+
+    def posterior(self, noise_precision: Tensor) -> Posterior:
+        """Σ = (Jᵀ Λ̄ J + δ)⁻¹."""
+        model = replace(self.model, noise_factor=psd_root(noise_precision))
+        return make_posterior(model, memory_limit=self.points.memory_limit)
+
+    def iterate(self, mean: Tensor, posterior: Posterior, noise_precision: Tensor) -> Iterate:
+        """N(mean, Σ), its means over the marginals of f, and its lower bound."""
+        model = self.model
+        f = self.outputs + model.linearization.jvp(model.X, mean - model.weights).double()
+        V = posterior.covariance(model.X)
+        gamma = (noise_precision * V).sum()
+        penalty = float((model.prior_precision * mean**2).sum() - gamma)
+        loss, residual, target = self.points.means(f, V)
+        elbo = -loss - 0.5 * (penalty + posterior.log_determinant)
+        return Iterate(posterior, noise_precision, mean, residual, target, loss, elbo)
+
+    def gradient(self, q: Iterate) -> Tensor:
+        """Jᵀ r̄ + δ μ, of shape (n_params,)."""
+        model = self.model
+        return model.linearization.vjp(model.X, q.residual) + model.prior_precision * q.mean
+
+    def moved(self, q: Iterate, gradient: Tensor, rate: float) -> Iterate:
+        """A part of Newton's step from q."""
+        mixed = (1.0 - rate) * q.noise_precision + rate * q.target
+        posterior = self.posterior(mixed)
+        # The mean's own Newton step does not swing: it is cut short where little else is left.
+        step = min(1.0, 4.0 * rate) * posterior.solve(gradient)
+        return self.iterate(q.mean - step, posterior, mixed)
 
 
 def maximise_linearized_elbo(
@@ -152,18 +161,30 @@ def maximise_linearized_elbo(
     the bound still rises at the end.
     """
     outputs = model.linearization.outputs(model.X).double()
-    weight = sample_weight.to(outputs)
-    problem = _Problem(model, outputs, y, weight, likelihood, memory_limit)
+    points = Points(y, sample_weight.to(outputs), likelihood, memory_limit)
+    problem = _Problem(model, outputs, points)
     precision = model.noise_factor @ model.noise_factor.mT
-    q = problem.iterate(model.weights, problem.posterior(precision), precision)
-    curve, rate = [q.elbo], 1.0
+    first = problem.iterate(model.weights, problem.posterior(precision), precision)
+    q, curve = climb(problem, first, max_iter)
+    q.posterior.model = as_model(q)  # of the same Λ̄: the factorisation is its own
+    return LinearizedPosterior(q.posterior, q.mean - model.weights, curve)
+
+
+def climb(problem: Any, q: Any, max_iter: int, patience: int = 1) -> tuple[Any, list[float]]:
+    """Newton's steps from q until ``patience`` of them gain nothing: the last q, and every bound.
+
+    A step that swings gains nothing, and the next one is shorter.
+    """
+    curve, rate, idle = [q.elbo], 1.0, 0
     while len(curve) <= max_iter:
         new, rate = _step(problem, q, rate)
         if new is None:
             break
         gain, rest, q = new.elbo - q.elbo, _next_rate(problem, q, new, rate), new
         curve.append(q.elbo)
-        if gain < rate * _slack(q.elbo):  # of a step cut short: that part of the gain
+        # Of a step cut short: that part of the gain.
+        idle = idle + 1 if gain < rate * slack(q.elbo) else 0
+        if idle == patience:
             break
         rate = rest
     else:
@@ -172,44 +193,38 @@ def maximise_linearized_elbo(
             f"to {q.elbo:.6g}). Raise prior_precision.",
             ConvergenceWarning,
         )
-    q.posterior.model = _as_model(q)  # of the same Λ̄: the factorisation is its own
-    return LinearizedPosterior(q.posterior, q.mean - model.weights, curve)
+    return q, curve
 
 
-def _step(problem: _Problem, q: _Iterate, rate: float) -> tuple[_Iterate | None, float]:
+def _step(problem: Any, q: Any, rate: float) -> tuple[Any, float]:
     """The next q and the part of the step that was taken; None where no part raises the bound."""
-    model = problem.model
-    gradient = model.linearization.vjp(model.X, q.residual) + model.prior_precision * q.mean
+    gradient = problem.gradient(q)
     while rate >= _SHORTEST:
-        mixed = (1.0 - rate) * q.noise_precision + rate * q.target
-        posterior = problem.posterior(mixed)
-        # The mean's own Newton step does not swing: it is cut short where little else is left.
-        step = min(1.0, 4.0 * rate) * posterior.solve(gradient)
-        new = problem.iterate(q.mean - step, posterior, mixed)
-        if new.elbo > q.elbo - _slack(q.elbo):
+        new = problem.moved(q, gradient, rate)
+        if new.elbo > q.elbo - slack(q.elbo):
             return new, rate
         rate *= 0.5
     return None, rate
 
 
-def _next_rate(problem: _Problem, q: _Iterate, new: _Iterate, rate: float) -> float:
+def _next_rate(problem: Any, q: Iterate, new: Iterate, rate: float) -> float:
     """The part at which the step from q would have left nothing to do, along itself.
 
     A wide q asks for a Λ̄ that makes it narrow, and the other way round: whole steps swing. A row
     of weight s counts as s rows, whose Λ̄ are 1/s of its own each.
     """
     before, after = q.target - q.noise_precision, new.target - new.noise_precision
-    each = before / problem.weight[:, None, None]
+    each = before / problem.points.weight[:, None, None]
     closed = 1.0 - float((each * after).sum() / (each * before).sum().clamp_min(1e-300))
     return min(1.0, max(0.5 * rate, rate / closed if closed > 0 else 1.0))
 
 
-def _slack(elbo: float) -> float:
+def slack(elbo: float) -> float:
     """What does not count, in nats: the quadrature is not finer."""
     return max(_NATS, _PART * abs(elbo))
 
 
-def _as_model(q: _Iterate) -> LinearModel:
+def as_model(q: Iterate) -> LinearModel:
     """The linear model whose exact posterior is q: noise precision Λ̄, targets J μ - Λ̄⁺ r̄."""
     L = q.posterior.model.noise_factor
     return replace(
@@ -246,7 +261,7 @@ def _mean(values: Tensor, nodes: Tensor) -> Tensor:
     return torch.einsum("ns...,s->n...", values.unflatten(0, (-1, len(nodes))), nodes)
 
 
-def _root(matrices: Tensor) -> Tensor:
+def psd_root(matrices: Tensor) -> Tensor:
     """R with R Rᵀ the positive semi-definite matrices, of shape (n, K, K)."""
     if matrices.shape[-1] == 1:
         return matrices.clamp_min(0.0).sqrt()

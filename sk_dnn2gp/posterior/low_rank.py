@@ -15,6 +15,7 @@ c is the prior precision δ over the one that the sketch was made with: it serve
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -212,6 +213,11 @@ class LowRankPosterior(Posterior):
         return float((s / (self.ratio + s)).sum())
 
     @property
+    def own_log_determinant(self) -> float:
+        """log|M/c|, of the Gaussian N(w*, M⁻¹) itself; its γ is ``effective_dimension``."""
+        return float(torch.log1p(self._sketch.eigenvalues / self.ratio).sum())
+
+    @property
     def log_determinant(self) -> float:
         """log|B|, the upper end of its bracket: the evidence that rests on it is a lower bound."""
         return self.log_determinant_bounds()[1]
@@ -226,7 +232,7 @@ class LowRankPosterior(Posterior):
             m h(min(η/c, W/m))  ≤  log|I + X|  ≤  r log(1 + m/r),      r = min(P, NK) - rank.
         """
         c, m = self.ratio, self._trace_of_remainder(1)
-        base = float(torch.log1p(self._sketch.eigenvalues / c).sum())
+        base = self.own_log_determinant
         if m <= 0.0:
             return base, base
         W = self._sketch.certificate.frobenius / c**2
@@ -319,6 +325,16 @@ class LowRankPosterior(Posterior):
         )
         lower, upper = joined_parts(both, len(X)).unbind(1)
         return lower.contiguous(), upper.contiguous()
+
+    @cached_property
+    def basis(self) -> Tensor:
+        """Orthonormal U (P, rank) of the sketch's columns, in the prior's scale."""
+        return torch.linalg.qr(self._sketch.factor.flip(1)).Q  # the longest first
+
+    def along_basis(self, X: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Yield (slice, B = J D^(-1/2) U (n, K, rank), J D⁻¹ Jᵀ - B Bᵀ (n, K, K)), D = diag δ."""
+        for part, prior, along in self._features.contractions(X, self.basis):
+            yield part, along / self.ratio**0.5, (prior - along @ along.mT) / self.ratio
 
     def joint_covariance(self, X: Tensor) -> Tensor:
         """V_* of M over all examples and outputs, of shape (n K, n K)."""
