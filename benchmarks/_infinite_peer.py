@@ -2,13 +2,16 @@
 
     PYTHON _infinite_peer.py {ours,neural-tangents,cnn-gp} CASE REPEATS OUTPUT [FOLDER]
 
-FOLDER holds cnn-gp's package ``cnn_gp``. All take σ_w² = 2, σ_b² = 0.1 (cnn-gp has no biases and
+CASE is a network, for its prior covariance, or "NETWORK ntk", for its tangent kernel; seconds are
+of the wall, or of the processor where the environment variable CLOCK is "process_time". FOLDER
+holds cnn-gp's package ``cnn_gp``. All take σ_w² = 2, σ_b² = 0.1 (cnn-gp has no biases and
 its own variances: its matrix is not compared), and the same inputs.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from typing import Any
@@ -24,13 +27,14 @@ def inputs(case: str) -> Any:
     return X
 
 
-def ours(case: str) -> Any:
-    from sk_dnn2gp import ConvNetKernel, NNGPKernel, ResNetKernel
+def ours(case: str, kind: str) -> Any:
+    from sk_dnn2gp import ConvNetKernel, ResNetKernel
+    from sk_dnn2gp.kernels import InfiniteNTKKernel, NNGPKernel
 
     options = {"sigma_w2": W2, "sigma_b2": B2}
-    images = {"image_shape": (1, 28, 28), **options}
+    images = {"image_shape": (1, 28, 28), "kind": kind, **options}
     kernels = {
-        "dense": NNGPKernel(3, **options),
+        "dense": (NNGPKernel if kind == "nngp" else InfiniteNTKKernel)(3, **options),
         "convnet": ConvNetKernel(7, **images),
         "resnet": ResNetKernel(**images),
     }
@@ -38,7 +42,7 @@ def ours(case: str) -> Any:
     return lambda: kernels[case](X)
 
 
-def neural_tangents(case: str) -> Any:
+def neural_tangents(case: str, kind: str) -> Any:
     import jax
     from neural_tangents import stax
 
@@ -68,11 +72,13 @@ def neural_tangents(case: str) -> Any:
     }[case]()
     X = inputs(case)
     X = X if case == "dense" else X.reshape(-1, 28, 28, 1)
-    kernel = jax.jit(lambda x: network[2](x, None, "nngp"))
+    kernel = jax.jit(lambda x: network[2](x, None, kind))
     return lambda: np.asarray(kernel(X).block_until_ready())
 
 
-def cnn_gp(case: str) -> Any:
+def cnn_gp(case: str, kind: str) -> Any:
+    if kind == "ntk":
+        raise ValueError("cnn-gp has no tangent kernels.")
     import torch
     from cnn_gp import Conv2d, ReLU, Sequential, Sum
 
@@ -102,13 +108,16 @@ def cnn_gp(case: str) -> Any:
 def main() -> None:
     who, case, repeats, output = sys.argv[1:5]
     sys.path[:0] = sys.argv[5:]
-    function = {"ours": ours, "neural-tangents": neural_tangents, "cnn-gp": cnn_gp}[who](case)
+    network, _, kind = case.partition(" ")
+    prepare = {"ours": ours, "neural-tangents": neural_tangents, "cnn-gp": cnn_gp}[who]
+    function = prepare(network, kind or "nngp")
+    clock = getattr(time, os.environ.get("CLOCK", "perf_counter"))
     np.save(output, function())
     seconds = []
     for _ in range(int(repeats)):
-        start = time.perf_counter()
+        start = clock()
         function()
-        seconds.append(time.perf_counter() - start)
+        seconds.append(clock() - start)
     print(json.dumps(seconds))
 
 

@@ -2,8 +2,9 @@
 
 (1) NNGP ReLU of depth 3 on 4,000 × 784 against the time of X Xᵀ and of the elementwise passes its
 recursion counts; (2) dense 2,000 × 784, a ConvNet of seven 3 × 3 layers on 200 images of 28 × 28
-and the 32-layer ResNet on 50, against peers in environments of their own, every one in a process
-of its own, rounds alternating, minima compared, matrices compared with neural-tangents'; (3) with
+and the 32-layer ResNet on 50, each also as a tangent kernel ("ntk"), against peers in environments
+of their own, every one in a process of its own, rounds alternating, minima compared, matrices
+compared with neural-tangents'; CLOCK=process_time takes the processor's time; (3) with
 ``--large`` the ResNet's 1,000 × 1,000 with its progress bar and peak memory.
 
     python benchmarks/bench_infinite.py --neural-tangents PYTHON --cnn-gp FOLDER
@@ -31,6 +32,7 @@ HERE = Path(__file__).parent
 # For each activation: a product of variances, a product subtracted, a clamp, a negation, a product
 # added, a scaling; and for its weights a scaling and a sum.
 LIGHT_PASSES = 8
+CASES = ("dense", "convnet", "resnet", "dense ntk", "convnet ntk", "resnet ntk")
 
 
 def against_gram(n: int, rounds: int) -> dict[str, float]:
@@ -110,14 +112,15 @@ def main() -> None:
     parser.add_argument("--neural-tangents", metavar="PYTHON")
     parser.add_argument("--cnn-gp", metavar="FOLDER")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--cases", nargs="+", default=CASES)
     parser.add_argument("--large", type=int, default=0, metavar="N")
     args = parser.parse_args()
     result: dict[str, Any] = {"gram": against_gram(4000, max(3, args.rounds)), "peers": []}
-    for case in ("dense", "convnet", "resnet"):
+    for case in args.cases:
         peers: dict[str, tuple] = {"ours": (sys.executable, [])}
         if args.neural_tangents:
             peers["neural-tangents"] = (args.neural_tangents, [])
-        if args.cnn_gp and case != "dense":
+        if args.cnn_gp and case in ("convnet", "resnet"):
             peers["cnn-gp"] = (sys.executable, [args.cnn_gp])
         result["peers"].append(against_peers(case, peers, args.rounds))
         save("bench_infinite", result)

@@ -9,13 +9,15 @@ import time
 import numpy as np
 import pytest
 import torch
-from joblib import parallel_config
+from joblib import delayed, parallel_config
 from numpy.testing import assert_allclose
 
 from sk_dnn2gp import DNN2GPClassifier, DNN2GPRegressor
 from sk_dnn2gp._utils import parallel
 from sk_dnn2gp._utils.parallel import Kept, n_workers, over_workers
 from sk_dnn2gp._utils.rows import Streamed
+from sk_dnn2gp.kernels import ConvNetKernel, InfiniteNTKKernel
+from sk_dnn2gp.kernels.infinite import base
 from sk_dnn2gp.likelihoods import Categorical
 from sk_dnn2gp.linear_model import LinearModel
 from sk_dnn2gp.linearize import Linearization
@@ -148,6 +150,20 @@ def test_a_classifier_predicts_as_in_one_process(workers):
         ).fit(X.numpy(), Y.numpy())
         expected = model.predict_proba(X.numpy())
     assert_allclose(model.predict_proba(X.numpy()), expected, **CLOSE)
+
+
+@pytest.mark.parametrize(
+    "kernel", [InfiniteNTKKernel(2), ConvNetKernel(1, filter_size=1, image_shape=(1, 2, 2))]
+)
+def test_panels_of_an_infinite_kernel(workers, kernel, monkeypatch):
+    rows, sent = X.numpy(), []
+    with parallel_config("sequential"):
+        expected = kernel(rows, eval_gradient=True)
+    monkeypatch.setattr(base, "delayed", lambda f: sent.append(1) or delayed(f))
+    found = kernel(rows, eval_gradient=True)
+    assert len(sent) > 2  # panels, one a task
+    for one, other in zip(found, expected, strict=True):
+        assert_allclose(one, other, **CLOSE)
 
 
 def test_small_sums_are_not_handed_out():

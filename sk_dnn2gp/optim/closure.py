@@ -55,12 +55,18 @@ class Observation:
 class _Pass:
     """What the hooks have seen so far."""
 
+    n_data: int
     X: Any = None
     f: Any = None
     output_derivative: Tensor | None = None
     calls: list[Call] = field(default_factory=list)
     derivatives: list[Tensor | None] = field(default_factory=list)
     squares: Tensor | None = None
+
+    @property
+    def scale(self) -> float:
+        """N/n."""
+        return self.n_data / len(self.f)
 
     def release(self) -> None:
         """Let go of the graph, whose hooks hold this pass: a cycle that no collector sees."""
@@ -90,12 +96,12 @@ class Watcher:
         self._layers: list[nn.Module] = []
         self._explicit: Linearization | None = None
 
-    def observe(self, closure: Callable[[], Tensor]) -> Observation:
-        """Call the closure at the present weights.
+    def observe(self, closure: Callable[[], Tensor], n_data: int) -> Observation:
+        """Call the closure at the present weights; sums of squares are scaled to n_data examples.
 
         ValueError if it does not call the module once, or does not call ``backward``.
         """
-        seen, handles = _Pass(), []  # type: ignore[var-annotated]
+        seen, handles = _Pass(n_data), []  # type: ignore[var-annotated]
         if self.module is None or (self.diagonal and self._plan is None):
             handles.append(register_module_forward_pre_hook(self._finder(seen, handles)))
         else:
@@ -195,7 +201,7 @@ class Watcher:
         seen.f = f.detach()
         if self.diagonal and self.factor is not None and self._explicit is None:
             C = self.factor(seen.f)
-            gs = backward(f, seen.calls, C.to(f), keep_graph=True)
+            gs = backward(f, seen.calls, C.to(f) * math.sqrt(seen.scale), keep_graph=True)
             seen.squares = self._sum_of_squares(seen.calls, gs)
 
         def keep(g: Tensor) -> None:
@@ -209,11 +215,11 @@ class Watcher:
             C = r if self.factor is None else self.factor(observation.f)
             total = self._explicit.ggn_diagonal(observation.X, cotangents=C.to(observation.f))
             order = order_in(self._explicit, parameter_names(self.module, self.params))  # type: ignore[arg-type]
-            return total.to(self.params[0].dtype)[order]
+            return total.to(self.params[0].dtype)[order].mul_(seen.scale)
         if seen.squares is not None:
             return seen.squares
         # The closure's loss is a mean: its derivatives are 1/n of each example's own.
-        n = len(observation.f)
+        n = len(observation.f) * math.sqrt(seen.scale)
         gs = [None if g is None else g.detach()[:, None] * n for g in seen.derivatives]
         return self._sum_of_squares(seen.calls, gs)
 

@@ -28,7 +28,13 @@ from .._utils.copies import copied
 from ..likelihoods import Likelihood
 from ..linear_model import IterationModel, LinearModel
 from ..linearize import Linearization
-from ..posterior.precision import GaussianWeights, Precision, precision_of, with_prior
+from ..posterior.precision import (
+    DiagonalPrecision,
+    GaussianWeights,
+    Precision,
+    precision_of,
+    with_prior,
+)
 from .closure import Observation, Watcher, check_reduction, order_in, parameter_names
 
 __all__ = ["Variational"]
@@ -229,13 +235,13 @@ class Variational(torch.optim.Optimizer):
     def _expectations(
         self, closure: Callable[[], Tensor], mean: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Loss, Σ∇ℓ and H, means over the samples; H and Σ∇ℓ scaled to all N examples."""
+        """Loss, its gradient and H, means over the samples; H scaled to all N examples."""
         draws = self._draws(mean)
         record = self._started_iteration() if self.keep_iteration else None
         total: Any = None
         for w in draws:
             self._set(w)
-            seen = self._watcher.observe(closure)
+            seen = self._watcher.observe(closure, self.n_data)
             check_reduction(seen, self.likelihood, self.sample_weight)
             scale = self.n_data / self._checked_batch(seen)
             if record is not None:
@@ -244,8 +250,8 @@ class Variational(torch.optim.Optimizer):
                 record.scale = scale
             # The weights have them now: the memory of the draw serves the gradient.
             place = w if self._sampled else None
-            g = torch.cat([_gradient(p) for p in self._params], out=place).mul_(self.n_data)
-            parts = (seen.loss, g, self._curvature_of(seen).mul_(scale))
+            g = torch.cat([_gradient(p) for p in self._params], out=place)
+            parts = (seen.loss, g, self._curvature_of(seen, scale))
             total = parts if total is None else tuple(map(torch.add, total, parts))
         self._iteration = record
         if len(draws) > 1:
@@ -267,11 +273,14 @@ class Variational(torch.optim.Optimizer):
         dtype = precision.factor.dtype
         for _ in range(n_draws):
             z = torch.randn(len(mean), generator=generator, device=mean.device, dtype=dtype)
-            draws.append(precision.scale(z).to(mean.dtype).add_(mean))
+            if self._diagonal:
+                draws.append(torch.addcmul(mean, z, precision.factor, out=z))
+            else:
+                draws.append(precision.scale(z).to(mean.dtype).add_(mean))
         return draws
 
-    def _curvature_of(self, seen: Observation) -> Tensor:
-        """H of the batch at the present weights."""
+    def _curvature_of(self, seen: Observation, scale: float) -> Tensor:
+        """H at the present weights: that of the batch, times N/n."""
         if self._diagonal:
             assert seen.squares is not None
             return seen.squares
@@ -279,21 +288,23 @@ class Variational(torch.optim.Optimizer):
         C = seen.residual[..., None] if self.curvature == "gradient" else self._weighted_factor
         if callable(C):
             C = C(linearization.outputs(seen.X))
-        return linearization.ggn(seen.X, cotangents=C)[self._order][:, self._order]
+        return linearization.ggn(seen.X, cotangents=C)[self._order][:, self._order].mul_(scale)
 
     def _update(self, mean: Tensor, gradient: Tensor, H: Tensor) -> None:
-        """Move q, in the memory of the three; what can fail comes before anything is stored."""
+        """Move q, in the memory of the three; what can fail comes before anything is stored.
+
+        The gradient, and so the direction, is that of the objective over N.
+        """
         state, delta, lr = self._state, self._per_weight("prior_precision"), self._rates()
-        beta = self._rate()
+        beta, N = self._rate(), self.n_data
         # A dense A may have no factor, and then S must stay as it was; a diagonal always has one.
         S = state["curvature"]
         S = S.lerp_(H, beta) if self._diagonal else torch.lerp(S, H, beta)
         remaining = state["remaining"] * (1.0 - beta)
         A = with_prior(self._corrected(S, remaining, out=H), delta, out=H)
-        precision = precision_of(A)
-        direction = self._with_momentum(_add(gradient, delta, mean))
-        step = precision.solve(direction.to(A.dtype)).to(mean.dtype)
-        self._set(_add(mean, -lr, step))
+        precision = DiagonalPrecision(A, out=A) if self._diagonal else precision_of(A)
+        direction = self._with_momentum(_add(gradient, delta / N, mean))
+        self._set(_moved(mean, -lr * N, precision, direction, out=gradient))
         state.update(curvature=S, remaining=remaining, step=state["step"] + 1)
         self._precision = precision
 
@@ -562,6 +573,19 @@ def _add(a: Tensor, factor: Any, b: Tensor) -> Tensor:
     if isinstance(factor, Tensor):
         return a.addcmul_(factor, b)
     return a.add_(b, alpha=factor)
+
+
+def _moved(mean: Tensor, rate: Any, precision: Precision, direction: Tensor, out: Tensor) -> Tensor:
+    """μ + rate · A⁻¹ direction; of a diagonal in ``out``, which may be the direction."""
+    if not isinstance(precision, DiagonalPrecision):
+        step = precision.solve(direction.to(precision.factor.dtype)).to(mean.dtype)
+        return _add(mean, rate, step)
+    root = precision.factor
+    half = torch.mul(direction, root, out=out)
+    if isinstance(rate, Tensor):
+        half.mul_(rate)
+        rate = 1.0
+    return torch.addcmul(mean, half, root, value=rate, out=out)
 
 
 def _gradient(p: Tensor) -> Tensor:

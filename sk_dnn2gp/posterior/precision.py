@@ -75,10 +75,13 @@ class DensePrecision:
 
 
 class DiagonalPrecision:
-    """A positive diagonal (n,), held as A^(-1/2): draws need it, and a solution twice."""
+    """A positive diagonal (n,), held as A^(-1/2): draws need it, and a solution twice.
 
-    def __init__(self, A: Tensor) -> None:
-        self.factor = A.rsqrt()
+    ``out``: memory to hold it in, which may be A's.
+    """
+
+    def __init__(self, A: Tensor, out: Tensor | None = None) -> None:
+        self.factor = torch.rsqrt(A, out=out)
 
     def solve(self, v: Tensor) -> Tensor:
         """v/A for v (n,) or (n, m)."""
