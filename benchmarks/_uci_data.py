@@ -12,12 +12,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-FILES = {"wine": "uci_wine-quality-red.npz", "power": "uci_power-plant.npz"}
+FILES = {
+    "wine": "uci_wine-quality-red.npz",
+    "power": "uci_power-plant.npz",
+    "concrete": "uci_concrete.npz",
+    "protein": "uci_protein.npz",
+}
 NAMES = ("RMSE", "NLPD", "coverage", "seconds")
 
 
-def splits(name: str, n_splits: int, n_rows: int) -> Iterator[tuple[NDArray, ...]]:
-    """X, y, X_test, y_test of the benchmark's own splits, at most ``n_rows`` for training."""
+def splits(name: str, n_splits: int, n_rows: int | None = None) -> Iterator[tuple[NDArray, ...]]:
+    """X, y, X_test, y_test of the benchmark's own splits; of training rows the first ``n_rows``."""
     folder = os.environ.get("SK_DNN2GP_DATA")
     if not folder:
         raise SystemExit("Name the folder of the data in SK_DNN2GP_DATA.")

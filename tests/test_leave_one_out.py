@@ -12,7 +12,8 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from sk_dnn2gp import DNN2GPClassifier, DNN2GPRegressor, TrainingSetSplit, evidence_path
 from sk_dnn2gp.evidence import leave_one_out
-from sk_dnn2gp.likelihoods import Bernoulli, Categorical, Gaussian
+from sk_dnn2gp.inference import Laplace
+from sk_dnn2gp.likelihoods import Bernoulli, Categorical, Gaussian, Poisson
 from sk_dnn2gp.linear_model import LinearModel
 from sk_dnn2gp.linearize import Linearization
 from sk_dnn2gp.model_selection import (
@@ -23,6 +24,7 @@ from sk_dnn2gp.model_selection import (
 )
 from sk_dnn2gp.networks import MLP
 from sk_dnn2gp.posterior import make_posterior
+from sk_dnn2gp.training import NewtonCG
 
 from .reference import jacobian, weights
 
@@ -203,3 +205,63 @@ def test_scorers_in_pipelines_transformations_and_searches():
         cv=TrainingSetSplit(),
     ).fit(X, Y)  # fmt: skip
     assert search.best_params_["prior_precision"] == 0.5
+
+
+@pytest.mark.parametrize("noise_std", ["auto", 0.4])
+def test_the_conditional_evidence_as_what_fit_maximises(noise_std):
+    """Its slope along the minima is zero where the search ends, by minima at priors beside it."""
+    rng = np.random.default_rng(3)
+    X = rng.uniform(-3, 3, (60, 1))
+    y = 5 + np.sin(2 * X[:, 0]) + 0.3 * rng.standard_normal(60)
+    settings = {"noise_std": noise_std, "n_restarts": 1, "random_state": 0}
+    by_name = Laplace(criterion="conditional")
+    model = DNN2GPRegressor(hidden_layer_sizes=(6,), inference=by_name, **settings).fit(X, y)
+    usual = DNN2GPRegressor(hidden_layer_sizes=(6,), **settings).fit(X, y)
+    assert model.converged_
+    assert model.prior_precision_ < usual.prior_precision_  # the early terms are left out
+    assert model.log_marginal_likelihood_value_ < usual.log_marginal_likelihood_value_
+    value = conditional_evidence(model, X, y)
+    assert value > conditional_evidence(usual, X, y)
+
+    def beside(step):
+        """At ρ e^step, of the minimum there, with σ² = S/N where it is free."""
+        rho = model.prior_precision_ * model.noise_std_**2 * np.exp(step)
+        sigma = model.noise_std_
+        fixed = {"n_restarts": 1, "solver": NewtonCG(tol=1e-11)}
+        if noise_std == "auto":
+            there = DNN2GPRegressor(
+                model.module_, prior_precision=rho / sigma**2, noise_std=sigma, **fixed
+            ).fit(X, y)
+            f = there.predict(X) / there.y_scale_
+            squares = np.square(y / there.y_scale_ - f).sum()
+            w = there.linear_model_.weights.numpy()
+            sigma = np.sqrt((squares + rho * w @ w) / len(y))
+        there = DNN2GPRegressor(
+            model.module_, prior_precision=rho / sigma**2, noise_std=sigma, **fixed
+        ).fit(X, y)
+        return conditional_evidence(there, X, y)
+
+    assert beside(0.0) == pytest.approx(value, abs=1e-8)
+    h = 1e-2
+    slope = (beside(h) - beside(-h)) / (2 * h)
+    assert len(y) * abs(slope) < 2e-3  # nats, of which the search leaves 7e-4
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda i: DNN2GPClassifier(inference=i), "another likelihood"),
+        (lambda i: DNN2GPRegressor(inference=i, noise_std="heteroscedastic"), "another likelihood"),
+        (lambda i: DNN2GPRegressor(inference=i, likelihood=Poisson()), "another likelihood"),
+        (lambda i: DNN2GPRegressor(inference=i, prior_precision=1.0), "leaves no δ"),
+        (lambda i: DNN2GPRegressor(inference=i, prior_groups="layer"), "prior_groups='layer'"),
+        (lambda i: DNN2GPRegressor(inference=i, posterior="diag"), "posterior='diag'"),
+        (lambda i: DNN2GPRegressor(inference=i, solver="adam"), "minibatches"),
+    ],
+)
+def test_where_the_conditional_evidence_chooses_nothing(make, reason):
+    X, y = np.arange(8.0)[:, None], np.arange(8) % 2
+    with pytest.raises(ValueError, match=reason):
+        make(Laplace(criterion="conditional")).fit(X, y)
+    with pytest.raises(ValueError, match="criterion must be"):
+        DNN2GPRegressor(inference=Laplace(criterion="loo")).fit(X, y)

@@ -26,6 +26,7 @@ from sk_dnn2gp import (
 )
 from sk_dnn2gp.likelihoods import Poisson, StudentT
 from sk_dnn2gp.plotting import CoverageDisplay, PredictiveDisplay
+from sk_dnn2gp.posterior import SubsetOfData
 from sk_dnn2gp.predictive import Mixture, Normal
 
 RNG = np.random.default_rng(0)
@@ -210,6 +211,79 @@ def test_what_is_refused(mixture):
         mixture.predict(X, return_std=True, return_cov=True)
     with pytest.raises(ValueError, match="target must be"):
         mixture.sample_y(X, target="p")
+
+
+AUTO = {"hidden_layer_sizes": (3,)}
+
+
+@pytest.mark.parametrize(
+    "options", [AUTO, FIXED, {**AUTO, "prior_groups": "layer"}], ids=["auto", "given", "layers"]
+)
+def test_a_shared_search_holds_what_the_restarts_find(options):
+    shared = MixtureRegressor(
+        DNN2GPRegressor(**options), n_estimators=3, search="shared", random_state=0
+    ).fit(X, Y)
+    members = shared.estimators_
+    seed = members[0].random_state
+    plain = DNN2GPRegressor(**options, n_restarts=3, random_state=seed).fit(X, Y)
+    evidence = [one.log_marginal_likelihood_value_ for one in members]
+    assert len(evidence) == 3 and shared.best_index_ == 0
+    assert evidence == sorted(evidence, reverse=True)
+    assert evidence[0] >= plain.log_marginal_likelihood_value_ - 1e-9
+    for one in members:  # each is a whole estimator, at a minimum of its own loss
+        assert one.converged_ and one.gradient_norm_ < 1e-5
+        assert len({id(one.module_) for one in members}) == 3
+        own = one.log_marginal_likelihood(X=X, y=Y)
+        assert own == pytest.approx(one.log_marginal_likelihood_value_, rel=1e-9)
+        np.testing.assert_array_equal(
+            pickle.loads(pickle.dumps(one)).predict(GAP), one.predict(GAP)
+        )
+    weights = [one.linear_model_.weights for one in members]
+    assert (weights[0] - weights[1]).norm() > 1.0 and (weights[1] - weights[2]).norm() > 1.0
+    if options is FIXED:  # nothing to search for: the best start is the restarts' own
+        np.testing.assert_array_equal(members[0].predict(GAP), plain.predict(GAP))
+
+
+def test_each_start_of_a_shared_search_goes_to_its_own_best_prior():
+    """At every member's weights, minima at a firmer and at a weaker prior have less evidence."""
+    member = DNN2GPRegressor(**AUTO, random_state=1)
+    starts = member.fit_starts(X, Y, 2)
+    assert not hasattr(member, "module_")
+    for one in starts:
+        for factor in (0.8, 1.25):
+            beside = DNN2GPRegressor(
+                one.module_, prior_precision=factor * one.prior_precision_,
+                noise_std=one.noise_std_,
+            ).fit(X, Y)  # fmt: skip
+            np.testing.assert_allclose(beside.predict(X), one.predict(X), atol=0.2)
+            assert beside.log_marginal_likelihood_value_ < one.log_marginal_likelihood_value_
+
+
+@pytest.mark.parametrize(
+    "options", [{"noise_std": "heteroscedastic"}, {"posterior": SubsetOfData(25)}]
+)
+def test_a_shared_search_of_one_is_the_one(options):
+    member = DNN2GPRegressor(**AUTO, **options)
+    shared = MixtureRegressor(member, n_estimators=1, search="shared", random_state=0).fit(X, Y)
+    one = shared.estimators_[0]
+    plain = clone(one).fit(X, Y)
+    assert plain.n_restarts == 1
+    np.testing.assert_array_equal(one.predict_std(GAP), plain.predict_std(GAP))
+    several = MixtureRegressor(member, n_estimators=2, search="shared", random_state=0).fit(X, Y)
+    for one in several.estimators_:
+        np.testing.assert_array_equal(one._fit_sample_weight, plain._fit_sample_weight)
+    law = several.predict_distribution(GAP)
+    np.testing.assert_allclose(law.cdf(law.quantile(0.9)), 0.9, atol=1e-9)
+
+
+def test_classes_of_a_shared_search():
+    member = DNN2GPClassifier(hidden_layer_sizes=(4,))
+    shared = MixtureClassifier(member, n_estimators=2, search="shared", random_state=0)
+    p = shared.fit(X, LABELS).predict_proba(GAP)
+    parts = [one.predict_proba(GAP) for one in shared.estimators_]
+    np.testing.assert_allclose(p, np.mean(parts, axis=0), rtol=1e-12)
+    a, b = (one.linear_model_.weights for one in shared.estimators_)
+    assert (a - b).norm() > 1.0
 
 
 def test_mixture_of_normals_with_weights():

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, clone
 from sklearn.utils import Tags
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import (
@@ -46,7 +46,7 @@ from ..training.objective import TrainingData
 from ..training.source import NetworkSource, of_first_half
 from .evidence import EvidenceMixin
 from .options import SHORTHANDS, Options, options_of, warn_of_scales
-from .storage import ATTRIBUTES, FitWriter, content_of_fit, fill
+from .storage import ATTRIBUTES, FitWriter, content_of_fit, fill, weights_of_all
 
 __all__: list[str] = []
 
@@ -219,9 +219,20 @@ class BaseDNN2GP(EvidenceMixin, Documented, CallbackSupport, BaseEstimator):
             encode=lambda y: self._targets(y, n_outputs),
             progress=progress,
             checkpoint=self._opened(checkpoint, tensor, y, weight, previous, likelihood),
+            keep=self._keeps_starts,
+            conditional=options.is_conditional,
         )
         progress.offset = self._evidence_offset(weight if task.rows is None else weight[task.rows])
-        result = fit_laplace(task)
+        best, *others = [self._inferred(task, one, options) for one in fit_laplace(task)]
+        if task.keep:
+            self._others = others
+        task.checkpoint.remove()
+        return best
+
+    @staticmethod
+    def _inferred(task: Task, result: Result, options: Options) -> Result:
+        """From the Laplace posterior to the one asked for."""
+        progress = task.progress
         if options.is_variational:
             result = fit_variational(task, result, options.inference)
         if isinstance(options.inference, LinearizedVariational):
@@ -232,8 +243,49 @@ class BaseDNN2GP(EvidenceMixin, Documented, CallbackSupport, BaseEstimator):
             result = fit_swag(task, result, options.inference)
         if options.has_gradients:
             result = by_gradients(task, result)
-        task.checkpoint.remove()
         return result
+
+    def fit_starts(self, X: Any, y: Any, n_starts: int, **given: Any) -> list[Any]:
+        """Fit, and give every start of the one search as a fitted estimator, the best first.
+
+        The first is what ``fit`` with ``n_restarts=n_starts`` finds, but for starts that it gives
+        up for being behind. This estimator itself is not fitted.
+        :class:`~sk_dnn2gp.MixtureRegressor` makes one distribution of them.
+
+        Parameters
+        ----------
+        X, y : array-like
+            As ``fit`` takes them.
+        n_starts : int
+        **given : array-like
+            Further arguments of ``fit``, but ``checkpoint``.
+
+        Returns
+        -------
+        list of estimators
+            At most ``n_starts``: one without a finite evidence is left out.
+
+        Raises
+        ------
+        ValueError
+            As ``fit``.
+        """
+        best = clone(self).set_params(n_restarts=n_starts)
+        best._keeps_starts = True
+        best.fit(X, y, **given)
+        others = best._others
+        del best._keeps_starts, best._others
+        return [best, *(best._as_another(result) for result in others)]
+
+    _keeps_starts = False
+    _others: list[Result]
+
+    def _as_another(self, result: Result) -> Any:
+        """The same fit with another start's result."""
+        other = clone(self)
+        other.__dict__.update(self.__dict__)
+        other._show(result, weights_of_all(result, self._fit_sample_weight))
+        return other
 
     def _previous(self, source: NetworkSource, X: Tensor) -> Any:
         """The network to go on with, under ``warm_start``."""

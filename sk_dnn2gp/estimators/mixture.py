@@ -48,6 +48,7 @@ class _BaseMixture(Documented, MetaEstimatorMixin, BaseEstimator):
     _parameter_constraints: dict = {
         "estimator": "no_validation",
         "n_estimators": [Interval(Integral, 1, None, closed="left")],
+        "search": [StrOptions({"own", "shared"})],
         "weights": [StrOptions({"equal", "evidence"})],
         "n_jobs": [Integral, None],
         "random_state": ["random_state"],
@@ -58,12 +59,14 @@ class _BaseMixture(Documented, MetaEstimatorMixin, BaseEstimator):
         estimator: Any = None,
         *,
         n_estimators: int = 4,
+        search: str = "own",
         weights: str = "equal",
         n_jobs: int | None = None,
         random_state: Any = None,
     ) -> None:
         self.estimator = estimator
         self.n_estimators = n_estimators
+        self.search = search
         self.weights = weights
         self.n_jobs = n_jobs
         self.random_state = random_state
@@ -107,17 +110,29 @@ class _BaseMixture(Documented, MetaEstimatorMixin, BaseEstimator):
         template = self._member(n_restarts=1) if self.estimator is None else self.estimator
         self._check_member(template)
         draws = check_random_state(self.random_state)
-        members = [
-            clone(template).set_params(random_state=draw_seed(draws))
-            for _ in range(self.n_estimators)
-        ]
-        fit = delayed(_fitted)
-        fitted = Parallel(n_jobs=self.n_jobs)(fit(one, X, y, given) for one in members)
+        fit = self._of_one_search if self.search == "shared" else self._of_own_searches
+        fitted = fit(template, draws, X, y, given)
         evidence = np.array([one.log_marginal_likelihood_value_ for one in fitted])
         equal = np.full(len(fitted), 1.0 / len(fitted))
         self.estimators_ = fitted
         self.weights_ = equal if self.weights == "equal" else softmax(evidence)
         self.best_index_ = int(evidence.argmax())
+
+    def _of_own_searches(
+        self, template: Any, draws: np.random.RandomState, X: Any, y: Any, given: Any
+    ) -> list[Any]:
+        members = [
+            clone(template).set_params(random_state=draw_seed(draws))
+            for _ in range(self.n_estimators)
+        ]
+        fit = delayed(_fitted)
+        return Parallel(n_jobs=self.n_jobs)(fit(one, X, y, given) for one in members)
+
+    def _of_one_search(
+        self, template: Any, draws: np.random.RandomState, X: Any, y: Any, given: Any
+    ) -> list[Any]:
+        one = clone(template).set_params(random_state=draw_seed(draws))
+        return one.fit_starts(X, y, self.n_estimators, **given)
 
     def _check_member(self, template: Any) -> None:
         if not isinstance(template, self._member):
@@ -179,6 +194,11 @@ class MixtureRegressor(DistributionMixin, MultiOutputMixin, RegressorMixin, _Bas
         ``DNN2GPRegressor(n_restarts=1)``: the starts that it would choose among are kept here.
     n_estimators : int, default=4
         How many starts.
+    search : {"own", "shared"}, default="own"
+        "own": each start has a search of its own for δ and σ, and all ``n_restarts`` of it.
+        "shared": all are starts of one search, as the estimator's own ``n_restarts`` are, where
+        the later ones begin near the best δ and σ so far; each then goes to its own best.
+        ``n_restarts`` and ``n_jobs`` do not matter there.
     weights : {"equal", "evidence"}, default="equal"
         Equal ones, or in proportion to the marginal likelihood, which mostly gives one all the
         weight.
@@ -191,6 +211,7 @@ class MixtureRegressor(DistributionMixin, MultiOutputMixin, RegressorMixin, _Bas
     ----------
     estimators_ : list of DNN2GPRegressor
     weights_ : ndarray of shape (n_estimators,)
+        Fewer where a start of a shared search had no finite evidence.
     best_index_ : int
         Of the highest evidence.
     best_estimator_ : DNN2GPRegressor
@@ -387,6 +408,11 @@ class MixtureClassifier(ClassifierMixin, _BaseMixture):
         ``DNN2GPClassifier(n_restarts=1)``.
     n_estimators : int, default=4
         How many starts.
+    search : {"own", "shared"}, default="own"
+        "own": each start has a search of its own for δ and σ, and all ``n_restarts`` of it.
+        "shared": all are starts of one search, as the estimator's own ``n_restarts`` are, where
+        the later ones begin near the best δ and σ so far; each then goes to its own best.
+        ``n_restarts`` and ``n_jobs`` do not matter there.
     weights : {"equal", "evidence"}, default="equal"
         Equal ones, or in proportion to the marginal likelihood.
     n_jobs : int, default=None
@@ -399,6 +425,7 @@ class MixtureClassifier(ClassifierMixin, _BaseMixture):
     estimators_ : list of DNN2GPClassifier
     classes_ : ndarray of shape (n_classes,)
     weights_ : ndarray of shape (n_estimators,)
+        Fewer where a start of a shared search had no finite evidence.
     best_index_ : int
         Of the highest evidence.
     best_estimator_ : DNN2GPClassifier

@@ -65,6 +65,11 @@ class Options:
         return isinstance(self.inference, Laplace) and self.inference.curvature == "gradient"
 
     @property
+    def is_conditional(self) -> bool:
+        """Whether the conditional evidence chooses δ."""
+        return isinstance(self.inference, Laplace) and self.inference.criterion == "conditional"
+
+    @property
     def is_variational(self) -> bool:
         """Whether the network is trained variationally."""
         return isinstance(self.inference, Variational)
@@ -160,6 +165,8 @@ def _check_inference(estimator: Any, options: Options, is_classifier: bool) -> N
             )
         if estimator.prior_groups != "all":
             raise ValueError("inference='vi' has one prior precision: leave prior_groups='all'.")
+    if options.is_conditional:
+        _check_conditional(estimator, options, is_classifier)
     if isinstance(options.inference, SWAG):
         _check_swag(estimator, posterior)
     if options.has_gradients and isinstance(posterior, IndependentOutputs):
@@ -179,6 +186,27 @@ def _check_inference(estimator: Any, options: Options, is_classifier: bool) -> N
                 "inference='linearized-vi' needs posterior='full', 'low_rank' or 'last_layer', "
                 f"and outputs together; got posterior={name}."
             )
+
+
+def _check_conditional(estimator: Any, options: Options, is_classifier: bool) -> None:
+    wrong = []
+    likelihood = getattr(estimator, "likelihood", None)
+    if is_classifier or is_heteroscedastic(estimator) or likelihood is not None:
+        wrong.append("another likelihood than the Gaussian of one noise_std")
+    if estimator.prior_precision != "auto":
+        wrong.append(f"prior_precision={estimator.prior_precision!r}, which leaves no δ to choose")
+    if not isinstance(estimator.prior_groups, str) or estimator.prior_groups != "all":
+        wrong.append(f"prior_groups={estimator.prior_groups!r}")
+    if not options.posterior.is_network_process:
+        wrong.append(f"posterior={estimator.posterior!r} (needed: 'full')")
+    own = isinstance(estimator.net, NeuralNet | FrozenEstimator)
+    if isinstance(options.solver, FirstOrder) or own:
+        wrong.append("a network trained in minibatches, or frozen")
+    if wrong:
+        raise ValueError(
+            f"Laplace(criterion='conditional') does not go with {'; '.join(wrong)}. Take "
+            "criterion='evidence', or compare fits by conditional_evidence."
+        )
 
 
 def _check_swag(estimator: Any, posterior: PosteriorSpecification) -> None:

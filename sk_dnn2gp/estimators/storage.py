@@ -234,10 +234,10 @@ def fill(
     attributes = {name: reader.value(value) for name, value in content["attributes"].items()}
     vars(estimator).update(attributes)
     result = Result(module=reader.module, net=None, **values)  # a net is made when asked for
-    estimator._show(result, _weights_of_all(result, attributes["_fit_sample_weight"]))
+    estimator._show(result, weights_of_all(result, attributes["_fit_sample_weight"]))
 
 
-def _weights_of_all(result: Result, weight: NDArray) -> NDArray:
+def weights_of_all(result: Result, weight: NDArray) -> NDArray:
     """Weights of the posterior's examples where it will look for them."""
     rows = result.posterior_indices
     if rows is None:

@@ -20,8 +20,11 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.linalg import LinAlgError
+from numpy.typing import NDArray
+from sklearn.utils import check_random_state
 from torch import Tensor
 
 from ..linear_model import LinearModel
@@ -34,7 +37,7 @@ from ..training.second_order import gauss_newton, minimise
 from .freedom import PRIOR_PRECISION_BOUNDS, Freedom, profiled
 from .spectrum import log_marginal_likelihood
 
-__all__ = ["MANY", "Minima", "Trial"]
+__all__ = ["MANY", "Minima", "Trial", "random_parts"]
 
 # Part of S that is misfit, at least, where σ is free: 1 - γ/NK at its best. A network that takes up
 # all observations leaves no noise to judge, and its evidence grows without bound as σ falls.
@@ -97,6 +100,9 @@ class Minima:
         Steps to a true minimum; of a search a part of it, to all true minima together.
     damped : bool, default=False
         Whether Gauss-Newton steps make it, and not Newton's.
+    conditional : bool, default=False
+        Whether the conditional evidence takes the place of the evidence: what is written of the
+        one here then holds for the other.
     """
 
     def __init__(
@@ -109,8 +115,9 @@ class Minima:
         tol: float = 1e-8,
         max_iter: int = 4000,
         damped: bool = False,
+        conditional: bool = False,
     ) -> None:
-        self.damped = damped
+        self.damped, self.conditional = damped, conditional
         self.objective, self.freedom = _with_part(objective), freedom
         self.specification, self.factorise, self.rows = specification, factorise, rows
         self.tol, self.max_iter = tol, max_iter
@@ -202,7 +209,7 @@ class Minima:
         objective, model = self._profiled_at(objective, minimum.point.w)
         try:
             posterior = self.specification.build(model)
-            evidence = log_marginal_likelihood(posterior)
+            evidence = self._score(objective, minimum.point.w, posterior)
         except LinAlgError:
             return Trial(theta, minimum, objective, None, -math.inf)
         if isinstance(posterior, ExactPosterior) and self.is_of_all:
@@ -280,8 +287,20 @@ class Minima:
     def _evidence_beside(self, trial: Trial, step: float) -> float:
         """The evidence at (θ + h, w* + h ẇ), where the minimum is to second order."""
         w = trial.w + step * self.derivative(trial)
-        _, model = self._profiled_at(self.freedom.moved(trial.objective, step), w)
-        return log_marginal_likelihood(self.specification.build(model))
+        objective, model = self._profiled_at(self.freedom.moved(trial.objective, step), w)
+        return self._score(objective, w, self.specification.build(model))
+
+    def _score(self, objective: Objective, w: Tensor, posterior: Posterior) -> float:
+        """What the search maximises, in nats of all rows."""
+        if not self.conditional:
+            return log_marginal_likelihood(posterior)
+        weight = objective.data.sample_weight
+        whole, values = log_marginal_likelihood(posterior, "dual"), []
+        for rows, rest in random_parts(len(weight)):
+            given = self.specification.build(objective.linear_model(w, torch.tensor(rows)))
+            value = whole - log_marginal_likelihood(given, "dual")
+            values.append(value / float(weight[torch.tensor(rest)].sum()))
+        return float(weight.sum()) * sum(values) / len(values)
 
     @property
     def scale(self) -> float:
@@ -327,6 +346,16 @@ class Minima:
     def rough_steps(self) -> int:
         """Steps that a rough minimum may take."""
         return max(_ROUGH_STEPS, round(_ROUGH_PART * self.max_iter))
+
+
+def random_parts(
+    n: int, part: float = 0.5, n_parts: int = 4, random_state: Any = 0
+) -> Iterator[tuple[NDArray, NDArray]]:
+    """Random parts of n rows, and the rows that each leaves."""
+    draws = check_random_state(random_state)
+    for _ in range(n_parts):
+        rows, rest = np.split(draws.permutation(n), [int(part * n)])
+        yield rows, rest
 
 
 def _order(n: int) -> Tensor:

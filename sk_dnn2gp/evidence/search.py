@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,7 +30,7 @@ from .bracket import Bracket, Sample, secant
 from .minima import Minima, Trial
 from .spectrum import log_marginal_likelihood
 
-__all__ = ["Found", "fixed", "found", "polish", "resumed", "search"]
+__all__ = ["Found", "fixed", "found", "polish", "resumed", "search", "search_each"]
 
 logger = logging.getLogger("sk_dnn2gp")
 
@@ -106,7 +106,42 @@ def search(minima: Minima, starts: Iterable[Tensor]) -> Found:
         If no start led to a finite evidence.
     """
     few = minima.of_few()
-    best, way = _best_start(few, starts)
+    tried = _finite(_tried(few, starts))
+    return _finished(minima, few, *max(tried, key=lambda pair: pair[0].evidence))
+
+
+def search_each(make: Callable[[], Minima], starts: Iterable[Tensor]) -> list[Found]:
+    """Every start of one search, each taken to its own stationary point, the best first.
+
+    None is given up for being behind. ``make`` gives a Minima for all starts together and one for
+    the end of each, whose steps are its own.
+
+    Parameters
+    ----------
+    make : callable
+        -> Minima
+    starts : iterable of Tensor of shape (n_params,)
+        Untrained weights.
+
+    Returns
+    -------
+    list of Found
+
+    Raises
+    ------
+    numpy.linalg.LinAlgError
+        If no start led to a finite evidence.
+    """
+    tried = _finite(_tried(make().of_few(), starts, keep=True))
+    ends = []
+    for pair in list(tried):
+        minima = make()
+        ends.append(_finished(minima, minima.of_few(), *pair))
+    return sorted(ends, key=lambda end: -end.evidence)
+
+
+def _finished(minima: Minima, few: Minima, best: Trial, way: Way) -> Found:
+    """From the rough trial of a start, on some rows of many, to a stationary point."""
     best = _at_vertex(few, best, way)
     for part in few.growing(minima):
         best = part.taken_over(best)
@@ -115,8 +150,13 @@ def search(minima: Minima, starts: Iterable[Tensor]) -> Found:
     return found(minima, *polish(minima, best))
 
 
-def _best_start(minima: Minima, starts: Iterable[Tensor]) -> tuple[Trial, Way]:
-    """The rough trial of the best evidence, of all starts, and the way of its start."""
+def _tried(
+    minima: Minima, starts: Iterable[Tensor], keep: bool = False
+) -> Iterator[tuple[Trial, Way]]:
+    """The rough trial of the best evidence of each start, and its way.
+
+    Unless all are to ``keep``, a start that is far behind the best one is given up.
+    """
     best: Trial | None = None
     best_way: Way = []
     for number, w in enumerate(starts):
@@ -126,17 +166,26 @@ def _best_start(minima: Minima, starts: Iterable[Tensor]) -> tuple[Trial, Way]:
         if best is not None and not minima.is_flat(best):
             theta = best.theta + _ABOVE[(number - 1) % len(_ABOVE)]
         with minima.stage(f"start {number + 1}") as stage:
-            trial, way = _started(minima, w, theta, best_way)
+            trial, way = _started(minima, w, theta, [] if keep else best_way)
             stage.evidence = trial.evidence
         logger.debug("start: theta %.2f, evidence %.2f", trial.theta, trial.evidence)
+        yield trial, way
         if best is None or trial.evidence > best.evidence:
             best, best_way = trial, way
-    if best is None or not math.isfinite(best.evidence):
+
+
+def _finite(tried: Iterable[tuple[Trial, Way]]) -> Iterator[tuple[Trial, Way]]:
+    """Those of a finite evidence, of which there must be one."""
+    is_any = False
+    for pair in tried:
+        if math.isfinite(pair[0].evidence):
+            is_any = True
+            yield pair
+    if not is_any:
         raise LinAlgError(
             "No start led to a finite evidence: the model is too badly conditioned. Standardise X, "
             "or set prior_precision and noise_std to numbers."
         )
-    return best, best_way
 
 
 def _strong(minima: Minima) -> float:
@@ -268,8 +317,8 @@ def _sampled(minima: Minima, trial: Trial) -> Sample:
     return Sample(trial.theta, trial.evidence, minima.slope(trial, roughly=True), trial)
 
 
-def fixed(minima: Minima, starts: Iterable[Tensor]) -> Found:
-    """The best of several starts, each trained to a true minimum at the objective's own δ and σ.
+def fixed(minima: Minima, starts: Iterable[Tensor]) -> list[Found]:
+    """Each start trained to a true minimum at the objective's own δ and σ, the best first.
 
     Parameters
     ----------
@@ -279,7 +328,7 @@ def fixed(minima: Minima, starts: Iterable[Tensor]) -> Found:
 
     Returns
     -------
-    Found
+    list of Found
 
     Raises
     ------
@@ -291,13 +340,14 @@ def fixed(minima: Minima, starts: Iterable[Tensor]) -> Found:
         with minima.stage(f"start {number + 1}") as stage:
             trials.append(minima.trained(w))
             stage.evidence = trials[-1].evidence
-    best = max(trials, key=lambda trial: trial.evidence)
-    if best.posterior is None:
+    trials = [trial for trial in trials if trial.posterior is not None]
+    if not trials:
         raise LinAlgError(
             "The posterior precision of the trained network is not positive definite. Standardise "
             "X, or raise prior_precision or noise_std."
         )
-    return found(minima, best)
+    trials.sort(key=lambda trial: -trial.evidence)
+    return [found(minima, trial) for trial in trials]
 
 
 def found(minima: Minima, trial: Trial, slope: float = math.nan) -> Found:

@@ -31,7 +31,7 @@ from ..evidence.freedom import NOISE_STD_BOUNDS, PRIOR_PRECISION_BOUNDS, Freedom
 from ..evidence.groups import choose_groups, weight_groups
 from ..evidence.minima import MANY, Minima
 from ..evidence.noise import awake, choose_noise_head, head_group, noise_head
-from ..evidence.search import Found, fixed, search
+from ..evidence.search import Found, fixed, search, search_each
 from ..evidence.spectrum import log_marginal_likelihood
 from ..evidence.updates import EvidenceUpdates, maximise_at_fixed_weights
 from ..exceptions import ConvergenceError
@@ -87,6 +87,8 @@ class Task:
     encode: Any = None  # what takes targets of a user's own validation set to those of ``data``
     progress: Progress = field(default_factory=Progress)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    keep: bool = False  # every start, and not the best one alone
+    conditional: bool = False  # whether the conditional evidence chooses
 
     @property
     def rows(self) -> Tensor | None:
@@ -95,14 +97,15 @@ class Task:
         return None if chosen is None else torch.tensor(chosen)
 
 
-def fit_laplace(task: Task) -> Result:
+def fit_laplace(task: Task) -> list[Result]:
     """Train, choose δ and σ where they are free, and take the Laplace posterior.
 
-    ConvergenceError if training diverged, MemoryError if a matrix does not fit, ValueError if the
-    network does not fit the data, or the arguments each other.
+    The best start's, or with ``task.keep`` that of each start, the best first. ConvergenceError if
+    training diverged, MemoryError if a matrix does not fit, ValueError if the network does not fit
+    the data, or the arguments each other.
     """
     if task.source.is_frozen:
-        return _frozen(task)
+        return [_frozen(task)]
     solver = task.solver
     with seeded(task.seed, task.device):
         module, net = _start(task, 0)
@@ -114,6 +117,11 @@ def fit_laplace(task: Task) -> Result:
         size = min(n_rows, n_params)
         fits = 24.0 * size**2 <= limit_in_bytes(None)
         solver = automatic_solver(n_rows, n_params, 6.0 * n_rows * n_params, fits)
+    if task.conditional and isinstance(solver, FirstOrder):
+        raise ValueError(
+            "Laplace(criterion='conditional') needs a solver that sees all examples, and 'auto' "
+            "takes minibatches for so many: give solver='lbfgs', or take criterion='evidence'."
+        )
     with few_threads(n_rows * n_params * min(n_params, n_rows)):
         if net is not None or isinstance(solver, FirstOrder):
             return _first_order(task, own, solver)
@@ -154,24 +162,29 @@ def _start(task: Task, restart: int) -> tuple[nn.Module, Any]:
 # ------------------------------------------------------------------------------ second order
 
 
-def _second_order(task: Task, own: TrainingData, solver: FullBatch) -> Result:
-    """A search over θ, or one minimum where δ and σ are given."""
+def _second_order(task: Task, own: TrainingData, solver: FullBatch) -> list[Result]:
+    """A search over θ, or minima where δ and σ are given."""
     with seeded(task.seed, task.device):
         module, _ = _start(task, 0)
     linearization = _float64(module, own.X, solver)
     ones = torch.ones(linearization.n_params, dtype=torch.float64, device=own.X.device)
     data = _exact_data(task, own)
     objective = Objective(linearization, data, task.likelihood, task.prior_precision * ones)
-    minima = _minima(task, solver, objective, task.freedom)
     starts = _starts(task, module, _n_starts(task, linearization, data))
     if task.freedom.is_any:
-        found, names, index = _searched(task, solver, minima, starts, module)
-        _warn_at_bounds(found.objective, task.freedom)
+        ends = _searched(task, solver, objective, starts, module)
+        for found, _, _ in ends:
+            _warn_at_bounds(found.objective, task.freedom)
     else:
-        names, index = weight_groups(linearization, "all", ())
-        found = fixed(minima, _smooth(starts, minima, solver, module))
-    _warn_of_minimum(found, solver)
-    return _result_of(task, own, module, found, names, index, type(solver).__name__)
+        minima = _minima(task, solver, objective, task.freedom)
+        trained = fixed(minima, _smooth(starts, minima, solver, module))
+        ends = [(found, *weight_groups(linearization, "all", ())) for found in trained]
+    ends = ends if task.keep else ends[:1]
+    for found, _, _ in ends:
+        _warn_of_minimum(found, solver)
+    modules = [copy.deepcopy(module) for _ in ends[1:]] + [module]
+    name = type(solver).__name__
+    return [_result_of(task, own, m, *end, name) for m, end in zip(modules, ends, strict=True)]
 
 
 def _minima(task: Task, solver: FullBatch, objective: Objective, freedom: Freedom) -> Minima:
@@ -184,6 +197,7 @@ def _minima(task: Task, solver: FullBatch, objective: Objective, freedom: Freedo
         solver.tol,
         solver.max_iter,
         damped=isinstance(solver, GaussNewtonLM),
+        conditional=task.conditional,
         progress=task.progress,
         checkpoint=task.checkpoint,
         # A noise that varies is looked for along a way of its own.
@@ -191,30 +205,56 @@ def _minima(task: Task, solver: FullBatch, objective: Objective, freedom: Freedo
     )
 
 
+# What a search ends with, and names and index of the groups of weights that have a δ each.
+_End = tuple[Found, list[str], Tensor]
+
+
 def _searched(
-    task: Task, solver: FullBatch, minima: Minima, starts: Iterator[Tensor], module: nn.Module
-) -> tuple[Found, list[str], Tensor]:
-    """The best δ and σ, with names and index of the groups of weights that have a δ each."""
-    objective = minima.objective
-    linearization, X = objective.linearization, objective.data.X
-    names, index = weight_groups(linearization, task.groups, task.feature_names)
+    task: Task,
+    solver: FullBatch,
+    objective: Objective,
+    starts: Iterator[Tensor],
+    module: nn.Module,
+) -> list[_End]:
+    """The best δ and σ; of every start where all are kept, the best first."""
+    groups = weight_groups(objective.linearization, task.groups, task.feature_names)
+    head, sought, freedom = None, objective, task.freedom
     if task.likelihood.outputs_per_target > 1:
         n_targets = objective.data.y.shape[1]
-        head = noise_head(linearization, X, n_targets)
-        if bool(head.any()):
-            constant = _constant(objective, solver, module)
-            start = search(_minima(task, solver, constant, Freedom(True, True)), starts)
-            names, index = head_group(names, index, head)
-            with task.progress.stage("noise that varies") as stage:
-                found = choose_noise_head(minima, start, head, index, len(names))
-                stage.evidence = found.evidence
-            return found, names, index
-    found = search(minima, starts)
-    if len(names) > 1:
-        with task.progress.stage("prior of each group") as stage:
-            found = choose_groups(minima, found, index, len(names))
+        head = noise_head(objective.linearization, objective.data.X, n_targets)
+        head = head if bool(head.any()) else None
+    if head is not None:
+        sought, freedom = _constant(objective, solver, module), Freedom(True, True)
+        groups = head_group(*groups, head)
+
+    def minima() -> Minima:
+        return _minima(task, solver, sought, freedom)
+
+    own = minima()
+    found = search_each(minima, starts) if task.keep else [search(own, starts)]
+    ends = []
+    for start in found:
+        if task.keep or head is not None:
+            own = _minima(task, solver, objective, task.freedom)
+        ends.append((_grouped(task, own, start, *groups, head), *groups))
+    return sorted(ends, key=lambda end: -end[0].evidence)
+
+
+def _grouped(
+    task: Task, minima: Minima, start: Found, names: list[str], index: Tensor, head: Tensor | None
+) -> Found:
+    """From one δ to one for each group, and for the noise's head."""
+    if head is not None:
+        with task.progress.stage("noise that varies") as stage:
+            found = choose_noise_head(minima, start, head, index, len(names))
             stage.evidence = found.evidence
-    return found, names, index
+        return found
+    if len(names) == 1:
+        return start
+    with task.progress.stage("prior of each group") as stage:
+        found = choose_groups(minima, start, index, len(names))
+        stage.evidence = found.evidence
+    return found
 
 
 def _constant(objective: Objective, solver: FullBatch, module: nn.Module) -> Objective:
@@ -366,8 +406,8 @@ def _model(
 # ------------------------------------------------------------------------------- first order
 
 
-def _first_order(task: Task, own: TrainingData, solver: FirstOrder | None) -> Result:
-    """The best of the restarts, each trained by skorch."""
+def _first_order(task: Task, own: TrainingData, solver: FirstOrder | None) -> list[Result]:
+    """The restarts, each trained by skorch, the best first; without ``keep``, that one alone."""
     n_starts = 1 if task.n_restarts == "auto" or task.previous is not None else task.n_restarts
     results: list[Result] = []
     for restart in range(int(n_starts)):
@@ -379,7 +419,8 @@ def _first_order(task: Task, own: TrainingData, solver: FirstOrder | None) -> Re
                 assert solver is not None
                 net = default_net(module, len(own), solver, task.likelihood, task.device)
             results.append(_trained(task, own, net, solver, f"start {restart + 1}"))
-    return max(results, key=lambda result: result.evidence)
+            results.sort(key=lambda result: -result.evidence)
+    return results if task.keep else results[:1]
 
 
 def _trained(

@@ -29,6 +29,13 @@ class Laplace(Documented, BaseEstimator):
         The paper's eq. 5 with Jacobians, the generalised Gauss-Newton matrix Σ_i JᵀΛJ; or with
         gradients in their place, Σ_i ∇ℓ_i ∇ℓ_iᵀ, one row for an example and not one for each
         output (:ref:`math-gradients`). Weights, δ, σ and evidence are those of "ggn".
+    criterion : {"evidence", "conditional"}, default="evidence"
+        What ``prior_precision="auto"`` and ``noise_std="auto"`` maximise: the evidence of all rows,
+        or that of half of them given the other half, averaged over four random halves
+        (:ref:`math-leave-one-out`; :func:`~sk_dnn2gp.model_selection.conditional_evidence`, whose
+        defaults these are), which asks less of a prior for what it says before any data. σ is the
+        one of the highest evidence either way. Of one δ, for regression with Gaussian noise, and
+        ``posterior="full"``.
 
     Examples
     --------
@@ -37,14 +44,19 @@ class Laplace(Documented, BaseEstimator):
     Laplace(curvature='gradient')
     """
 
-    def __init__(self, curvature: str = "ggn") -> None:
+    def __init__(self, curvature: str = "ggn", criterion: str = "evidence") -> None:
         self.curvature = curvature
+        self.criterion = criterion
 
     def validate(self) -> None:
         """Raise ValueError where a setting cannot work, with its name and what to give."""
         if self.curvature not in ("ggn", "gradient"):
             raise ValueError(
                 f"Laplace: curvature must be 'ggn' or 'gradient', got {self.curvature!r}."
+            )
+        if self.criterion not in ("evidence", "conditional"):
+            raise ValueError(
+                f"Laplace: criterion must be 'evidence' or 'conditional', got {self.criterion!r}."
             )
 
 

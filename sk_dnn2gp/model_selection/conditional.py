@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.utils import _safe_indexing, check_random_state
+from sklearn.utils import _safe_indexing
 
+from ..evidence.minima import random_parts
 from .inside import unwrapped
 
 __all__ = ["conditional_evidence"]
@@ -88,13 +89,11 @@ def conditional_evidence(
     if not isinstance(n_parts, Integral) or n_parts < 1:
         raise ValueError(f"n_parts must be a positive whole number, got {n_parts!r}.")
     weight = np.ones(n) if sample_weight is None else np.asarray(sample_weight, dtype=float)
-    known, draws = int(part * n), check_random_state(random_state)
     whole = _evidence(estimator, X, y, weight, theta)
-    if not known:
+    if not int(part * n):
         return whole / weight.sum()
     means = []
-    for _ in range(n_parts):
-        rows, rest = np.split(draws.permutation(n), [known])
+    for rows, rest in random_parts(n, part, n_parts, random_state):
         data = (_safe_indexing(a, rows) for a in (X, y))
         given = _evidence(estimator, *data, weight[rows], theta)
         means.append((whole - given) / weight[rest].sum())
