@@ -50,5 +50,8 @@ for axis, (name, kernel) in zip(axes, kernels.items(), strict=True):
     )
     evidence = gp.log_marginal_likelihood_value_
     axis.set_title(f"{name}: log evidence {evidence:.1f}")
+    axis.get_legend().remove()
     print(f"{name}: log evidence {evidence:.1f}, noise {noise**0.5:.2f}")
+names = axes[0].get_legend_handles_labels()
+figure.legend(*names, loc="outside upper center", ncols=4)
 plt.show()

@@ -54,6 +54,8 @@ for number, (axis, title) in enumerate(zip(axes, titles, strict=True)):
         axis.plot(widths, row, "o-", label=f"{depth} hidden")
         print(f"{title}, {depth} hidden:", np.round(row, 1))
     axis.set(xscale="log", yscale="log", xlabel="width", title=title)
+    axis.set_xticks(widths, widths)
+    axis.set_xticks([], minor=True)
 print(f"the curve without noise: {noiseless:.1f}")
 axes[0].axhline(noiseless, color="0.5", ls="--", label="without noise")
 axes[0].set_ylabel("squared norm")

@@ -453,12 +453,12 @@ class Linearization:
             f = net(X)
         if not f.requires_grad:
             return
-        for number, row in enumerate(total):
+        for number in range(len(total)):
             grads = torch.autograd.grad(
                 f, list(leaves.values()), U[..., number].to(f),
                 retain_graph=number + 1 < len(total), allow_unused=True, materialize_grads=True,
             )  # fmt: skip
-            row += torch.cat([g.flatten() for g in grads])
+            total[number] += torch.cat([g.flatten() for g in grads])
 
     def leaves(self) -> dict[str, Tensor]:
         """The weights, to be differentiated in."""

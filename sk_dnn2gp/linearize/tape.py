@@ -82,6 +82,11 @@ class Twin:
         self.layers = [layer for layer in self.net.modules() if has_rule(layer)]
         for number, layer in enumerate(self.layers):
             layer.register_forward_hook(self._keeper(number))
+        for module in self.net.modules():
+            if isinstance(module, nn.TransformerEncoderLayer):
+                # Up to torch 2.3 at least, its fused way past weights that need no gradient calls
+                # no hooks; the copy has no fused way.
+                module.activation_relu_or_gelu = 0
 
     def _keeper(self, number: int) -> Callable[..., Tensor | None]:
         def keep(layer: nn.Module, args: tuple, z: Any) -> Tensor | None:
