@@ -41,7 +41,10 @@ class _Shared:
 
 
 class Network:
-    """What a :class:`Linearization` runs; see there for its parameters and attributes."""
+    """What a :class:`Linearization` runs; see there for its parameters and attributes.
+
+    TypeError if ``module`` is no module.
+    """
 
     def __init__(
         self,
