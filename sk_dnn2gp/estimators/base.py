@@ -19,9 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, clone
 from sklearn.utils import Tags
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.validation import (
-    check_is_fitted,
-)
+from sklearn.utils.validation import check_is_fitted
 from skorch import NeuralNet
 from torch import Tensor
 from torch.nn import Module
@@ -38,14 +36,13 @@ from ..inference.laplace import Task, by_gradients, fit_laplace
 from ..inference.linearized_low_rank import fit_linearized
 from ..inference.swag import fit_swag
 from ..inference.variational import fit_variational
-from ..kernels import NTKKernel
 from ..likelihoods import Gaussian, Likelihood
 from ..networks import ACTIVATIONS
 from ..training.first_order import shown_as_net
 from ..training.objective import TrainingData
-from ..training.source import NetworkSource, of_first_half
-from .evidence import EvidenceMixin
-from .options import SHORTHANDS, Options, options_of, warn_of_scales
+from ..training.source import NetworkSource
+from .options import SHORTHANDS, Options, warn_of_scales
+from .process import ProcessMixin
 from .storage import ATTRIBUTES, FitWriter, content_of_fit, fill, weights_of_all
 
 __all__: list[str] = []
@@ -54,7 +51,7 @@ __all__: list[str] = []
 _FITTED = {"_result", "_spectrum", "_net", *ATTRIBUTES}
 
 
-class BaseDNN2GP(EvidenceMixin, Documented, CallbackSupport, BaseEstimator):
+class BaseDNN2GP(ProcessMixin, Documented, CallbackSupport, BaseEstimator):
     """The walk that both estimators share. Not for use on its own."""
 
     _parameter_constraints: dict = {
@@ -223,27 +220,11 @@ class BaseDNN2GP(EvidenceMixin, Documented, CallbackSupport, BaseEstimator):
             conditional=options.is_conditional,
         )
         progress.offset = self._evidence_offset(weight if task.rows is None else weight[task.rows])
-        best, *others = [self._inferred(task, one, options) for one in fit_laplace(task)]
+        best, *others = [_inferred(task, one, options) for one in fit_laplace(task)]
         if task.keep:
             self._others = others
         task.checkpoint.remove()
         return best
-
-    @staticmethod
-    def _inferred(task: Task, result: Result, options: Options) -> Result:
-        """From the Laplace posterior to the one asked for."""
-        progress = task.progress
-        if options.is_variational:
-            result = fit_variational(task, result, options.inference)
-        if isinstance(options.inference, LinearizedVariational):
-            with progress.stage("linearized variational") as stage:
-                result = fit_linearized(task, result, options.inference)
-                stage.evidence = result.evidence
-        if isinstance(options.inference, SWAG):
-            result = fit_swag(task, result, options.inference)
-        if options.has_gradients:
-            result = by_gradients(task, result)
-        return result
 
     def fit_starts(self, X: Any, y: Any, n_starts: int, **given: Any) -> list[Any]:
         """Fit, and give every start of the one search as a fitted estimator, the best first.
@@ -354,42 +335,6 @@ class BaseDNN2GP(EvidenceMixin, Documented, CallbackSupport, BaseEstimator):
         if stored is not None:
             fill(self, *read(io.BytesIO(stored.tobytes())))
 
-    # ----------------------------------------------------------------- the Gaussian process
-
-    @property
-    def kernel_(self) -> NTKKernel:
-        """The neural tangent kernel J Jᵀ/δ of the trained network, a scikit-learn kernel.
-
-        Of a network with a noise that depends on x, the kernel of its means.
-
-        Raises
-        ------
-        AttributeError
-            If the posterior is not that of the whole network with one δ: its process has another
-            kernel.
-        """
-        check_is_fitted(self)
-        self._require_network_process("kernel_", AttributeError)
-        network = self.module_
-        if self._result.likelihood.outputs_per_target > 1:
-            network = of_first_half(network, self.linear_model_.noise_factor.shape[1] // 2)
-        return NTKKernel(network, prior_precision=self.prior_precision_)
-
-    def _require_network_process(self, what: str, error: type[Exception] = ValueError) -> None:
-        """Refuse what holds for the process of the whole network's tangent kernel alone."""
-        self._require_likelihood(what, error)
-        if not options_of(self, hasattr(self, "classes_")).posterior.is_network_process:
-            raise error(
-                f"{what} is of the process whose kernel is the whole network's tangent kernel; "
-                f"posterior={self.posterior!r} is another process. Use posterior='full'."
-            )
-        # The noise's head has a δ of its own, and no part in the kernel of the means.
-        if set(self.prior_precisions_) - {"noise"} != {"all"}:
-            raise error(
-                f"{what} is of one prior precision for all weights, and prior_groups="
-                f"{self.prior_groups!r} chose {len(self.prior_precisions_)}."
-            )
-
     def sample_network(self, X: ArrayLike, n_samples: int = 1, random_state: Any = 0) -> NDArray:
         """Outputs of the network itself with weights drawn from q(w): not the Gaussian process.
 
@@ -425,6 +370,21 @@ class BaseDNN2GP(EvidenceMixin, Documented, CallbackSupport, BaseEstimator):
         tags = super().__sklearn_tags__()
         tags.input_tags.three_d_array = self.net is not None
         return tags
+
+
+def _inferred(task: Task, result: Result, options: Options) -> Result:
+    """q(w): from Laplace's to the one asked for."""
+    if options.is_variational:
+        result = fit_variational(task, result, options.inference)
+    if isinstance(options.inference, LinearizedVariational):
+        with task.progress.stage("linearized variational") as stage:
+            result = fit_linearized(task, result, options.inference)
+            stage.evidence = result.evidence
+    if isinstance(options.inference, SWAG):
+        result = fit_swag(task, result, options.inference)
+    if options.has_gradients:
+        result = by_gradients(task, result)
+    return result
 
 
 def _mean_and_scale(X: Any, weight: NDArray) -> tuple[Tensor, Tensor]:

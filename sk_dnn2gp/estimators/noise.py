@@ -14,22 +14,9 @@ __all__ = ["gaussian", "known_noise"]
 
 
 def gaussian(noise_std: Any, n_targets: int) -> Likelihood:
-    """The likelihood of one σ, or of one for each target.
+    """The likelihood of one σ, or of one for each target, in the units that the network sees.
 
-    Parameters
-    ----------
-    noise_std : float or array-like of shape (n_targets,)
-        In the units of y as the network sees it.
-    n_targets : int
-
-    Returns
-    -------
-    Likelihood
-
-    Raises
-    ------
-    ValueError
-        If there are neither one nor ``n_targets`` of them.
+    ValueError if there are neither one nor ``n_targets`` of them.
     """
     if np.ndim(noise_std) == 0:
         return Gaussian(float(noise_std))
@@ -45,30 +32,12 @@ def gaussian(noise_std: Any, n_targets: int) -> Likelihood:
 def known_noise(
     regressor: Any, noise_std: ArrayLike | None, y: NDArray, weight: NDArray
 ) -> tuple[float | None, NDArray, NDArray]:
-    """Known noise of rows as one level, with weights level²/σᵢ² of the same sum.
+    """Known noise σᵢ of rows as one level, with weights level²/σᵢ² of the same sum.
 
-    Parameters
-    ----------
-    regressor : DNN2GPRegressor
-        Whose own noise must be left at its default.
-    noise_std : array-like of shape (n_samples,) or None
-        σᵢ, in the units of y.
-    y : ndarray of shape (n_samples,) or (n_samples, n_outputs)
-    weight : ndarray of shape (n_samples,)
-
-    Returns
-    -------
-    level : float or None
-        In the units of y; None where no noise is given.
-    weight : ndarray of shape (n_samples,)
-        Those that turn the level into σᵢ.
-    offsets : ndarray of shape (n_samples,)
-        What that takes from log p of each row: ½ log level²/σᵢ².
-
-    Raises
-    ------
-    ValueError
-        If the regressor has another noise too, or one is not a positive finite number.
+    ``noise_std`` (n_samples,) in the units of y, as the level. Returns the level (None where no
+    noise is given), the weights that turn it into σᵢ, and what that takes from log p of each row:
+    ½ log level²/σᵢ². ValueError if the regressor has another noise too, or one is not a positive
+    finite number.
     """
     if noise_std is None:
         return None, weight, np.zeros(len(y))

@@ -182,7 +182,7 @@ def _second_order(task: Task, own: TrainingData, solver: FullBatch) -> list[Resu
     ends = ends if task.keep else ends[:1]
     for found, _, _ in ends:
         _warn_of_minimum(found, solver)
-    modules = [copy.deepcopy(module) for _ in ends[1:]] + [module]
+    modules = [copied(module) for _ in ends[1:]] + [module]
     name = type(solver).__name__
     return [_result_of(task, own, m, *end, name) for m, end in zip(modules, ends, strict=True)]
 

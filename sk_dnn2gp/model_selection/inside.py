@@ -50,19 +50,5 @@ def unwrapped(
 
 
 def estimator_inside(estimator: Any) -> Any:
-    """The fitted DNN2GPRegressor or DNN2GPClassifier alone.
-
-    Parameters
-    ----------
-    estimator : estimator
-
-    Returns
-    -------
-    DNN2GPRegressor or DNN2GPClassifier
-
-    Raises
-    ------
-    TypeError
-        If there is none inside.
-    """
+    """The fitted DNN2GPRegressor or DNN2GPClassifier alone; TypeError if there is none inside."""
     return unwrapped(estimator, None, None)[0]

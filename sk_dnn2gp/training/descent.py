@@ -30,27 +30,9 @@ def descend(
 ) -> Minimum:
     """Go down until a Newton step promises less than ``gain``, by preconditioned L-BFGS.
 
-    Parameters
-    ----------
-    start : Point
-        Where to begin.
-    factorise : callable
-        Point -> A there, or None.
-    factor : ExactPosterior, optional
-        A of an earlier point.
-    gain : float, default=1e-2
-        gᵀHg, in nats.
-    max_iter : int, default=200
-
-    Returns
-    -------
-    Minimum
-        Converged where ``gain`` was met.
-
-    Raises
-    ------
-    ConvergenceError
-        If the loss at the start is not finite.
+    ``factorise`` gives A at a point, or None; ``factor`` is that of an earlier point; ``gain`` is
+    gᵀHg, in nats. Converged where it was met; ConvergenceError if the loss at the start is not
+    finite.
     """
     found = begun(start, factorise, factor)
     memory, age, longest, worth = SecantMemory(_PAIRS), 0, 1.0, steps_worth_a_factor(start)

@@ -47,31 +47,13 @@ def newton(
 ) -> Minimum:
     """Newton steps by preconditioned conjugate gradients, to ‖∇loss‖ ≤ tol (1 + abs loss).
 
-    Parameters
-    ----------
-    start : Point
-        Where to begin.
-    factorise : callable
-        Point -> A there, or None.
-    factor : ExactPosterior, optional
-        A of an earlier point.
-    tol : float, default=1e-8
-    max_iter : int, default=100
-        Steps tried.
-    to_boundary : bool, default=False
-        Whether the first step taken to the boundary of the trust region ends it: there is a long
-        way to go yet.
+    ``factorise`` gives A at a point, or None; ``factor`` is that of an earlier point; ``max_iter``
+    counts the steps tried. With ``to_boundary`` the first step taken to the boundary of the trust
+    region ends it: there is a long way to go yet.
 
-    Returns
-    -------
-    Minimum
-        Converged where ``tol`` was met, or where rounding allows no step and the Newton decrement
-        is below 1e-6: a kink, where no step lowers the loss either, is no minimum of that kind.
-
-    Raises
-    ------
-    ConvergenceError
-        If the loss at the start is not finite.
+    Converged where ``tol`` was met, or where rounding allows no step and the Newton decrement is
+    below 1e-6: a kink, where no step lowers the loss either, is no minimum of that kind.
+    ConvergenceError if the loss at the start is not finite.
     """
     found = begun(start, factorise, factor)
     radius, spent, worth = math.nan, 0, steps_worth_a_factor(start)
@@ -181,24 +163,9 @@ def conjugate_gradients(
 ) -> tuple[Tensor, Tensor | None]:
     """H⁻¹ b by preconditioned conjugate gradients; up to the first direction of no curvature.
 
-    Parameters
-    ----------
-    product : callable
-        v -> H v.
-    b : Tensor of shape (n_params,)
-    solve : callable
-        v -> M⁻¹ v.
-    tol : float, default=1e-3
-        Of the residual in M⁻¹'s norm, relative to b's.
-    max_iter : int, default=100
-    start : Tensor of shape (n_params,), optional
-        A guess at the solution.
-
-    Returns
-    -------
-    solution : Tensor of shape (n_params,)
-    flat : Tensor of shape (n_params,) or None
-        The first direction of no curvature, where one ended the way.
+    ``product`` is v -> H v and ``solve`` v -> M⁻¹ v; ``tol`` is of the residual in M⁻¹'s norm,
+    relative to b's. Returns the solution, and the first direction of no curvature where one ended
+    the way, all of shape (n_params,).
     """
     y = solve(b)
     first = float(b @ y)

@@ -55,30 +55,10 @@ def minimise(
     Along negative curvature a Newton step of many products goes no farther than the trust region
     lets it; once off the saddle, L-BFGS goes the same way for a gradient a step.
 
-    Parameters
-    ----------
-    start : Point
-        Where to begin.
-    factorise : callable
-        Point -> A there, or None.
-    factor : ExactPosterior, optional
-        A of an earlier point.
-    tol : float, default=1e-8
-    max_iter : int, default=500
-        Steps in all.
-    is_near : bool, default=False
-        Whether a minimum is known to be next to w: no saddle is looked for.
-    gain : float, default=1e-3
-        Nats that Newton's steps are left to go down at first.
-
-    Returns
-    -------
-    Minimum
-
-    Raises
-    ------
-    ConvergenceError
-        If the loss at the start is not finite.
+    ``factorise`` gives A at a point, or None; ``factor`` is that of an earlier point; ``max_iter``
+    counts all steps; ``is_near`` says that a minimum is known to be next to w, so that no saddle is
+    looked for; ``gain`` are the nats that Newton's steps are left to go down at first.
+    ConvergenceError if the loss at the start is not finite.
     """
     found = begun(start, factorise, factor)
     while found.n_iter < max_iter:
@@ -140,27 +120,8 @@ def gauss_newton(
 
     μ follows the ratio ρ of the actual to the predicted decrease by Nielsen's rule (1999,
     IMM-REP-1999-05): times max(1/3, 1 - (2ρ - 1)³), and growing fast while steps fail. Secant pairs
-    near the minimum hold what the Gauss-Newton matrix leaves out.
-
-    Parameters
-    ----------
-    start : Point
-        Where to begin.
-    tol : float, default=1e-8
-    max_iter : int, default=500
-    memory_limit : float, optional
-        MiB for the matrices of a step.
-
-    Returns
-    -------
-    Minimum
-
-    Raises
-    ------
-    ConvergenceError
-        If the loss at the start is not finite.
-    MemoryError
-        If the matrix of a step does not fit.
+    near the minimum hold what the Gauss-Newton matrix leaves out. ConvergenceError if the loss at
+    the start is not finite, MemoryError if the matrix of a step does not fit ``memory_limit``.
     """
     prior = start.objective.prior_precision
     found = Minimum(checked(start), None, losses=[start.loss])

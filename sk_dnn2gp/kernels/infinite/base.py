@@ -92,7 +92,7 @@ class InfiniteKernel(Kernel):
         return (K, np.moveaxis(G, 0, -1)) if eval_gradient else K
 
     def diag(self, X: ArrayLike) -> NDArray:
-        """Diagonal of ``self(X)``, of shape (n_samples,), without the matrix."""
+        """Diagonal of ``self(X)``, (n_samples,), without the matrix; ValueError as calls."""
         x = self._input(X, "X")
         walk = self._walk(x, False)
         out = np.empty(x.shape[-2])
