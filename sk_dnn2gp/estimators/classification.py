@@ -20,10 +20,10 @@ from ..links import LINKS, log_proba, log_softmax, mean_uncertainty, of_classes,
 from .base import BaseDNN2GP
 from .options import check_target
 
-__all__ = ["ClassPredictions"]
+__all__: list[str] = []
 
 
-class ClassPredictions(BaseDNN2GP):
+class _ClassPredictions(BaseDNN2GP):
     """Predictions of labels, by a link. Not for use on its own."""
 
     classes_: NDArray

@@ -26,14 +26,14 @@ from ..likelihoods import Bernoulli, Categorical, Likelihood
 from ..links import LINKS
 from ..training.source import NetworkSource, check_logits
 from .base import BaseDNN2GP
-from .classification import ClassPredictions
+from .classification import _ClassPredictions
 from .options import options_of
 from .process import process_of
 
 __all__ = ["DNN2GPClassifier"]
 
 
-class DNN2GPClassifier(ClassifierMixin, ClassPredictions):
+class DNN2GPClassifier(ClassifierMixin, _ClassPredictions):
     """Classification by a neural network that is a Gaussian process at its trained weights.
 
     The network's outputs are logits: one for two classes (Bernoulli), K for K classes

@@ -19,10 +19,10 @@ from .base import BaseDNN2GP
 from .distributional import DistributionMixin
 from .options import check_target
 
-__all__ = ["RegressionPredictions"]
+__all__: list[str] = []
 
 
-class RegressionPredictions(DistributionMixin, BaseDNN2GP):
+class _RegressionPredictions(DistributionMixin, BaseDNN2GP):
     """Predictions in the units of y. Not for use on its own."""
 
     y_mean_: NDArray

@@ -25,12 +25,12 @@ from .base import BaseDNN2GP
 from .noise import gaussian, known_noise
 from .options import is_heteroscedastic, options_of
 from .process import process_of
-from .regression import RegressionPredictions
+from .regression import _RegressionPredictions
 
 __all__ = ["DNN2GPRegressor"]
 
 
-class DNN2GPRegressor(MultiOutputMixin, RegressorMixin, RegressionPredictions):
+class DNN2GPRegressor(MultiOutputMixin, RegressorMixin, _RegressionPredictions):
     """Regression by a neural network that is a Gaussian process at its trained weights.
 
     The network is trained to the maximum of the posterior (loss Σ(y-f)²/2σ² + δ/2‖w‖²). There, the
