@@ -91,7 +91,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(torch|numpy|scipy|sklearn|skorch|matplotlib|collections|os)\..*"),
     (r"py:.*", r"sk_dnn2gp\.(.*\.)?_.*"),  # private
-    (r"py:.*", r"sk_dnn2gp\.linearize\.(plan|factors)\..*"),
+    (r"py:.*", r"sk_dnn2gp\.linearize\.(plan|factors|network)\..*"),
     # Bases that are no public names.
     (r"py:class", r"sk_dnn2gp\.(estimators|kernels\.infinite)\.base\..*"),
     (r"py:class", r"sk_dnn2gp\.optim\.update\..*"),

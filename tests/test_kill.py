@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 import warnings
 from pathlib import Path
 
@@ -129,7 +130,10 @@ def child(model, go_on) -> None:
             before = dict(vars(model))
             go_on()
     except KeyboardInterrupt:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)  # one press was enough
         status = 0 if as_before(model, before) else 4
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(status)
 
