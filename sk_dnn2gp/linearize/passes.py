@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .._utils.memory import joined_parts, sum_parts
@@ -66,15 +67,16 @@ class ChainPass:
         self._W = [pair[0] for pair in weights if pair is not None]
         self._kinds = [type(layer) for layer, slope in chain.steps[first:] if slope is not None]
         self._places, self._n_params = places, n_params
+        self._is_whole = _is_whole(places, n_params)
 
     def pull(self, u: Tensor) -> Tensor:
         """Jᵀu summed over the examples."""
-        out, g = self._zeros(), u.to(self.outputs)
+        found, g = [], u.to(self.outputs)
         for layer in reversed(range(len(self._W))):
-            self._add(out, layer, g.mT @ self._a[layer], g)
+            found.append((g.mT @ self._a[layer], g))
             if layer:
                 g = (g @ self._W[layer]).mul_(self._slopes[layer - 1])
-        return out
+        return self._flat(found[::-1])
 
     def hessian_products(self, loss: _Loss) -> Callable[[Tensor], Tensor]:
         """v -> H v of a loss of f."""
@@ -108,11 +110,9 @@ class ChainPass:
         tangents = []
         for layer, W in enumerate(self._W):
             dW, db = self._of(v, layer)
-            dz = self._a[layer] @ dW.mT
-            if db is not None:
-                dz += db
+            dz = F.linear(self._a[layer], dW, db)
             if da is not None:
-                dz += da @ W.mT
+                dz.addmm_(da, W.mT)
             tangents.append((da, dz))
             if layer < len(self._slopes):
                 da = dz * self._slopes[layer]
@@ -121,19 +121,18 @@ class ChainPass:
     def _pull_tangent(
         self, v: Tensor, gs: list[Tensor], bends: list[Tensor], tangents: list, dg: Tensor
     ) -> Tensor:
-        out = self._zeros()
+        found = []
         for layer in reversed(range(len(self._W))):
             da = tangents[layer][0]
             dW = dg.mT @ self._a[layer]
             if da is not None:
-                dW += gs[layer].mT @ da
-            self._add(out, layer, dW, dg)
+                dW.addmm_(gs[layer].mT, da)
+            found.append((dW, dg))
             if layer:
-                back = dg @ self._W[layer]
-                back += gs[layer] @ self._of(v, layer)[0]
+                back = (dg @ self._W[layer]).addmm_(gs[layer], self._of(v, layer)[0])
                 back *= self._slopes[layer - 1]
                 dg = back.addcmul_(bends[layer - 1], tangents[layer - 1][1])
-        return out
+        return self._flat(found[::-1])
 
     def _of(self, v: Tensor, layer: int) -> tuple[Tensor, Tensor | None]:
         """A layer's part of v: zeros where its weights are no part of w."""
@@ -141,15 +140,27 @@ class ChainPass:
         dW = v[w.start : w.stop].view_as(W) if w is not None else torch.zeros_like(W)
         return dW, None if b is None else v[b.start : b.stop]
 
-    def _add(self, out: Tensor, layer: int, dW: Tensor, g: Tensor) -> None:
-        w, b = self._places[layer]
-        if w is not None:
-            out[w.start : w.stop] += dW.reshape(-1)
-        if b is not None:
-            out[b.start : b.stop] += g.sum(0)
+    def _flat(self, found: list[tuple[Tensor, Tensor]]) -> Tensor:
+        """w's vector (P,), float64, of every layer's dW and of dz, whose sum is db."""
+        if self._is_whole:  # small networks are ruled by how many operations there are
+            parts = [part for dW, dz in found for part in (dW.view(-1), dz.sum(0))]
+            return torch.cat(parts).double()
+        out = self.outputs.new_zeros(self._n_params, dtype=torch.float64)
+        for (dW, dz), (w, b) in zip(found, self._places, strict=True):
+            if w is not None:
+                out[w.place] += dW.reshape(-1)
+            if b is not None:
+                out[b.place] += dz.sum(0)
+        return out
 
-    def _zeros(self) -> Tensor:
-        return self.outputs.new_zeros(self._n_params, dtype=torch.float64)
+
+def _is_whole(places: list, n_params: int) -> bool:
+    """Whether w is W and b of every layer, one after the other."""
+    slots = [slot for pair in places for slot in pair]
+    if any(slot is None for slot in slots):
+        return False
+    ends = [0, *(slot.stop for slot in slots)]
+    return [slot.start for slot in slots] == ends[:-1] and ends[-1] == n_params
 
 
 def _derivatives(loss: _Loss, outputs: Tensor) -> tuple[Tensor, Tensor]:

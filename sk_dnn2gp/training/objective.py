@@ -152,7 +152,7 @@ class Point:
         self._pass = objective.linearization.at(w).forward(objective.data.X)
         self.outputs = self._pass.outputs.double()
         nll = objective.likelihood.negative_log_likelihood(self.outputs, objective.data.y)
-        self.squares = float((objective.prior_precision * w * w).sum())
+        self.squares = float((objective.prior_precision * w) @ w)
         self.log_likelihood = -float(objective.data.sample_weight.double() @ nll)
         self.loss = 0.5 * self.squares - self.log_likelihood
 
