@@ -227,11 +227,11 @@ class BaseDNN2GP(ProcessMixin, Documented, CallbackSupport, BaseEstimator):
         return best
 
     def fit_starts(self, X: Any, y: Any, n_starts: int, **given: Any) -> list[Any]:
-        """Fit, and give every start of the one search as a fitted estimator, the best first.
+        """Fit, and give every start of the one search as a fitted estimator.
 
-        The first is what ``fit`` with ``n_restarts=n_starts`` finds, but for starts that it gives
-        up for being behind. This estimator itself is not fitted.
-        :class:`~sk_dnn2gp.MixtureRegressor` makes one distribution of them.
+        In the order of their evidence, the highest first. ``fit`` with ``n_restarts=n_starts``
+        goes to the end with one of them alone, the best so far. This estimator itself is not
+        fitted. :class:`~sk_dnn2gp.MixtureRegressor` makes one distribution of them.
 
         Parameters
         ----------
@@ -249,8 +249,10 @@ class BaseDNN2GP(ProcessMixin, Documented, CallbackSupport, BaseEstimator):
         Raises
         ------
         ValueError
-            As ``fit``.
+            As ``fit``, or if a ``checkpoint`` is given.
         """
+        if given.get("checkpoint") is not None:
+            raise ValueError("fit_starts keeps no checkpoint: leave checkpoint out, or call fit.")
         best = clone(self).set_params(n_restarts=n_starts)
         best._keeps_starts = True
         best.fit(X, y, **given)
