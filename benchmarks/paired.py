@@ -149,7 +149,7 @@ def timed(run: Callable[[], Any], times: int) -> float:
     return (time.process_time() - start) / times
 
 
-class Side:
+class Checkout:
     """A checkout, in a process of its own."""
 
     def __init__(self, root: Path) -> None:
@@ -175,7 +175,7 @@ class Side:
         return json.loads(line)
 
 
-def compare(case: str, after: Side, before: Side, rounds: int) -> dict[str, Any]:
+def compare(case: str, after: Checkout, before: Checkout, rounds: int) -> dict[str, Any]:
     sides = {"after": after, "before": before}
     first = {name: side.ask(do="prepare", case=case) for name, side in sides.items()}
     seconds: dict[str, list[float]] = {name: [] for name in sides}
@@ -209,7 +209,7 @@ def main() -> None:
     root = args.before.resolve()
     commit = subprocess.run(["git", "-C", root, "rev-parse", "--short", "HEAD"],
                             capture_output=True, text=True).stdout.strip()  # fmt: skip
-    after, before = Side(HERE.parents[1]), Side(root)
+    after, before = Checkout(HERE.parents[1]), Checkout(root)
     result: dict[str, Any] = {"before": commit, "rounds": args.rounds, "cases": {}}
     for case in after.cases:
         if any(part in case for part in args.only):

@@ -1,6 +1,6 @@
 """The one update behind VOGGN, VOGN, OGGN and OGN (:ref:`math-variational`).
 
-Optimisers that carry a Gaussian over the weights, four faces of ``Variational.step``:
+Optimisers that carry a Gaussian over the weights, four faces of ``VariationalOptimizer.step``:
 
     S ← (1-β) S + β mean_s H_s         H_s = Σ_i JᵀΛJ, or Σ_i ∇ℓ_i ∇ℓ_iᵀ, at w_s
     μ ← μ - α (S + δ)⁻¹ (mean_s g_s + δ μ)
@@ -38,7 +38,7 @@ from ..posterior.precision import (
 from .closure import Observation, Watcher, check_reduction, order_in, parameter_names
 from .flat import FlatOptimizer
 
-__all__ = ["Variational"]
+__all__ = ["VariationalOptimizer"]
 
 # What "auto" stands for, by whether the precision is a diagonal.
 _DEFAULTS: dict[bool, dict[str, Any]] = {
@@ -60,7 +60,7 @@ class _Iteration:
     seen: list[Observation] = field(default_factory=list)
 
 
-class Variational(FlatOptimizer):
+class VariationalOptimizer(FlatOptimizer):
     """The one update; its four faces choose a precision and where expectations are taken.
 
     VOGGN and OGGN have a full precision, VOGN and OGN a diagonal one; VOGGN and VOGN take
