@@ -88,9 +88,22 @@ class Found:
 
 
 def search(minima: Minima, starts: Iterable[Tensor]) -> Found:
-    """The best of several untrained starts, its θ a stationary point of the evidence.
+    """The best of several starts, its θ a stationary point of the evidence.
 
-    LinAlgError if no start led to a finite evidence.
+    Parameters
+    ----------
+    minima : Minima
+    starts : iterable of Tensor of shape (n_params,)
+        Untrained weights.
+
+    Returns
+    -------
+    Found
+
+    Raises
+    ------
+    numpy.linalg.LinAlgError
+        If no start led to a finite evidence.
     """
     few = minima.of_few()
     tried = _finite(_tried(few, starts))

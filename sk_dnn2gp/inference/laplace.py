@@ -192,7 +192,7 @@ def _minima(task: Task, solver: FullBatch, objective: Objective, freedom: Freedo
         objective,
         freedom,
         task.specification,
-        _factorise(task, solver),
+        _factorise(solver),
         task.rows,
         solver.tol,
         solver.max_iter,
@@ -312,7 +312,7 @@ def _n_starts(task: Task, linearization: Linearization, data: TrainingData) -> i
     return int(min(_MOST_STARTS, max(1, _OPERATIONS // operations)))
 
 
-def _factorise(task: Task, solver: FullBatch) -> Any:
+def _factorise(solver: FullBatch) -> Any:
     """Point -> the posterior there as a preconditioner; None where no factor fits."""
     exact = Full(solver.memory_limit)
 
