@@ -186,14 +186,7 @@ class BaseDNN2GP(ProcessMixin, Documented, CallbackSupport, BaseEstimator):
         freedom = Freedom(
             self.prior_precision == "auto", free_noise and isinstance(likelihood, Gaussian)
         )
-        standardize = None
-        if self.net is None:
-            standardize = _mean_and_scale(X, weight)
-        else:
-            warn_of_scales(X)
-        source = NetworkSource(
-            self.net, self.hidden_layer_sizes, self.activation, n_outputs, standardize
-        )
+        source = self._source(X, weight, n_outputs)
         tensor = source.inputs(as_rows(X))
         previous = self._previous(source, tensor)
         prior = 1.0 if freedom.prior_precision else float(self.prior_precision)
@@ -225,6 +218,17 @@ class BaseDNN2GP(ProcessMixin, Documented, CallbackSupport, BaseEstimator):
             self._others = others
         task.checkpoint.remove()
         return best
+
+    def _source(self, X: Any, weight: NDArray, n_outputs: int) -> NetworkSource:
+        """What makes the network; a default one standardises its inputs."""
+        standardize = None
+        if self.net is None:
+            standardize = _mean_and_scale(X, weight)
+        else:
+            warn_of_scales(X)
+        return NetworkSource(
+            self.net, self.hidden_layer_sizes, self.activation, n_outputs, standardize
+        )
 
     def fit_starts(self, X: Any, y: Any, n_starts: int, **given: Any) -> list[Any]:
         """Fit, and give every start of the one search as a fitted estimator.
