@@ -246,13 +246,15 @@ def main() -> None:
     commit = subprocess.run(["git", "-C", root, "rev-parse", "--short", "HEAD"],
                             capture_output=True, text=True).stdout.strip()  # fmt: skip
     after, before = Checkout(HERE.parents[1]), Checkout(root)
-    result: dict[str, Any] = {"before": commit, "rounds": args.rounds, "cases": {}}
+    from _common import RESULTS, save
+
+    stored = RESULTS / "paired.json"
+    known = json.loads(stored.read_text()) if stored.exists() else {}
+    kept = known["cases"] if known.get("before") == commit else {}  # cases not run now stay
     for case in after.cases:
         if any(part in case for part in args.only):
-            result["cases"][case] = compare(case, after, before, args.rounds)
-    from _common import save
-
-    save("paired", result)
+            kept[case] = compare(case, after, before, args.rounds)
+            save("paired", {"before": commit, "cases": kept})
 
 
 if __name__ == "__main__":
