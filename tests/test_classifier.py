@@ -169,6 +169,9 @@ def test_two_logits_of_a_users_network_are_a_softmax():
     for model in (one, two):
         assert model.decision_function(X).shape == (len(X),)
         assert ((model.decision_function(X) > 0) == (model.predict(X) == "yes")).all()
+        f = model.module_(torch.tensor(X)).detach()
+        p = torch.sigmoid(f)[:, 0] if f.shape[1] == 1 else torch.softmax(f, 1)[:, 1]
+        np.testing.assert_allclose(model.predict_proba(X, "map")[:, 1], p, rtol=1e-12)
 
 
 class WithSoftmax(nn.Module):

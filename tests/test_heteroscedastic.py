@@ -539,7 +539,11 @@ def test_a_noise_for_each_target():
     same, one = (DNN2GPRegressor(**options, noise_std=s).fit(X, Y2) for s in ([0.3, 0.3], 0.3))
     np.testing.assert_allclose(same.predict_std(X), one.predict_std(X), rtol=1e-10)
     auto = DNN2GPRegressor(hidden_layer_sizes=(4,), noise_std=(0.3, 0.1), random_state=0)
-    assert auto.fit(X, Y2).prior_precision_ > 0
+    auto.fit(X, Y2)
+    for factor in (0.8, 1.25):
+        fixed = {"prior_precision": factor * auto.prior_precision_, "noise_std": (0.3, 0.1)}
+        beside = DNN2GPRegressor(auto.module_, **fixed).fit(X, Y2)
+        assert beside.log_marginal_likelihood_value_ < auto.log_marginal_likelihood_value_
     grouped = clone(auto).set_params(prior_groups="layer").fit(X, Y2)
     assert grouped.log_marginal_likelihood_value_ > auto.log_marginal_likelihood_value_ - 0.05
     for wrong in ([0.1], [0.1, -1.0]):

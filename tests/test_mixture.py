@@ -247,8 +247,12 @@ def test_a_shared_search_holds_what_the_restarts_find(options):
 def test_each_start_of_a_shared_search_goes_to_its_own_best_prior():
     """At every member's weights, minima at a firmer and at a weaker prior have less evidence."""
     member = DNN2GPRegressor(**AUTO, random_state=1)
+    with pytest.raises(ValueError, match="fit_starts keeps no checkpoint"):
+        member.fit_starts(X, Y, 2, checkpoint="never.written")
     starts = member.fit_starts(X, Y, 2)
     assert not hasattr(member, "module_")
+    evidence = [one.log_marginal_likelihood_value_ for one in starts]
+    assert evidence == sorted(evidence, reverse=True)
     for one in starts:
         for factor in (0.8, 1.25):
             beside = DNN2GPRegressor(

@@ -220,9 +220,10 @@ def test_a_frozen_net_speaks_in_its_own_units():
         model.fit(inputs, targets[:, 0])
         np.testing.assert_allclose(model.predict(inputs), own, rtol=1e-5)
         assert model.score(inputs, targets[:, 0]) == pytest.approx(r2, abs=1e-5)
-        # σ is in the units of y too: that of the residuals, NK/(NK - γ) apart.
-        spread = np.std(targets[:, 0] - own)
-        assert model.noise_std_ == pytest.approx(spread, rel=0.1)
+        # σ is in the units of y too: σ²(NK - γ) is the sum of squares.
+        squares = np.sum((targets[:, 0] - own) ** 2)
+        expected = np.sqrt(squares / (len(own) - model.effective_dimension_))
+        assert model.noise_std_ == pytest.approx(expected, rel=1e-4)
         assert model.y_scale_ == 1 and model.y_mean_ == 0
 
 
@@ -310,8 +311,9 @@ def test_a_shift_of_the_inputs_changes_nothing(activation, shift):
     y = inputs[:, 0] + inputs[:, 1] > 0
     model = classifier(activation=activation).fit(inputs + shift, y)
     assert model.score(inputs + shift, y) > 0.95
-    assert model.n_iter_ > 0 and np.isfinite(model.gradient_norm_)
-    assert np.isfinite(model.newton_decrement_)
+    there = classifier(activation=activation).fit(inputs, y).predict_proba(inputs)
+    close = {"relu": 1e-4, "tanh": 1e-6}[activation]  # relu's steps may end on a kink
+    np.testing.assert_allclose(model.predict_proba(inputs + shift), there, atol=close)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         auto = DNN2GPClassifier(**SMALL, activation=activation).fit(inputs + shift, y)

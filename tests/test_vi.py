@@ -1,8 +1,11 @@
 """inference="vi": the converged variational posterior as a Gaussian process (math-variational)."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
+from scipy.stats import ks_2samp, kstest, norm
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 from torch import nn
@@ -32,6 +35,12 @@ def optimizers(monkeypatch):
 
         monkeypatch.setattr(variational, name, make)
     return made
+
+
+def covariance_of(module, inputs, A):
+    """J_* A⁻¹ J_*ᵀ of each row, of shape (n, K, K)."""
+    J = jacobian(module, inputs).unflatten(0, (len(inputs), -1))
+    return J @ torch.linalg.solve(A, J.mT)
 
 
 def regressor(**options):
@@ -76,11 +85,10 @@ def test_the_process_has_the_networks_mean_and_the_posteriors_covariance(posteri
     inputs = torch.tensor(X_NEW)
     with torch.no_grad():
         np.testing.assert_allclose(model.predict(X_NEW), model.module_(inputs)[:, 0], rtol=1e-12)
-    J = jacobian(model.module_, inputs)
     A = q.precision if q.precision.ndim == 2 else torch.diag(q.precision)
-    V = J @ torch.linalg.solve(A, J.T)
     std = model.predict_std(X_NEW, "latent")
-    np.testing.assert_allclose(std, V.diagonal().sqrt().numpy(), rtol=1e-9)
+    expected = covariance_of(model.module_, inputs, A)[:, 0, 0].sqrt()
+    np.testing.assert_allclose(std, expected, rtol=1e-9)
 
 
 def test_its_evidence_is_that_of_the_process_at_the_mean():
@@ -110,17 +118,29 @@ def test_auto_goes_to_the_best_lower_bound(optimizers):
 
 
 @pytest.mark.slow
-def test_the_network_with_drawn_weights_is_another_predictive():
-    model = regressor().fit(X, Y)
-    draws = model.sample_network(X_NEW, 4000)
-    assert draws.shape == (3, 1, 4000)
-    # At the origin, amid the data, q is narrow: network and linearisation nearly agree.
-    assert draws[0].std() == pytest.approx(model.predict_std(X_NEW, "latent")[0], rel=0.3)
-    scaled = regressor(normalize_y=True, noise_std=0.5).fit(X, 100 * Y + 7)
-    assert abs(scaled.sample_network(X_NEW[:1], 500).mean() - scaled.predict(X_NEW[:1])[0]) < 20
+def test_networks_are_drawn_from_q_in_the_units_of_y(optimizers):
+    """Beside networks with weights of our own drawing, by Kolmogorov's and Smirnov's test."""
+    model = regressor(normalize_y=True, noise_std=0.5).fit(X, 100 * Y + 7)
+    q, n = optimizers[-1].posterior(), 20_000
+    L = torch.linalg.cholesky(q.precision)
+    z = torch.randn(len(L), n, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    weights = (q.mean[:, None] + torch.linalg.solve_triangular(L.mT, z, upper=True)).mT
+    inputs, module = torch.tensor(X_NEW), copy.deepcopy(model.module_)
+    own = np.empty((3, n))
+    with torch.no_grad():
+        for k, w in enumerate(weights):
+            nn.utils.vector_to_parameters(w, module.parameters())
+            own[:, k] = 100 * Y.std() * module(inputs)[:, 0] + 100 * Y.mean() + 7
+    draws = model.sample_network(X_NEW, n)
+    assert draws.shape == (3, 1, n)
+    for ours, theirs in zip(draws[:, 0], own, strict=True):
+        assert ks_2samp(ours, theirs).pvalue > 1e-3  # tells 0.03 standard deviations
+    # Far from the data the network with drawn weights is another predictive than the process.
+    process = norm(model.predict(X_NEW)[2], model.predict_std(X_NEW, "latent")[2])
+    assert kstest(draws[2, 0], process.cdf).pvalue < 1e-12
 
 
-def test_classifiers():
+def test_classifiers(optimizers):
     labels = np.digitize(Y, [-0.5, 0.5])
     model = DNN2GPClassifier(
         hidden_layer_sizes=(4,),
@@ -130,13 +150,17 @@ def test_classifiers():
     ).fit(X, labels)
     assert model.score(X, labels) > 0.7
     assert np.mean(model.elbo_curve_[-10:]) > np.mean(model.elbo_curve_[:5])
-    assert (model.predict_uncertainty(X).epistemic > 0).all()
+    V = covariance_of(model.module_, torch.tensor(X_NEW), optimizers[-1].posterior().precision)
+    p = torch.softmax(model.module_(torch.tensor(X_NEW)), 1).detach()
+    Lambda = torch.diag_embed(p) - p[:, :, None] * p[:, None]
+    expected = (Lambda @ V @ Lambda).diagonal(dim1=1, dim2=2)
+    np.testing.assert_allclose(model.predict_uncertainty(X_NEW).epistemic, expected, rtol=1e-8)
     np.testing.assert_array_equal(
         clone(model).fit(X, labels).predict_proba(X), model.predict_proba(X)
     )
 
 
-def test_images_in_minibatches():
+def test_images_in_minibatches(optimizers):
     images = RNG.standard_normal((40, 1, 4, 4)).astype(np.float32)
     labels = (images.mean((1, 2, 3)) > 0).astype(int)
     net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Tanh(), nn.Flatten(), nn.Linear(8, 2))
@@ -144,8 +168,12 @@ def test_images_in_minibatches():
         net, solver=FirstOrder(max_iter=30), prior_precision=1.0, posterior="diag",
         inference=Variational(batch_size=20, max_iter=40, n_samples=8), random_state=0,
     ).fit(images, labels)  # fmt: skip
-    assert np.isfinite(model.predict_proba(images)).all()
     assert len(model.elbo_curve_) == 40
+    S = torch.diag(optimizers[-1].posterior().precision)
+    module = copy.deepcopy(model.module_).double()
+    V = covariance_of(module, torch.tensor(images).double(), S)
+    expected = V.diagonal(dim1=1, dim2=2).sqrt()
+    np.testing.assert_allclose(model.predict_std(images, "latent"), expected, rtol=1e-5)
 
 
 def test_integer_weights_are_repetitions():

@@ -102,8 +102,10 @@ def test_a_split_of_the_users_is_kept():
 @pytest.mark.parametrize("posterior", ["auto", "last_layer"])
 def test_lazy_layers(posterior):
     net = nn.Sequential(nn.LazyLinear(4), nn.Tanh(), nn.LazyLinear(1))
-    model = regressor(net=net, posterior=posterior).fit(X, Y)
-    assert model.predict_std(X).shape == (40,)
+    options = {"posterior": posterior, "noise_std": 0.3}
+    model = regressor(net=net, **options).fit(X, Y)
+    built = regressor(net=model.module_, **options).fit(X, Y)  # begun at the minimum
+    np.testing.assert_allclose(model.predict_std(X), built.predict_std(X), rtol=1e-4)
     assert isinstance(net[0].weight, nn.UninitializedParameter)  # the user's own as it was
     labels = DNN2GPClassifier(nn.Sequential(nn.LazyLinear(2)), posterior=posterior, **FIXED)
     assert labels.fit(X, LABELS).predict_proba(X).shape == (40, 2)

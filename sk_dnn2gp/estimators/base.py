@@ -186,14 +186,7 @@ class BaseDNN2GP(ProcessMixin, Documented, CallbackSupport, BaseEstimator):
         freedom = Freedom(
             self.prior_precision == "auto", free_noise and isinstance(likelihood, Gaussian)
         )
-        standardize = None
-        if self.net is None:
-            standardize = _mean_and_scale(X, weight)
-        else:
-            warn_of_scales(X)
-        source = NetworkSource(
-            self.net, self.hidden_layer_sizes, self.activation, n_outputs, standardize
-        )
+        source = self._source(X, weight, n_outputs)
         tensor = source.inputs(as_rows(X))
         previous = self._previous(source, tensor)
         prior = 1.0 if freedom.prior_precision else float(self.prior_precision)
@@ -226,12 +219,23 @@ class BaseDNN2GP(ProcessMixin, Documented, CallbackSupport, BaseEstimator):
         task.checkpoint.remove()
         return best
 
-    def fit_starts(self, X: Any, y: Any, n_starts: int, **given: Any) -> list[Any]:
-        """Fit, and give every start of the one search as a fitted estimator, the best first.
+    def _source(self, X: Any, weight: NDArray, n_outputs: int) -> NetworkSource:
+        """What makes the network; a default one standardises its inputs."""
+        standardize = None
+        if self.net is None:
+            standardize = _mean_and_scale(X, weight)
+        else:
+            warn_of_scales(X)
+        return NetworkSource(
+            self.net, self.hidden_layer_sizes, self.activation, n_outputs, standardize
+        )
 
-        The first is what ``fit`` with ``n_restarts=n_starts`` finds, but for starts that it gives
-        up for being behind. This estimator itself is not fitted.
-        :class:`~sk_dnn2gp.MixtureRegressor` makes one distribution of them.
+    def fit_starts(self, X: Any, y: Any, n_starts: int, **given: Any) -> list[Any]:
+        """Fit, and give every start of the one search as a fitted estimator.
+
+        In the order of their evidence, the highest first. ``fit`` with ``n_restarts=n_starts``
+        goes to the end with one of them alone, the best so far. This estimator itself is not
+        fitted. :class:`~sk_dnn2gp.MixtureRegressor` makes one distribution of them.
 
         Parameters
         ----------
@@ -249,8 +253,10 @@ class BaseDNN2GP(ProcessMixin, Documented, CallbackSupport, BaseEstimator):
         Raises
         ------
         ValueError
-            As ``fit``.
+            As ``fit``, or if a ``checkpoint`` is given.
         """
+        if given.get("checkpoint") is not None:
+            raise ValueError("fit_starts keeps no checkpoint: leave checkpoint out, or call fit.")
         best = clone(self).set_params(n_restarts=n_starts)
         best._keeps_starts = True
         best.fit(X, y, **given)

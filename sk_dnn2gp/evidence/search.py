@@ -111,26 +111,10 @@ def search(minima: Minima, starts: Iterable[Tensor]) -> Found:
 
 
 def search_each(make: Callable[[], Minima], starts: Iterable[Tensor]) -> list[Found]:
-    """Every start of one search, each taken to its own stationary point, the best first.
+    """Every start of one search, taken to its own stationary point, the highest evidence first.
 
     None is given up for being behind. ``make`` gives a Minima for all starts together and one for
-    the end of each, whose steps are its own.
-
-    Parameters
-    ----------
-    make : callable
-        -> Minima
-    starts : iterable of Tensor of shape (n_params,)
-        Untrained weights.
-
-    Returns
-    -------
-    list of Found
-
-    Raises
-    ------
-    numpy.linalg.LinAlgError
-        If no start led to a finite evidence.
+    the end of each, whose steps are its own. LinAlgError as :func:`search`.
     """
     tried = _finite(_tried(make().of_few(), starts, keep=True))
     ends = []
@@ -254,20 +238,7 @@ def _at_vertex(minima: Minima, trial: Trial, way: Way) -> Trial:
 
 
 def polish(minima: Minima, trial: Trial) -> tuple[Trial, float]:
-    """To a true minimum where dE/dθ = 0, by secants within what is known to hold it.
-
-    Parameters
-    ----------
-    minima : Minima
-    trial : Trial
-        Where to begin.
-
-    Returns
-    -------
-    trial : Trial
-    slope : float
-        dE/dθ there.
-    """
+    """To a true minimum where dE/dθ = 0, by secants within what is known to hold it, and dE/dθ."""
     if minima.is_stopped and trial.posterior is not None:
         return trial, math.nan
     with minima.stage("best prior and noise") as stage:
@@ -318,22 +289,9 @@ def _sampled(minima: Minima, trial: Trial) -> Sample:
 
 
 def fixed(minima: Minima, starts: Iterable[Tensor]) -> list[Found]:
-    """Each start trained to a true minimum at the objective's own δ and σ, the best first.
+    """Each untrained start at a true minimum, nothing being free, the highest evidence first.
 
-    Parameters
-    ----------
-    minima : Minima
-        With nothing free.
-    starts : iterable of Tensor of shape (n_params,)
-
-    Returns
-    -------
-    list of Found
-
-    Raises
-    ------
-    numpy.linalg.LinAlgError
-        If no minimum has a posterior.
+    LinAlgError if no minimum has a posterior.
     """
     trials = []
     for number, w in enumerate(starts):
@@ -351,18 +309,7 @@ def fixed(minima: Minima, starts: Iterable[Tensor]) -> list[Found]:
 
 
 def found(minima: Minima, trial: Trial, slope: float = math.nan) -> Found:
-    """A trial as the result of a search.
-
-    Parameters
-    ----------
-    minima : Minima
-    trial : Trial
-    slope : float, optional
-
-    Returns
-    -------
-    Found
-    """
+    """A trial as the result of a search; ``slope`` is dE/dθ."""
     assert trial.posterior is not None
     minimum, whole = trial.minimum, minima.objective.linearization
     gradient = trial.objective.at(trial.w).gradient
@@ -383,17 +330,7 @@ def found(minima: Minima, trial: Trial, slope: float = math.nan) -> Found:
 
 
 def resumed(minima: Minima, found: Found) -> Trial:
-    """What a search ended with, as a trial to go on from.
-
-    Parameters
-    ----------
-    minima : Minima
-    found : Found
-
-    Returns
-    -------
-    Trial
-    """
+    """What a search ended with, as a trial to go on from."""
     factor = found.posterior if isinstance(found.posterior, ExactPosterior) else None
     factor = factor if minima.is_of_all else None
     point = found.objective.at(found.w)

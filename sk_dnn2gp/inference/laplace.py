@@ -192,7 +192,7 @@ def _minima(task: Task, solver: FullBatch, objective: Objective, freedom: Freedo
         objective,
         freedom,
         task.specification,
-        _factorise(task, solver),
+        _factorise(solver),
         task.rows,
         solver.tol,
         solver.max_iter,
@@ -282,8 +282,9 @@ def _smooth(
 def _float64(module: nn.Module, X: Tensor, solver: FullBatch) -> Linearization:
     """A module's linearisation at its weights: it moves with no module."""
     linearization = Linearization(module, dtype=torch.float64, memory_limit=solver.memory_limit)
-    linearization.outputs(X[:1])
-    return linearization.at(linearization.weights())
+    fixed = linearization.at(linearization.weights())
+    fixed.outputs(X[:1])
+    return fixed
 
 
 def _starts(task: Task, module: nn.Module, n_starts: int) -> Iterator[Tensor]:
@@ -312,7 +313,7 @@ def _n_starts(task: Task, linearization: Linearization, data: TrainingData) -> i
     return int(min(_MOST_STARTS, max(1, _OPERATIONS // operations)))
 
 
-def _factorise(task: Task, solver: FullBatch) -> Any:
+def _factorise(solver: FullBatch) -> Any:
     """Point -> the posterior there as a preconditioner; None where no factor fits."""
     exact = Full(solver.memory_limit)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from .._utils.memory import batches, limit_in_bytes
 from .factors import Dense, Factor, joined, merge
 
-__all__ = ["Side", "add_products", "gram_matrix", "mirrored", "symmetric_product"]
+__all__ = ["GramSide", "add_products", "gram_matrix", "mirrored", "symmetric_product"]
 
 # Columns of ΦᵀΦ that one product makes.
 _COLUMNS = 256
@@ -31,7 +31,7 @@ _CACHE, _FEW = 2**26, 16
 
 
 @dataclass(frozen=True)
-class Side:
+class GramSide:
     """The rows of one side: how many examples, rows each, and their factors by slice.
 
     An example takes ``pass_bytes`` while its factors are made and ``held_bytes`` in them.
@@ -70,8 +70,8 @@ class _Tile:
 
 
 def gram_matrix(
-    left: Side,
-    right: Side | None,
+    left: GramSide,
+    right: GramSide | None,
     scale: Sequence[float] | None,
     memory_limit: float | None,
     trace: bool = False,
@@ -101,7 +101,7 @@ def gram_matrix(
 
 
 def _one_tile(
-    left: Side, right: Side | None, layout: _Layout, scale: Sequence[float] | None
+    left: GramSide, right: GramSide | None, layout: _Layout, scale: Sequence[float] | None
 ) -> Tensor:
     """A small matrix: one tile, and few operations, which are what it costs."""
     rows = layout.prepared(left, slice(0, left.n))
@@ -112,7 +112,7 @@ def _one_tile(
     return K if right is not None else torch.add(K, K.mT).mul_(0.5)
 
 
-def _recomputed(left: Side, right: Side | None, layout: _Layout, writer: _Writer) -> None:
+def _recomputed(left: GramSide, right: GramSide | None, layout: _Layout, writer: _Writer) -> None:
     """Hold one block of rows and one of columns at a time."""
     other = left if right is None else right
     row_blocks, column_blocks = layout.blocks(left), layout.blocks(other)
@@ -131,17 +131,17 @@ class _Layout:
     def __init__(self, limit: float, trace: bool, as_rows: list) -> None:
         self.limit, self.trace, self.as_rows = limit, trace, as_rows
 
-    def blocks(self, side: Side) -> list[slice]:
+    def blocks(self, side: GramSide) -> list[slice]:
         length = max(1, int(self.limit / 4 / (side.held_bytes + 1)))
         return list(batches(side.n, length))
 
-    def tiles(self, side: Side, block: slice) -> Iterator[_Tile]:
+    def tiles(self, side: GramSide, block: slice) -> Iterator[_Tile]:
         length = max(1, int(self.limit / 4 / (side.pass_bytes + 1)))
         for chunk in batches(block.stop - block.start, length):
             part = slice(block.start + chunk.start, block.start + chunk.stop)
             yield from self._cut(part, self._in_cache(side, part))
 
-    def _in_cache(self, side: Side, part: slice) -> list[Factor]:
+    def _in_cache(self, side: GramSide, part: slice) -> list[Factor]:
         """Factors of a chunk, made by so few examples at a time that a pass stays in caches."""
         length = max(_FEW, int(_CACHE / (side.pass_bytes + 1)))
         pieces = [
@@ -150,7 +150,7 @@ class _Layout:
         ]
         return [joined(members) for members in zip(*pieces, strict=True)]
 
-    def prepared(self, side: Side, part: slice) -> list[Factor]:
+    def prepared(self, side: GramSide, part: slice) -> list[Factor]:
         factors = [factor.condensed() for factor in side.factors(part)]
         if self.trace:
             factors = [factor.folded() for factor in factors]
@@ -168,7 +168,9 @@ class _Layout:
 class _Writer:
     """Contracts pairs of tiles into the result."""
 
-    def __init__(self, left: Side, right: Side | None, scale: Sequence[float] | None) -> None:
+    def __init__(
+        self, left: GramSide, right: GramSide | None, scale: Sequence[float] | None
+    ) -> None:
         self.shape = (left.n, left.n if right is None else right.n)
         self.scale = scale
         self._result: Any = None

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from .._utils.memory import batches, chunk_length, joined_parts, limit_in_bytes
 from .factors import Factor
 from .ggn import Products, pairs_by_factors
-from .gram import Side, add_products, gram_matrix, mirrored
+from .gram import GramSide, add_products, gram_matrix, mirrored
 from .network import Network
 from .passes import ChainPass, GraphPass, Pass, can_bend
-from .plan import Plan
+from .plan import RulePlan
 from .recording import Recording
 from .shared import SharedPass, by_workers, workers_of
 from .tape import Cotangents
@@ -357,14 +357,14 @@ class Linearization(Network):
         right = None if X2 is None else self._side(X2, c2)
         return gram_matrix(left, right, scale, self.memory_limit, trace)
 
-    def _side(self, X: Tensor, cotangents: Cotangents) -> Side:
+    def _side(self, X: Tensor, cotangents: Cotangents) -> GramSide:
         X, plan = self._prepared(X)
 
         def factors(part: slice) -> list[Factor]:
             return Recording(self, X[part], plan).factors(_part_of(cotangents, part))
 
         R = _n_rows(cotangents, plan)
-        return Side(len(X), R, factors, plan.pass_bytes(R), plan.held_bytes(R))
+        return GramSide(len(X), R, factors, plan.pass_bytes(R), plan.held_bytes(R))
 
     def _iter_factors(
         self, X: Tensor, cotangents: Cotangents
@@ -385,7 +385,7 @@ class Linearization(Network):
             recording = Recording(self, X[part], plan)
             yield part, recording.outputs, recording.rows(_part_of(cotangents, part))
 
-    def _row_bytes(self, plan: Plan, n_rows: int) -> float:
+    def _row_bytes(self, plan: RulePlan, n_rows: int) -> float:
         """Bytes that an example takes while its ``n_rows`` rows are formed."""
         return plan.pass_bytes(n_rows) + 24 * n_rows * self.n_params
 
@@ -410,6 +410,6 @@ def _part_of(cotangents: Cotangents, part: slice) -> Cotangents:
     return cotangents[part] if isinstance(cotangents, Tensor) else cotangents
 
 
-def _n_rows(cotangents: Cotangents, plan: Plan) -> int:
+def _n_rows(cotangents: Cotangents, plan: RulePlan) -> int:
     """Rows of an example; of a callable, that of the outputs at most."""
     return cotangents.shape[2] if isinstance(cotangents, Tensor) else plan.n_outputs

@@ -19,7 +19,7 @@ from .._utils.copies import copied
 from .._utils.rows import Streamed
 from .choice import chosen_names, last_layer
 from .layers import has_rule
-from .plan import Plan, make_plan, slots_of
+from .plan import RulePlan, make_plan, slots_of
 from .tape import Twin, whole_copy
 
 __all__ = ["Network"]
@@ -32,7 +32,7 @@ class _Shared:
 
     def __init__(self) -> None:
         self.twin: Any = None  # a Twin, once data has been seen
-        self.plans: dict[tuple, Plan] = {}
+        self.plans: dict[tuple, RulePlan] = {}
         self.kept: Any = None  # the network as workers keep it
         self.lock = threading.RLock()
 
@@ -151,7 +151,7 @@ class Network:
         return self._shared.twin
 
     @property
-    def _plans(self) -> dict[tuple, Plan]:
+    def _plans(self) -> dict[tuple, RulePlan]:
         return self._shared.plans
 
     @property
@@ -176,7 +176,7 @@ class Network:
 
     @contextmanager
     def running(
-        self, plan: Plan, weights: dict[str, Tensor] | None = None
+        self, plan: RulePlan, weights: dict[str, Tensor] | None = None
     ) -> Iterator[Callable[[Tensor], Tensor]]:
         """The network as a function, at these weights or at tensors that stand for them.
 
@@ -191,7 +191,7 @@ class Network:
             with self._twin.holding(self._named) as net:
                 yield net
 
-    def chain_weights(self, plan: Plan) -> list:
+    def chain_weights(self, plan: RulePlan) -> list:
         """Weights of the layers of a plan's chain; given ones are found once."""
         assert plan.chain is not None
         if self._flat is None:
@@ -211,7 +211,7 @@ class Network:
                 if mine:
                     torch._foreach_copy_([t.detach() for t in mine], theirs)
 
-    def _prepared(self, X: Tensor) -> tuple[Tensor, Plan]:
+    def _prepared(self, X: Tensor) -> tuple[Tensor, RulePlan]:
         """X in the working precision, part by part, and the plan for data of its kind."""
         if not isinstance(X, (Tensor, Streamed)):
             raise TypeError(f"X must be a torch.Tensor, got {type(X).__name__}.")

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .._utils.memory import joined_parts, sum_parts
-from .plan import TOLERANCE, Plan, plain_attention
+from .plan import TOLERANCE, RulePlan, plain_attention
 
 __all__ = ["ChainPass", "GraphPass", "Pass", "can_bend"]
 
@@ -241,7 +241,7 @@ class Pass:
     """
 
     def __init__(
-        self, make: Callable[[slice], ChainPass | GraphPass], parts: list[slice], plan: Plan
+        self, make: Callable[[slice], ChainPass | GraphPass], parts: list[slice], plan: RulePlan
     ) -> None:
         self._make, self._parts, self._plan = make, parts, plan
         self._only = make(parts[0]) if len(parts) == 1 else None

@@ -29,14 +29,14 @@ from .reverse import NotByExample
 from .small import SmallChain, small_chain
 from .tape import Call, Twin, backward
 
-__all__ = ["Plan", "explicit_rows", "factors_from_calls", "make_plan"]
+__all__ = ["RulePlan", "explicit_rows", "factors_from_calls", "make_plan"]
 
 # Relative disagreement that rounding may cause, generously: a wrong rule errs in the first digit.
 TOLERANCE = {torch.float64: 1e-7, torch.float32: 2e-3}
 
 
 @dataclass
-class Plan:
+class RulePlan:
     """Which rule serves which weight, and what an example costs in memory."""
 
     slots: list[tuple[Slot | None, Slot | None]]
@@ -83,7 +83,7 @@ def slots_of(names: Sequence[str], sizes: Sequence[int]) -> dict[str, Slot]:
     return slots
 
 
-def make_plan(twin: Twin, slots: dict[str, Slot], X: Tensor) -> Plan:
+def make_plan(twin: Twin, slots: dict[str, Slot], X: Tensor) -> RulePlan:
     """Look at the network on up to four examples of X and choose the rules.
 
     ValueError if it does not return a row of outputs per example, mixes examples or is random.
@@ -114,7 +114,7 @@ def make_plan(twin: Twin, slots: dict[str, Slot], X: Tensor) -> Plan:
     return plan
 
 
-def _count_memory(plan: Plan, f: Tensor, calls: list[Call], layers: list[nn.Module]) -> None:
+def _count_memory(plan: RulePlan, f: Tensor, calls: list[Call], layers: list[nn.Module]) -> None:
     """Fill in the bytes: of a pass per example and row, of the factors kept after it."""
     size, n, K = f.element_size(), len(f), f.shape[1]
     plan.n_outputs = K
@@ -243,7 +243,7 @@ def _choose(
     places: list[tuple[str | None, str | None]],
     leaves: dict[str, Tensor],
     slots: dict[str, Slot],
-) -> Plan:
+) -> RulePlan:
     expected = dict.fromkeys(slots, 0)
     for call in calls:
         for name in places[call.layer]:
@@ -255,7 +255,7 @@ def _choose(
     good -= _disagreeing(f, calls, layers, pairs, {n: leaves[n] for n in good}, slots)
     pairs = _pairs(places, slots, good)
     rest = tuple(n for n in slots if n not in good)
-    return Plan(pairs, rest, tuple(slots[n] for n in rest))
+    return RulePlan(pairs, rest, tuple(slots[n] for n in rest))
 
 
 def _pairs(
@@ -340,7 +340,7 @@ def factors_from_calls(
 
 
 def explicit_rows(
-    twin: Twin, plan: Plan, X: Tensor, C: Tensor, weights: Mapping[str, Tensor] | None
+    twin: Twin, plan: RulePlan, X: Tensor, C: Tensor, weights: Mapping[str, Tensor] | None
 ) -> Rows:
     """Rows of the parameters without a rule."""
     how = _vectorised_rows if plan.vectorised else _looped_rows
@@ -414,7 +414,7 @@ def _looped_rows(net: nn.Module, leaves: dict[str, Tensor], X: Tensor, C: Tensor
     return out
 
 
-def _can_vectorise(twin: Twin, plan: Plan, sample: Tensor) -> bool:
+def _can_vectorise(twin: Twin, plan: RulePlan, sample: Tensor) -> bool:
     """Whether vmap takes the network, and agrees with one backward pass per example."""
     x = sample[:2]
     named = dict(twin.net.named_parameters())

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from .factors import Factor, Rows
-from .plan import Plan, explicit_rows, factors_from_calls
+from .plan import RulePlan, explicit_rows, factors_from_calls
 from .tape import Cotangents, backward, evaluated, run_chain
 
 __all__ = ["Recording"]
@@ -24,7 +24,7 @@ class Recording:
     linearization : Linearization
     X : Tensor of shape (n_samples, ...)
         In the working precision.
-    plan : Plan
+    plan : RulePlan
         For data of this kind.
 
     Attributes
@@ -33,7 +33,7 @@ class Recording:
         f(X), without a graph.
     """
 
-    def __init__(self, linearization: Any, X: Tensor, plan: Plan) -> None:
+    def __init__(self, linearization: Any, X: Tensor, plan: RulePlan) -> None:
         self._of, self._twin, self._plan, self._X = linearization, linearization._twin, plan, X
         if plan.chain is not None:
             self._weights = linearization.chain_weights(plan)

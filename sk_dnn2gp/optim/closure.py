@@ -26,7 +26,7 @@ from .._utils.warn import warn
 from ..likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
 from ..linearize import Linearization
 from ..linearize.layers import has_rule
-from ..linearize.plan import Plan, factors_from_calls, make_plan, slots_of
+from ..linearize.plan import RulePlan, factors_from_calls, make_plan, slots_of
 from ..linearize.tape import Call, Twin, backward
 
 __all__ = ["Observation", "Watcher", "check_reduction", "order_in", "parameter_names"]
@@ -92,7 +92,7 @@ class Watcher:
     ) -> None:
         self.params, self.module, self.factor = list(params), module, factor
         self.diagonal = diagonal
-        self._plan: Plan | None = None
+        self._plan: RulePlan | None = None
         self._layers: list[nn.Module] = []
         self._explicit: Linearization | None = None
 

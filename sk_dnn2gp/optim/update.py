@@ -1,6 +1,6 @@
 """The one update behind VOGGN, VOGN, OGGN and OGN (:ref:`math-variational`).
 
-Optimisers that carry a Gaussian over the weights, four faces of ``Variational.step``:
+Optimisers that carry a Gaussian over the weights, four faces of ``VariationalOptimizer.step``:
 
     S ← (1-β) S + β mean_s H_s         H_s = Σ_i JᵀΛJ, or Σ_i ∇ℓ_i ∇ℓ_iᵀ, at w_s
     μ ← μ - α (S + δ)⁻¹ (mean_s g_s + δ μ)
@@ -36,8 +36,9 @@ from ..posterior.precision import (
     with_prior,
 )
 from .closure import Observation, Watcher, check_reduction, order_in, parameter_names
+from .flat import FlatOptimizer
 
-__all__ = ["Variational"]
+__all__ = ["VariationalOptimizer"]
 
 # What "auto" stands for, by whether the precision is a diagonal.
 _DEFAULTS: dict[bool, dict[str, Any]] = {
@@ -59,7 +60,7 @@ class _Iteration:
     seen: list[Observation] = field(default_factory=list)
 
 
-class Variational(torch.optim.Optimizer):
+class VariationalOptimizer(FlatOptimizer):
     """The one update; its four faces choose a precision and where expectations are taken.
 
     VOGGN and OGGN have a full precision, VOGN and OGN a diagonal one; VOGGN and VOGN take
@@ -250,7 +251,7 @@ class Variational(torch.optim.Optimizer):
                 record.scale = scale
             # The weights have them now: the memory of the draw serves the gradient.
             place = w if self._sampled else None
-            g = torch.cat([_gradient(p) for p in self._params], out=place)
+            g = self._gradient(out=place)
             parts = (seen.loss, g, self._curvature_of(seen, scale))
             total = parts if total is None else tuple(map(torch.add, total, parts))
         self._iteration = record
@@ -446,43 +447,12 @@ class Variational(torch.optim.Optimizer):
                 named[name].copy_(piece)
         return Linearization(module, parameters=names, memory_limit=self.memory_limit)
 
-    # -------------------------------------------------------------- weights, flat
-
-    @property
-    def _params(self) -> list[Tensor]:
-        return [p for g in self.param_groups for p in g["params"] if p.requires_grad]
-
-    @property
-    def _state(self) -> dict[str, Any]:
-        return self.state[self._params[0]]
+    # -------------------------------------------------------------- rates, module
 
     @property
     def _module(self) -> nn.Module:
         assert self._watcher.module is not None
         return self._watcher.module
-
-    def _mean(self) -> Tensor:
-        return torch.cat([p.detach().flatten() for p in self._params])
-
-    def _split(self, w: Tensor) -> list[Tensor]:
-        params = self._params
-        pieces = w.split([p.numel() for p in params])
-        return [piece.view(p.shape) for piece, p in zip(pieces, params, strict=True)]
-
-    def _set(self, w: Tensor) -> None:
-        torch._foreach_copy_([p.detach() for p in self._params], self._split(w))
-
-    def _per_weight(self, name: str) -> Any:
-        """A group's number, or one per weight where the groups differ."""
-        values = [float(g[name]) for g in self.param_groups]
-        if len(set(values)) == 1:
-            return values[0]
-        p = self._params[0]
-        pieces = [
-            torch.full((sum(q.numel() for q in g["params"] if q.requires_grad),), v)
-            for g, v in zip(self.param_groups, values, strict=True)
-        ]
-        return torch.cat(pieces).to(p)
 
     def _rate(self) -> float:
         """β: one for all weights; lr where it is not set."""
@@ -586,10 +556,6 @@ def _moved(mean: Tensor, rate: Any, precision: Precision, direction: Tensor, out
         half.mul_(rate)
         rate = 1.0
     return torch.addcmul(mean, half, root, value=rate, out=out)
-
-
-def _gradient(p: Tensor) -> Tensor:
-    return (torch.zeros_like(p) if p.grad is None else p.grad).flatten()
 
 
 def _check_group(group: dict[str, Any]) -> None:

@@ -1,23 +1,23 @@
 """VOGGN, VOGN, OGGN, OGN: optimisers whose every iteration is a Gaussian process.
 
 {expectations at samples of q, at its mean} × {full, diagonal precision} of one update, which is
-written once, with its parameters, in :class:`Variational` (:ref:`math-variational`).
+written once, with its parameters, in :class:`VariationalOptimizer` (:ref:`math-variational`).
 """
 
 from __future__ import annotations
 
 from ..posterior.precision import GaussianWeights
-from .update import Variational
+from .update import VariationalOptimizer
 
-__all__ = ["OGGN", "OGN", "VOGGN", "VOGN", "GaussianWeights", "Variational"]
+__all__ = ["OGGN", "OGN", "VOGGN", "VOGN", "GaussianWeights", "VariationalOptimizer"]
 
 
-class VOGGN(Variational):
+class VOGGN(VariationalOptimizer):
     """Variational online Gauss-Newton with a full covariance (the paper's eq. 13).
 
     Each step is the posterior of a linear model, and so of a Gaussian process with the neural
     tangent kernel of that iteration (Khan et al. 2019, theorem 2; :meth:`dual_gp`). For networks
-    of up to a few thousand weights. Parameters are those of :class:`Variational`.
+    of up to a few thousand weights. Parameters are those of :class:`VariationalOptimizer`.
 
     Examples
     --------
@@ -44,11 +44,11 @@ class VOGGN(Variational):
     _diagonal, _sampled = False, True
 
 
-class OGGN(Variational):
+class OGGN(VariationalOptimizer):
     """Online Gauss-Newton with a full precision: VOGGN with expectations at the mean.
 
     A fixed point is a stationary point of the loss Σℓ + δ/2 ‖w‖². Parameters are those of
-    :class:`Variational`, without ``mc_samples`` and ``random_state``.
+    :class:`VariationalOptimizer`, without ``mc_samples`` and ``random_state``.
 
     Examples
     --------
@@ -65,13 +65,13 @@ class OGGN(Variational):
     _diagonal, _sampled = False, False
 
 
-class VOGN(Variational):
+class VOGN(VariationalOptimizer):
     """Variational online Gauss-Newton with a diagonal covariance (Khan et al. 2018).
 
     Costs about two Adam steps on the same batch, with ``mc_samples=1`` and
     ``curvature="gradient"``. In a skorch net: ``NeuralNet(module, criterion=nn.CrossEntropyLoss,
     optimizer=VOGN, optimizer__n_data=len(X), lr=0.01)``. Parameters are those of
-    :class:`Variational`.
+    :class:`VariationalOptimizer`.
 
     Examples
     --------
@@ -97,11 +97,11 @@ class VOGN(Variational):
     _diagonal, _sampled = True, True
 
 
-class OGN(Variational):
+class OGN(VariationalOptimizer):
     """Online Gauss-Newton with a diagonal precision: VOGN with expectations at the mean.
 
     A fixed point is a stationary point of the loss Σℓ + δ/2 ‖w‖². Parameters are those of
-    :class:`Variational`, without ``mc_samples`` and ``random_state``.
+    :class:`VariationalOptimizer`, without ``mc_samples`` and ``random_state``.
 
     Examples
     --------

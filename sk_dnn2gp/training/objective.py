@@ -149,7 +149,8 @@ class Point:
 
     def __init__(self, objective: Objective, w: Tensor) -> None:
         self.objective, self.w = objective, w
-        self._pass = objective.linearization.at(w).forward(objective.data.X)
+        self.linearization = objective.linearization.at(w)
+        self._pass = self.linearization.forward(objective.data.X)
         self.outputs = self._pass.outputs.double()
         nll = objective.likelihood.negative_log_likelihood(self.outputs, objective.data.y)
         self.squares = float((objective.prior_precision * w) @ w)

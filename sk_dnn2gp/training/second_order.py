@@ -164,18 +164,20 @@ def _tried(point: Point, x: Tensor | None, damping: float) -> tuple[Point | None
     if predicted <= 1e-18 * abs(point.loss):
         return None, 0.0
     new = point.objective.at(point.w - x)
-    if not math.isfinite(new.loss) or not bool(torch.isfinite(new.gradient).all()):
+    gain = (point.loss - new.loss) / predicted
+    if predicted < ROUNDING * abs(point.loss):
+        gain = 0.5 * float((point.gradient + new.gradient) @ x) / predicted
+    # Where the loss rose, no one asks for the gradient.
+    if not math.isfinite(new.loss) or (gain > 0 and not bool(torch.isfinite(new.gradient).all())):
         return None, -math.inf
-    if predicted >= ROUNDING * abs(point.loss):
-        return new, (point.loss - new.loss) / predicted
-    return new, 0.5 * float((point.gradient + new.gradient) @ x) / predicted
+    return new, gain
 
 
 def _curvature(point: Point, memory_limit: float | None) -> Curvature:
     objective = point.objective
     L = objective.likelihood.noise_precision_factor(point.outputs)
     L = L * objective.data.sample_weight.sqrt().to(L)[:, None, None]
-    linearization, delta = objective.linearization.at(point.w), objective.prior_precision
+    linearization, delta = point.linearization, objective.prior_precision
     if bool((delta != delta[0]).any()):  # function space takes one δ for all weights
         return WeightSpaceCurvature(linearization.ggn(objective.data.X, cotangents=L))
     return curvature_at(linearization, objective.data.X, L, memory_limit)
