@@ -92,6 +92,10 @@ class ScaledFeatures:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_kept": None, "_shards": []}
 
+    def release(self) -> None:
+        """Give up the factors that are kept; the next product makes them anew."""
+        self._kept = None
+
     def _by_workers(self, name: str, n_columns: int, V: Any = None, U: Any = None) -> list | None:
         """What the shards of the rows give: of V as it is, of U by its rows; None by oneself."""
         model = self.model
