@@ -195,9 +195,9 @@ def test_the_maximum_of_the_lower_end_nears_that_of_the_evidence():
 
 @pytest.mark.parametrize("seed", range(4))
 def test_the_best_prior_lies_among_those_left_undecided(seed):
-    """Of the priors that are better by more than a nat none is left out; of full rank, none more."""
+    """Of the priors better by more than a nat none is left out; of full rank, none is more."""
     model = regression(seed)
-    factors = np.geomspace(0.01, 100, 400)
+    factors = np.exp(np.linspace(-5.0, 5.0, 400))
     true = []
     for factor in factors:
         there = model.with_prior_precision(model.prior_precision * factor)
@@ -303,3 +303,27 @@ def test_a_frozen_network_too_wide_for_its_matrix_has_its_prior_chosen():
     assert isinstance(spectrum, SketchedEvidence)
     whole = DNN2GPClassifier(FrozenEstimator(trained.net_), posterior="full", random_state=0)
     assert model.prior_precision_ == pytest.approx(whole.fit(X, labels).prior_precision_, rel=0.05)
+
+
+def test_standard_deviations_between_two_bounds():
+    X, y = noisy()
+    new = np.random.default_rng(2).uniform(-3, 3, (20, 2))
+    options = {"hidden_layer_sizes": (12,), "prior_precision": 0.5, "noise_std": 0.3}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ApproximationWarning)
+        model = DNN2GPRegressor(**options, posterior=LowRank(max_rank=4), random_state=0).fit(X, y)
+    V = Full().build(model.linear_model_).variance(torch.tensor(new))[:, 0].numpy()
+    exact = np.sqrt(V) * model.y_scale_
+    lower, upper = model.predict_std_bounds(new)
+    assert (lower <= exact + 1e-12).all() and (exact <= upper + 1e-12).all()
+    assert (upper <= model.posterior_.std_factor * lower * (1 + 1e-12)).all()
+    np.testing.assert_array_equal(upper, model.predict_std(new, "latent"))
+    near, far = model.predict_std_bounds(new, tol=0.01)
+    assert (near <= exact + 1e-9).all() and (exact <= far + 1e-9).all()
+    assert (far**2 <= 1.01 * near**2 * (1 + 1e-9)).all() and (far <= upper + 1e-9).all()
+    model = DNN2GPRegressor(**options, random_state=0).fit(X, y)
+    for end in model.predict_std_bounds(new):
+        np.testing.assert_array_equal(end, model.predict_std(new, "latent"))
+    model = DNN2GPRegressor(**options, posterior="diag", random_state=0).fit(X, y)
+    with pytest.raises(ValueError, match="without a bound"):
+        model.predict_std_bounds(new)
