@@ -6,13 +6,15 @@ network's own, conjugate gradients for a few test points, and the Kronecker post
 The best Gaussian of the linearised network in a low rank (``linearized``; alone, added to what is
 stored, with ``--only linearized``): from a sketch of ``--first-rank`` columns, and with as many
 sketches after it as ``--sketches`` says. ``certified``: the same under the δ that the bracket of
-the first sketch chooses, its own sketch grown until η/δ ≤ ``--tol``. ``protein``: a wide perceptron
-on 41,157 rows. ``peers``: laplace-torch, by an interpreter that has it. ``--quick``: 400 digits,
+the first sketch chooses, its own sketch grown until η/δ ≤ ``--tol``. ``thousand``: the δ that the
+bracket chooses on 1,000 digits, beside exact evidences around it. ``protein``: a wide perceptron on
+41,157 rows. ``peers``: laplace-torch, by an interpreter that has it. ``--quick``: 400 digits,
 where the exact determinant and δ stand beside the brackets.
 
     python benchmarks/large.py [--quick] [--threads 2] [--seconds 480] [--memory 3000]
     python benchmarks/large.py --only linearized [--quick] [--first-rank 384] [--rank 768]
     python benchmarks/large.py --only certified --first-rank 768 --rank 2304 --memory 3600
+    python benchmarks/large.py --only thousand --first-rank 1152
     python benchmarks/large.py --only protein --rank 384
     python benchmarks/large.py --only peers --laplace PYTHON [--digits 200]
 """
@@ -180,6 +182,38 @@ def first_sketch(model: LinearModel, args: argparse.Namespace) -> LowRankPosteri
         return LowRankPosterior(model, tol=args.tol, max_rank=args.first_rank, **settings)
 
 
+def thousand(args: argparse.Namespace) -> dict:
+    """The bracket's choice on 1,000 digits against exact determinants, by one factor a δ."""
+    X, y, _, _ = digits(1000)
+    net = train(X, y, 5.0, 30)
+    linearization = Linearization(net, memory_limit=500)
+    model = LinearModel.from_laplace(linearization, X, y, Categorical(), 5.0)
+    posterior, seconds = timed(lambda: first_sketch(model, args))
+    found, best = evidence(posterior)
+    gram = linearization.gram(X, cotangents=model.noise_factor)
+    start, values = time.perf_counter(), {}
+    for delta in [d for d in found["grid"] if 0.4 < d / best < 2.5]:
+        B = gram / delta
+        B.diagonal().add_(1.0)
+        log_B = 2.0 * float(torch.linalg.cholesky(B).diagonal().log().sum())
+        penalty = delta * float((model.weights**2).sum())
+        values[delta] = model.log_likelihood - 0.5 * penalty - 0.5 * log_B
+    grid = found["grid"]
+    inside = all(
+        found["lower"][grid.index(d)] <= v <= found["upper"][grid.index(d)]
+        for d, v in values.items()
+    )
+    return {
+        "rank": posterior.rank,
+        "sketch_seconds": seconds,
+        "evidence": found,
+        "exact_seconds": time.perf_counter() - start,
+        "exact": [[delta, value] for delta, value in values.items()],
+        "exact_prior_precision": max(values, key=lambda delta: values[delta]),
+        "exact_inside_the_brackets": inside,
+    }
+
+
 def linearized(
     first: LowRankPosterior, y: Tensor, X_test: Tensor, y_test: Tensor, args: argparse.Namespace
 ) -> dict:
@@ -229,6 +263,9 @@ def run(args: argparse.Namespace) -> None:
     results = Results(name, args.only is not None)
     if args.only == "protein":
         results["protein"] = protein.ours(args.rank, args.memory)
+        return
+    if args.only == "thousand":
+        results["thousand"] = thousand(args)
         return
     n, delta, epochs = (400, QUICK_DELTA, QUICK_EPOCHS) if args.quick else (8000, DELTA, EPOCHS)
     X, y, X_test, y_test = digits(n)
@@ -327,7 +364,7 @@ class Results(dict):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="400 digits")
-    parts = ["linearized", "certified", "protein", "peers"]
+    parts = ["linearized", "certified", "thousand", "protein", "peers"]
     parser.add_argument("--only", choices=parts, help="this part, added to what is stored")
     parser.add_argument("--laplace", help="peers: an interpreter that has laplace-torch")
     parser.add_argument("--digits", type=int, default=200, help="peers: test digits")

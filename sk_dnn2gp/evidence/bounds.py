@@ -38,7 +38,7 @@ __all__ = [
     "undecided_prior_precisions",
     "warn_of_starts",
     "warn_of_undecided",
-    "width",
+    "bracket_width",
 ]
 
 # Nats of evidence that are none worth a mention (Kass and Raftery 1995, section 3.2): brackets that
@@ -58,10 +58,10 @@ def log_marginal_likelihood_bounds(
     ``kind`` is unknown.
     """
     lower = log_marginal_likelihood(posterior, kind)
-    return lower, lower + width(posterior)
+    return lower, lower + bracket_width(posterior)
 
 
-def width(posterior: Posterior) -> float:
+def bracket_width(posterior: Posterior) -> float:
     """Nats between the ends of the evidence; 0 where it has one value."""
     if not isinstance(posterior, LowRankPosterior):
         return 0.0
@@ -271,7 +271,7 @@ def warn_of_undecided(posterior: Posterior) -> None:
         return
     delta = float(posterior.model.prior_precision.flatten()[-1])
     warn(
-        f"The evidence is known to lie within {width(posterior):.3g} nats alone: at these "
+        f"The evidence is known to lie within {bracket_width(posterior):.3g} nats alone: at these "
         f"weights prior_precision from {low * delta:.3g} to {high * delta:.3g} cannot be told "
         f"apart from {delta:.3g}, which has the greatest lower end. {_ADVICE}",
         ApproximationWarning,

@@ -34,7 +34,7 @@ from ..training.minimum import ExactPosterior, Minimum, inverse
 from ..training.newton import conjugate_gradients
 from ..training.objective import Objective, Point
 from ..training.second_order import gauss_newton, minimise
-from .bounds import width
+from .bounds import bracket_width
 from .freedom import PRIOR_PRECISION_BOUNDS, Freedom, profiled
 from .spectrum import log_marginal_likelihood
 
@@ -220,7 +220,12 @@ class Minima:
         if not math.isfinite(evidence) or self._is_out_of_range(objective, posterior):
             evidence = -math.inf
         return Trial(
-            theta, minimum, objective, posterior, evidence, upper=evidence + width(posterior)
+            theta,
+            minimum,
+            objective,
+            posterior,
+            evidence,
+            upper=evidence + bracket_width(posterior),
         )
 
     def _profiled_at(self, objective: Objective, w: Tensor) -> tuple[Objective, LinearModel]:
