@@ -229,7 +229,7 @@ def noisy(n=60):
 def test_auto_chooses_by_the_lower_end_and_says_what_is_left_open(solver):
     X, y = noisy()
     model = DNN2GPRegressor(
-        hidden_layer_sizes=(12,), posterior=LowRank(max_rank=4), solver=solver, random_state=0,
+        hidden_layer_sizes=(12,), posterior=LowRank(max_rank=1), solver=solver, random_state=0,
         n_restarts=1,
     )  # fmt: skip
     with pytest.warns(ApproximationWarning, match="cannot be told apart"):
