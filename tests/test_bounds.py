@@ -225,6 +225,10 @@ def noisy(n=60):
     return X, np.sin(X.sum(1)) + 0.3 * np.random.default_rng(1).standard_normal(n)
 
 
+@pytest.mark.filterwarnings(
+    "ignore:The low-rank posterior:sk_dnn2gp.exceptions.ApproximationWarning",
+    "ignore::sklearn.exceptions.ConvergenceWarning",
+)
 @pytest.mark.parametrize("solver", ["lbfgs", "adam"])
 def test_auto_chooses_by_the_lower_end_and_says_what_is_left_open(solver):
     X, y = noisy()

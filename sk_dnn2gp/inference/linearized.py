@@ -50,7 +50,7 @@ _HERMITE_NODES, _QUASI_RANDOM_NODES = {1: 64, 2: 24}, 128
 _MAX_STEPS, _SHORTEST = 60, 0.02
 _NATS, _PART = 0.01, 1e-5
 # A step went too far where the next one is to be shorter than this part of it.
-_SWUNG = 0.9
+_SWUNG = 0.75
 
 
 @dataclass(frozen=True)
