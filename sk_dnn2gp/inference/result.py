@@ -103,9 +103,9 @@ class Result:
         ``tol`` as of ``refined_covariance``. ValueError if the posterior has no bounds.
         """
         posterior = self.posterior
-        if isinstance(posterior, LowRankPosterior) and tol is None:
-            return posterior.variance_bounds(X)
         if isinstance(posterior, LowRankPosterior):
+            if tol is None:
+                return posterior.variance_bounds(X)
             bracket = posterior.refined_covariance(X, tol)
             ends = (end.diagonal(dim1=-2, dim2=-1) for end in (bracket.lower, bracket.upper))
             return next(ends), next(ends)
