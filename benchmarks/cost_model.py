@@ -1,8 +1,9 @@
 """Does the cost model of the user guide (docs/user_guide/cost.rst) predict measured times?
 
-Two rates of this machine are measured, of a float64 matrix product and of a pass over memory; the
-table's counts over these rates are the prediction. Each step of the table at several sizes, beside
-it: processor seconds, the better of two runs, and their ratio, which is to lie within 2.
+Two rates of this machine are measured around each step, of a float64 matrix product and of a pass
+over memory; the table's counts over these rates are the prediction. Each step of the table at
+several sizes, beside it: processor seconds, the better of two runs, and their ratio, which is to
+lie within 2.
 
     OMP_NUM_THREADS=1 python benchmarks/cost_model.py
 """
@@ -10,6 +11,7 @@ it: processor seconds, the better of two runs, and their ratio, which is to lie 
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -29,29 +31,26 @@ from sk_dnn2gp.posterior import (
     WeightSpacePosterior,
 )
 
-# Operations of a pass through the network and back for each weight and example.
-PASS = 6
+# Operations of a pass through the network and back for each weight and example; those of an
+# eigendecomposition at the speed of a matrix product, in cubes of its side.
+PASS, EIGEN = 6, 15
 
 
-def cpu(function: Callable[[], Any]) -> tuple[Any, float]:
-    """What a call gives, and its processor seconds, the least of two."""
+def cpu(function: Callable[[], Any]) -> float:
+    """Processor seconds of a call, the least of two."""
     seconds = []
     for _ in range(2):
         start = time.process_time()
-        found = function()
+        function()
         seconds.append(time.process_time() - start)
-    return found, min(seconds)
+    return min(seconds)
 
 
-def rates() -> dict[str, float]:
+def rates() -> tuple[float, float]:
     """Operations (multiplications and additions) and numbers of a memory pass in a second."""
-    a = torch.randn(1200, 1200, dtype=torch.float64)
-    x = torch.randn(4_000_000, dtype=torch.float64)
-    cpu(lambda: a @ a)
-    return {
-        "operations": 2 * 1200**3 / cpu(lambda: a @ a)[1],
-        "numbers": len(x) / cpu(lambda: x * x)[1],
-    }
+    a = torch.randn(800, 800, dtype=torch.float64)
+    x = torch.randn(2_000_000, dtype=torch.float64)
+    return 2 * 800**3 / cpu(lambda: a @ a), len(x) / cpu(lambda: x * x)
 
 
 class Case:
@@ -72,97 +71,92 @@ class Case:
 
     @property
     def gram(self) -> tuple[float, float]:
-        """Operations and numbers of N² d_in + (NK)² d_out + 3 (NK)² over the layers."""
-        N, K = self.N, self.K
-        operations = sum(N**2 * i + (N * K) ** 2 * o for i, o in self.pairs)
-        return operations + self.network, 3 * len(self.pairs) * (N * K) ** 2
+        """Operations and numbers of the Gram matrix."""
+        N, NK = self.N, self.N * self.K
+        operations = sum(N**2 * i + NK**2 * o for i, o in self.pairs)
+        return operations + self.passes[0], 3 * len(self.pairs) * NK**2 + self.passes[1]
 
     @property
-    def network(self) -> float:
-        """A pass there and back for each output."""
-        return PASS * self.N * self.K * self.P
+    def passes(self) -> tuple[float, float]:
+        """Of the network there and back, for each output."""
+        units = sum(i + o for i, o in self.pairs)
+        return PASS * self.N * self.K * self.P, 2 * self.N * self.K * units
 
     @property
     def products(self) -> float:
-        """Of one column with Φ and Φᵀ: 4 (d_in d_out + K d_out) an example and layer."""
+        """Operations of one column with Φ and Φᵀ."""
         return 4 * self.N * sum(i * o + self.K * o for i, o in self.pairs)
 
 
-def steps(case: Case) -> dict[str, tuple[Callable[[], Any], float, float]]:
-    """What to run, operations and numbers passed over, for each row of the table."""
+# What to run, its operations and the numbers it passes over.
+Step = tuple[Callable[[], Any], float, float]
+
+
+def steps(case: Case) -> dict[str, Step]:
+    """The rows of the table for exact posteriors and the diagonal."""
     model, N, K, P = case.model, case.N, case.K, case.P
-    X, rows = model.X[: min(N, 500)], min(N, 500) * K
-    side, NK = min(P, N * K), N * K
-    operations, numbers = case.gram
-    found: dict[str, tuple[Callable[[], Any], float, float]] = {}
-    found["Gram matrix"] = (lambda: model.linearization.gram(model.X), operations, numbers)
+    X, NK, there = model.X[: min(N, 500)], N * K, case.passes
+    rows, side, (operations, numbers) = len(X) * K, min(P, NK), case.gram
+    found: dict[str, Step] = {"Gram": (_gram(model), operations, numbers)}
     if P <= NK:
-        half = NK * P**2 + P**3 / 3 + case.network
-        exact = WeightSpacePosterior(model)
-        found["weight space"] = (lambda: WeightSpacePosterior(model), half, NK * P)
-        bars, extra = rows * P**2, 2 * rows * P
+        exact: Any = WeightSpacePosterior(model)
+        operations, numbers = NK * P**2 + there[0], NK * P + there[1]
+        name, bars, extra = "weight space", rows * P**2, 2.0 * rows * P
     else:
-        whole = operations + NK**3 / 3
         exact = FunctionSpacePosterior(model)
-        found["function space"] = (lambda: FunctionSpacePosterior(model), whole, numbers + NK**2)
         cross = 2 * sum(len(X) * N * i + rows * NK * o for i, o in case.pairs)
-        bars, extra = cross + rows * NK**2, 3 * len(case.pairs) * rows * NK
+        name, bars = "function space", cross + rows * NK**2
+        extra = 6.0 * len(case.pairs) * rows * NK
+    factor = operations + side**3 / 3
+    spectrum = operations + EIGEN * side**3
+    found[name] = (lambda: type(exact)(model), factor, numbers + side**2)
     found["error bars"] = (lambda: exact.variance(X), bars, extra)
-    diagonal = 2 * K * PASS * N * P
-    found["diagonal"] = (lambda: DiagonalPosterior(model), diagonal, 0.0)
-    factor = half - P**3 / 3 if P <= NK else operations
-    spectrum = factor + EIGEN * side**3
-    found["every δ and σ"] = (
-        lambda: EvidenceSpectrum.from_posterior(exact, 0.5, NK),
-        spectrum,
-        numbers,
-    )
+    found["diagonal"] = (lambda: DiagonalPosterior(model), 2 * there[0], 2 * there[1])
+    every = lambda: EvidenceSpectrum.from_posterior(exact, 0.5, NK)  # noqa: E731
+    found["every δ and σ"] = (every, spectrum, numbers)
     return found
 
 
-# Operations of an eigendecomposition, in cubes of its side, at the speed of a matrix product.
-EIGEN = 20
+def _gram(model: LinearModel) -> Callable[[], Any]:
+    return lambda: model.linearization.gram(model.X)
 
 
-def large_steps(case: Case, rank: int = 192) -> dict[str, tuple[Callable[[], Any], float, float]]:
-    """The posteriors that form no matrix of the size of NK or P."""
+def large_steps(case: Case, rank: int = 384) -> dict[str, Step]:
+    """The posteriors that form no matrix of the size of NK or P; a whole round of the sketch."""
     model, N, K, P = case.model, case.N, case.K, case.P
     sums = sum(2 * N * ((i + 1) ** 2 + K * o**2) for i, o in case.pairs)
     factors = sum(EIGEN * ((i + 1) ** 3 + o**3) for i, o in case.pairs)
-    sketch = rank * case.products + 12 * P * rank**2
+    sketch = lambda: LowRankPosterior(model, tol=1e-9, max_rank=rank, random_state=0)  # noqa: E731
+    products, there = rank * case.products + 12 * P * rank**2, case.passes
+    blocks = rank / 64
     return {
-        "low rank": (
-            lambda: LowRankPosterior(model, tol=1e-9, max_rank=rank, random_state=0),
-            sketch + case.network,
-            N * K * P,
-        ),
-        "kronecker": (lambda: KroneckerPosterior(model), sums + factors + case.network, 0.0),
+        "low rank": (sketch, products + blocks * there[0], blocks * (3 * N * K * P + there[1])),
+        "kronecker": (lambda: KroneckerPosterior(model), sums + factors + there[0], 4 * there[1]),
     }
 
 
 def main() -> None:
     """Print and store a line for each step and size."""
-    import warnings
-
     warnings.simplefilter("ignore")
-    speed = rates()
-    print({name: f"{value:.3g}" for name, value in speed.items()})
     table: list[dict[str, Any]] = []
-    small = [((10, 100, 1), 4000), ((10, 60, 3), 1500), ((20, 300, 300, 1), 1200)]
-    large = [((20, 200, 200, 1), 4000), ((30, 100, 100, 5), 1000)]
+    small = [((10, 100, 1), 2500), ((10, 60, 3), 1200), ((20, 300, 300, 1), 1200)]
+    large = [((20, 100, 60, 1), 1500), ((30, 60, 60, 5), 500)]
     cases = [(Case(*size), steps) for size in small] + [
         (Case(*size), large_steps) for size in large
     ]
     for case, of in cases:
         for step, (run, operations, numbers) in of(case).items():
-            predicted = operations / speed["operations"] + numbers / speed["numbers"]
-            seconds = cpu(run)[1]
+            before = rates()
+            seconds = cpu(run)
+            # A busy machine changes its speed: the mean of before and after.
+            speed, reach = (0.5 * (a + b) for a, b in zip(before, rates(), strict=True))
+            predicted = operations / speed + numbers / reach
             row = {"step": step, "case": case.name, "seconds": seconds, "predicted": predicted}
             table.append(row)
             ratio = seconds / predicted
             print(f"{step:16}{case.name:28}{seconds:9.4f}{predicted:9.4f}{ratio:7.2f}", flush=True)
     outside = [r for r in table if not 0.5 <= r["seconds"] / r["predicted"] <= 2.0]
-    save("cost_model", {"rates": speed, "steps": table, "outside_2": len(outside)})
+    save("cost_model", {"rates": rates(), "steps": table, "outside_2": len(outside)})
 
 
 if __name__ == "__main__":
