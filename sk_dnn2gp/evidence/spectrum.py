@@ -135,7 +135,7 @@ class Data:
     def fit(
         self, kind: str, variance: float, penalty: float, decrement: Callable[[], float]
     ) -> float:
-        """The evidence without -½ log|B|."""
+        """The evidence without -½ log|B|; ValueError if ``kind`` is unknown."""
         log_noise, squares = self.log_noise_determinant, self.residual_squared / variance
         if self.gaussian:
             log_noise = -self.n_observations * (_LOG_2PI + math.log(variance))
