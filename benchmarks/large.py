@@ -5,11 +5,18 @@ time, the bracket of the evidence, δ chosen by it, 2,000 predictions with their
 network's own, conjugate gradients for a few test points, and the Kronecker posterior.
 The best Gaussian of the linearised network in a low rank (``linearized``; alone, added to what is
 stored, with ``--only linearized``): from a sketch of ``--first-rank`` columns, and with as many
-sketches after it as ``--sketches`` says. ``--quick``: 400 digits, where the exact determinant and δ
-stand beside the brackets.
+sketches after it as ``--sketches`` says. ``certified``: the same under the δ that the bracket of
+the first sketch chooses, its own sketch grown until η/δ ≤ ``--tol``. ``thousand``: the δ that the
+bracket chooses on 1,000 digits, beside exact evidences around it. ``protein``: a wide perceptron on
+41,157 rows. ``peers``: laplace-torch, by an interpreter that has it. ``--quick``: 400 digits,
+where the exact determinant and δ stand beside the brackets.
 
     python benchmarks/large.py [--quick] [--threads 2] [--seconds 480] [--memory 3000]
     python benchmarks/large.py --only linearized [--quick] [--first-rank 384] [--rank 768]
+    python benchmarks/large.py --only certified --first-rank 768 --rank 2304 --memory 3600
+    python benchmarks/large.py --only thousand --first-rank 1152
+    python benchmarks/large.py --only protein --rank 384
+    python benchmarks/large.py --only peers --laplace PYTHON [--digits 200]
 """
 
 from __future__ import annotations
@@ -17,10 +24,14 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import subprocess
 import sys
+import tempfile
 import time
 import warnings
+from pathlib import Path
 
+import _large_protein as protein
 import numpy as np
 import torch
 from _common import RESULTS, mnist, save, timed
@@ -151,27 +162,80 @@ def exact(model: LinearModel) -> dict:
     return {"seconds": seconds, "log_B": log_B, "evidence": log_Z, "prior_precision": best}
 
 
-def linearized(
+def certified(
     model: LinearModel, y: Tensor, X_test: Tensor, y_test: Tensor, args: argparse.Namespace
 ) -> dict:
-    """linearized-vi in low ranks: its bound, its test NLL beside the network's, time and memory."""
+    """δ by the bracket of a first sketch, then linearized-vi there with a certificate."""
+    start = time.perf_counter()
+    first = first_sketch(model, args)
+    found, best = evidence(first)
+    print("evidence", rounded(found), flush=True)
+    result = linearized(first.with_prior_precision(best), y, X_test, y_test, args)
+    return {"evidence": found, "seconds_in_all": time.perf_counter() - start, **result}
+
+
+def first_sketch(model: LinearModel, args: argparse.Namespace) -> LowRankPosterior:
+    """The Laplace posterior in the rank to begin from."""
     settings = {"memory_limit": args.memory, "random_state": 0}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ApproximationWarning)
-        first = LowRankPosterior(model, tol=args.tol, max_rank=args.first_rank, **settings)
-        spec = LowRank(args.tol, max_rank=args.rank, **settings)
-        rest = spec.build, args.memory, 60, args.sketches
+        return LowRankPosterior(model, tol=args.tol, max_rank=args.first_rank, **settings)
+
+
+def thousand(args: argparse.Namespace) -> dict:
+    """The bracket's choice on 1,000 digits against exact determinants, by one factor a δ."""
+    X, y, _, _ = digits(1000)
+    net = train(X, y, 5.0, 30)
+    linearization = Linearization(net, memory_limit=500)
+    model = LinearModel.from_laplace(linearization, X, y, Categorical(), 5.0)
+    posterior, seconds = timed(lambda: first_sketch(model, args))
+    found, best = evidence(posterior)
+    gram = linearization.gram(X, cotangents=model.noise_factor)
+    start, values = time.perf_counter(), {}
+    for delta in [d for d in found["grid"] if 0.4 < d / best < 2.5]:
+        B = gram / delta
+        B.diagonal().add_(1.0)
+        log_B = 2.0 * float(torch.linalg.cholesky(B).diagonal().log().sum())
+        penalty = delta * float((model.weights**2).sum())
+        values[delta] = model.log_likelihood - 0.5 * penalty - 0.5 * log_B
+    grid = found["grid"]
+    inside = all(
+        found["lower"][grid.index(d)] <= v <= found["upper"][grid.index(d)]
+        for d, v in values.items()
+    )
+    return {
+        "rank": posterior.rank,
+        "sketch_seconds": seconds,
+        "evidence": found,
+        "exact_seconds": time.perf_counter() - start,
+        "exact": [[delta, value] for delta, value in values.items()],
+        "exact_prior_precision": max(values, key=lambda delta: values[delta]),
+        "exact_inside_the_brackets": inside,
+    }
+
+
+def linearized(
+    first: LowRankPosterior, y: Tensor, X_test: Tensor, y_test: Tensor, args: argparse.Namespace
+) -> dict:
+    """linearized-vi in low ranks: its bound, its test NLL beside the network's, time and memory."""
+    model = first.model
+    spec = LowRank(args.tol, max_rank=args.rank, memory_limit=args.memory, random_state=0)
+    rest = spec.build, args.memory, 60, args.sketches
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ApproximationWarning)
         ones = torch.ones(len(y))
         best, seconds = timed(lambda: maximise_low_rank_elbo(first, y, Categorical(), ones, *rest))
     f = model.linearization.outputs(X_test).double()
     moved = f + model.linearization.jvp(X_test, best.shift).double()
     V, more = timed(lambda: best.posterior.covariance(X_test))
     return {
+        "prior_precision": float(model.prior_precision.flatten()[0]),
         "first_rank": first.rank,
         "first_sketch_seconds": first.history[-1].seconds,
         "seconds": seconds,
         "rank": best.posterior.rank,
         "std_factor": best.posterior.std_factor,
+        "curve": curve(best.posterior),
         "elbo": best.elbo_curve,
         "prediction_seconds": more,
         "mean_std": float(V.diagonal(dim1=-2, dim2=-1).sqrt().mean()),
@@ -195,16 +259,29 @@ def rounded(value: object) -> object:
 
 def run(args: argparse.Namespace) -> None:
     """Train, then each posterior in turn; what is found is stored at once."""
+    name = "large_quick" if args.quick else "large"
+    results = Results(name, args.only is not None)
+    if args.only == "protein":
+        results["protein"] = protein.ours(args.rank, args.memory)
+        return
+    if args.only == "thousand":
+        results["thousand"] = thousand(args)
+        return
     n, delta, epochs = (400, QUICK_DELTA, QUICK_EPOCHS) if args.quick else (8000, DELTA, EPOCHS)
     X, y, X_test, y_test = digits(n)
     net, seconds = timed(lambda: train(X, y, delta, epochs))
     linearization = Linearization(net, memory_limit=500)
     model = LinearModel.from_laplace(linearization, X, y, Categorical(), delta)
     own = nll(log_softmax(linearization.outputs(X_test).double()), y_test)
-    name = "large_quick" if args.quick else "large"
-    results = Results(name, args.only is not None)
-    if args.only is not None:
-        results["linearized"] = linearized(model, y, X_test, y_test, args)
+    if args.only == "peers":
+        results["peers"] = peers(args, net, X, y, X_test, y_test)
+        return
+    if args.only == "certified":
+        results["certified"] = certified(model, y, X_test, y_test, args)
+        return
+    if args.only == "linearized":
+        first = first_sketch(model, args)
+        results["linearized"] = linearized(first, y, X_test, y_test, args)
         return
     results["sizes"] = {"n_train": n, "n_rows": model.n_rows, "n_params": model.n_params}
     results["network"] = {"seconds": seconds, "prior_precision": delta, "nll": own}
@@ -225,7 +302,30 @@ def run(args: argparse.Namespace) -> None:
         results["fischer_log_B_100_digits"] = fischer_bound(model, 100)
     results["refinement"] = refinement(posterior, X_test)
     del posterior, changed, kron
-    results["linearized"] = linearized(model, y, X_test, y_test, args)
+    results["linearized"] = linearized(first_sketch(model, args), y, X_test, y_test, args)
+
+
+def peers(
+    args: argparse.Namespace, net: nn.Module, X: Tensor, y: Tensor, X_test: Tensor, y_test: Tensor
+) -> dict:
+    """laplace-torch on the same networks and data, each case in a process of its own."""
+    k = args.digits
+    with tempfile.TemporaryDirectory() as folder:
+        torch.save([net.state_dict(), X, y, X_test[:k], y_test[:k]], f"{folder}/digits.pt")
+        protein.store(f"{folder}/protein.pt")
+        found = {}
+        for case in ("digits kron", "digits diag", "protein last_layer", "protein kron"):
+            command = [
+                args.laplace,
+                Path(__file__).parent / "_large_peer.py",
+                *case.split(),
+                folder,
+            ]
+            said = subprocess.run(command, capture_output=True, text=True, timeout=1200)
+            lines = said.stdout.splitlines()
+            found[case] = json.loads(lines[-1]) if lines else {"fails": said.stderr[-300:]}
+            print(case, found[case], flush=True)
+    return found
 
 
 def sketched(model: LinearModel, args: argparse.Namespace) -> LowRankPosterior:
@@ -264,7 +364,10 @@ class Results(dict):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="400 digits")
-    parser.add_argument("--only", choices=["linearized"], help="this part, added to what is stored")
+    parts = ["linearized", "certified", "thousand", "protein", "peers"]
+    parser.add_argument("--only", choices=parts, help="this part, added to what is stored")
+    parser.add_argument("--laplace", help="peers: an interpreter that has laplace-torch")
+    parser.add_argument("--digits", type=int, default=200, help="peers: test digits")
     parser.add_argument("--first-rank", type=int, default=384, help="linearized: where it begins")
     parser.add_argument("--rank", type=int, default=768, help="linearized: of its own sketches")
     parser.add_argument("--sketches", type=int, default=1, help="linearized: at most")

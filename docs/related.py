@@ -35,6 +35,7 @@ GROUPS = (
     ("posterior.Posterior", "posterior.make_posterior", "posterior.PrecisionPosterior"),
     ("posterior.FunctionSpacePosterior", "posterior.output_gram"),
     ("marginal_likelihood_scorer", "TrainingSetSplit", "model_selection.MarginalLikelihoodScorer"),
+    ("model_selection.undecided_candidates", "model_selection.MarginalLikelihoodScorer"),
     ("evidence_path", "optimize_hyperparameters", "plotting.MarginalLikelihoodDisplay"),
     ("evidence_path", "evidence.EvidenceSpectrum"),
     ("optimize_hyperparameters", "evidence.GroupedEvidence"),

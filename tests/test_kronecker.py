@@ -8,6 +8,8 @@ import torch
 from sklearn.base import clone
 from torch import nn
 
+from sk_dnn2gp import DNN2GPRegressor
+from sk_dnn2gp.evidence import log_marginal_likelihood
 from sk_dnn2gp.likelihoods import Categorical
 from sk_dnn2gp.linear_model import LinearModel
 from sk_dnn2gp.linearize import Linearization
@@ -265,3 +267,35 @@ def test_a_classifier_of_singular_noise():
     prior = model.linearization.diagonal_blocks(X) / 0.5
     assert bool((torch.linalg.eigvalsh(V) > 0).all())
     assert bool((torch.linalg.eigvalsh(prior - V) >= -1e-10).all())
+
+
+@pytest.mark.parametrize("kind", ["laplace", "dual"])
+def test_its_evidence_at_every_prior_and_noise_is_its_own(kind):
+    """Not that of the exact ΦᵀΦ: a posterior made anew at each δ and σ gives the same."""
+    X = np.linspace(-2, 2, 30)[:, None]
+    model = DNN2GPRegressor(
+        hidden_layer_sizes=(3,), prior_precision=0.5, noise_std=0.3, posterior="kronecker",
+        random_state=0, normalize_y=False,
+    ).fit(X, np.sin(2 * X[:, 0]))  # fmt: skip
+    assert model.log_marginal_likelihood(np.log([0.5, 0.3])) == pytest.approx(
+        model.log_marginal_likelihood_value_, abs=1e-9
+    )
+    for delta, sigma in ((0.5, 0.3), (2.0, 0.4)):
+        own = model.linear_model_
+        scale = 0.3 / sigma  # of 1/σ
+        log_noise = -30 * math.log(2 * math.pi * sigma**2)
+        there = LinearModel(
+            own.linearization, own.X, own.noise_factor * scale, own.whitened_residual * scale,
+            own.weights, torch.tensor(delta).double(),
+            0.5 * (log_noise - float((own.whitened_residual * scale).square().sum())), log_noise,
+        )  # fmt: skip
+        expected = log_marginal_likelihood(KroneckerPosterior(there), kind)
+        theta = np.log([delta, sigma])
+        value, slope = model.log_marginal_likelihood(theta, True, kind=kind)
+        assert value == pytest.approx(expected, abs=1e-8)
+        steps = [
+            [model.log_marginal_likelihood(theta + s * e, kind=kind) for s in (1e-5, -1e-5)]
+            for e in np.eye(2)
+        ]
+        differences = [(ahead - behind) / 2e-5 for ahead, behind in steps]
+        np.testing.assert_allclose(slope, differences, rtol=1e-5, atol=1e-5)

@@ -136,7 +136,11 @@ def check_brackets(posterior, module, model, X_new):
     assert low - slack <= log_Z <= high + slack
 
 
-@pytest.mark.parametrize("group", range(10))
+# A thousand and more cases, of which a third in every run.
+GROUPS = [*range(10), *(pytest.param(group, marks=pytest.mark.slow) for group in range(10, 32))]
+
+
+@pytest.mark.parametrize("group", GROUPS)
 def test_exact_values_lie_in_every_bracket(group, monkeypatch):
     """32 random cases a group, at the sketch's δ and at a multiple of it.
 

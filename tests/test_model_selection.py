@@ -2,6 +2,7 @@
 
 import math
 import pickle
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -38,11 +39,12 @@ from sk_dnn2gp import (
     marginal_likelihood_scorer,
     optimize_hyperparameters,
 )
+from sk_dnn2gp.exceptions import ApproximationWarning
 from sk_dnn2gp.inference import Variational
-from sk_dnn2gp.model_selection import MarginalLikelihoodScorer
+from sk_dnn2gp.model_selection import MarginalLikelihoodScorer, undecided_candidates
 from sk_dnn2gp.model_selection.paths import _group_index
 from sk_dnn2gp.model_selection.target import log_jacobian as _log_jacobian
-from sk_dnn2gp.posterior import Full
+from sk_dnn2gp.posterior import Full, LowRank
 from sk_dnn2gp.training import FirstOrder, NewtonCG
 
 RNG = np.random.default_rng(0)
@@ -296,16 +298,50 @@ class Unfit(BaseEstimator):
         self.n_features_in_ = X.shape[1]
         return self
 
-    def log_marginal_likelihood(self, **_):
+    def log_marginal_likelihood_bounds(self, **_):
         if isinstance(self.broken, Exception):
             raise self.broken
-        return self.broken
+        return self.broken, self.broken
 
 
 @pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf, LinAlgError("singular")])
 def test_unusable_evidence_is_minus_infinity_with_a_warning(broken):
     with pytest.warns(UserWarning, match="marginal likelihood cannot be used"):
         assert marginal_likelihood_scorer(Unfit(broken).fit(X, Y), X, Y) == -math.inf
+    with pytest.warns(UserWarning, match="marginal likelihood cannot be used"):
+        ends = MarginalLikelihoodScorer(bounds=True)(Unfit(broken).fit(X, Y), X, Y)
+    assert ends == {"lower": -math.inf, "upper": -math.inf}
+
+
+def test_a_search_over_brackets_says_which_candidates_cannot_be_told_apart():
+    """Sketches of rank 1: the exact evidence lies in every bracket, the best among those left."""
+    model = regressor(hidden_layer_sizes=(8,), posterior=LowRank(max_rank=1), noise_std=0.3)
+    grid = {"prior_precision": [0.05, 0.3, 0.35, 3000.0]}
+    scorer = MarginalLikelihoodScorer(bounds=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ApproximationWarning)
+        search = GridSearchCV(model, grid, scoring=scorer, refit="lower", cv=TrainingSetSplit())
+        search.fit(X, Y)
+    exact = searched(model.set_params(posterior="full"), grid).cv_results_["mean_test_score"]
+    lower, upper = (search.cv_results_[f"mean_test_{end}"] for end in ("lower", "upper"))
+    assert (lower <= exact + 1e-8).all() and (exact <= upper + 1e-8).all()
+    left = undecided_candidates(search)
+    assert search.best_index_ == left[0]
+    assert int(exact.argmax()) in left and 1 < len(left) < 4
+    assert undecided_candidates(search).tolist() == [
+        k for k in np.argsort(-lower) if upper[k] >= lower.max()
+    ]
+    with pytest.raises(ValueError, match="bounds=True"):
+        undecided_candidates(searched(regressor(), {"prior_precision": [1.0]}))
+
+
+def test_the_lower_end_scores_and_a_wide_bracket_is_said():
+    model = regressor(hidden_layer_sizes=(8,), posterior=LowRank(max_rank=1), noise_std=0.3)
+    with pytest.warns(ApproximationWarning, match="certified"):
+        model.fit(X, Y)
+    with pytest.warns(ApproximationWarning, match="scores the lower end"):
+        score = marginal_likelihood_scorer(model, X, Y)
+    assert score == pytest.approx(model.log_marginal_likelihood_bounds()[0], abs=1e-8)
 
 
 @pytest.mark.filterwarnings("ignore:One or more of the test scores are non-finite:UserWarning")

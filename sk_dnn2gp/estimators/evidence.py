@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .._utils.rows import rows_where
 from ..evidence import EvidenceSpectrum, leave_one_out
+from ..evidence.bounds import SketchedEvidence, evidence_of
 from ..inference import SWAG
 from ..linear_model import LinearModel
 from ..posterior import Full, IndependentOutputs
@@ -31,7 +32,8 @@ class EvidenceMixin(RowsMixin):
     linear_model_: LinearModel
     log_marginal_likelihood_value_: float
     _fit_sample_weight: NDArray
-    _spectrum: EvidenceSpectrum | None
+    _spectrum: EvidenceSpectrum | SketchedEvidence | None
+    _result: Any
 
     def _hyperparameters(self) -> list[float]:
         """δ, and σ where there is one."""
@@ -87,23 +89,11 @@ class EvidenceMixin(RowsMixin):
             If theta has the wrong length, one of X and y is missing, ``kind="dual"`` is asked of
             independent outputs, or ``inference="swag"`` has no evidence.
         """
-        check_is_fitted(self)
-        self._require_likelihood("log_marginal_likelihood()")
-        default = self._result.evidence_kind
-        kind = default if kind is None else kind
-        if kind == "dual" and isinstance(self._options().posterior, IndependentOutputs):
-            raise ValueError(
-                "kind='dual' is not defined for posterior='independent', whose outputs have no "
-                "common posterior of the weights. Use kind='laplace' or posterior='full'."
-            )
-        if (X is None) != (y is None):
-            raise ValueError("X and y must be given together, or both left out.")
-        if X is None:
-            if theta is None and not eval_gradient and kind == default:
-                return self.log_marginal_likelihood_value_
-            spectrum, weight = self._training_spectrum(), self._fit_sample_weight
-        else:
-            spectrum, weight = self._spectrum_of(X, y, sample_weight)
+        kind = self._checked_kind(kind)
+        own = kind == self._result.evidence_kind
+        if X is None and y is None and theta is None and own and not eval_gradient:
+            return self.log_marginal_likelihood_value_
+        spectrum, weight = self._spectrum_at(X, y, sample_weight)
         theta, offset = self._checked_theta(theta), self._evidence_offset(weight)
         points = np.exp(np.atleast_2d(theta))
         values = np.array([spectrum.log_marginal_likelihood(*at, kind=kind) for at in points])  # type: ignore[misc]
@@ -112,6 +102,66 @@ class EvidenceMixin(RowsMixin):
             return value
         slopes = [spectrum.gradient(*at, kind=kind)[: len(at)] for at in points]  # type: ignore[misc]
         return value, np.array(slopes).reshape(theta.shape)
+
+    def log_marginal_likelihood_bounds(
+        self,
+        theta: ArrayLike | None = None,
+        *,
+        X: ArrayLike | None = None,
+        y: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
+        kind: str | None = None,
+    ) -> tuple[Any, Any]:
+        """Lower and upper end of the evidence, of the training or other data (math-low-rank).
+
+        Of a low-rank posterior, what its certificate says; ``log_marginal_likelihood`` is the lower
+        end. Of every other both ends are that value. Two candidates whose brackets overlap cannot
+        be told apart.
+
+        Parameters
+        ----------
+        theta, X, y, sample_weight, kind
+            As for ``log_marginal_likelihood``.
+
+        Returns
+        -------
+        lower, upper : float, or ndarray of shape (n_points,)
+            In the units of y.
+
+        Raises
+        ------
+        ValueError
+            As ``log_marginal_likelihood``.
+        """
+        kind = self._checked_kind(kind)
+        spectrum, weight = self._spectrum_at(X, y, sample_weight)
+        theta = self._checked_theta(theta)
+        points = np.exp(np.atleast_2d(theta))
+        ends = np.array([spectrum.bounds(*at, kind=kind) for at in points])  # type: ignore[misc]
+        lower, upper = ends.T + self._evidence_offset(weight)
+        return (lower, upper) if theta.ndim == 2 else (float(lower[0]), float(upper[0]))
+
+    def _checked_kind(self, kind: str | None) -> str:
+        """Which evidence, where there is one."""
+        check_is_fitted(self)
+        self._require_likelihood("log_marginal_likelihood()")
+        kind = self._result.evidence_kind if kind is None else kind
+        if kind == "dual" and isinstance(self._options().posterior, IndependentOutputs):
+            raise ValueError(
+                "kind='dual' is not defined for posterior='independent', whose outputs have no "
+                "common posterior of the weights. Use kind='laplace' or posterior='full'."
+            )
+        return kind
+
+    def _spectrum_at(
+        self, X: Any, y: Any, sample_weight: ArrayLike | None
+    ) -> tuple[EvidenceSpectrum | SketchedEvidence, NDArray]:
+        """Of the training set, or of other data; with the weights of the rows."""
+        if (X is None) != (y is None):
+            raise ValueError("X and y must be given together, or both left out.")
+        if X is None:
+            return self._training_spectrum(), self._fit_sample_weight
+        return self._spectrum_of(X, y, sample_weight)
 
     def _options(self) -> Options:
         return options_of(self, hasattr(self, "classes_"))
@@ -124,18 +174,22 @@ class EvidenceMixin(RowsMixin):
                 "of inference='swag' is that of steps of SGD. Take inference='laplace'."
             )
 
-    def _training_spectrum(self) -> EvidenceSpectrum:
+    def _training_spectrum(self) -> EvidenceSpectrum | SketchedEvidence:
         if self._spectrum is None:
             self._spectrum = self._spectrum_from(self.linear_model_, self._fit_sample_weight)
         return self._spectrum
 
-    def _spectrum_from(self, model: LinearModel, weight: NDArray) -> EvidenceSpectrum:
+    def _spectrum_from(
+        self, model: LinearModel, weight: NDArray
+    ) -> EvidenceSpectrum | SketchedEvidence:
         """Of the posterior whose evidence is reported: that of the process at μ for VI."""
         options = self._options()
         specification = Full() if options.is_variational else options.posterior
-        likelihood = self._result.likelihood
-        return EvidenceSpectrum.from_posterior(
-            specification.build(model),
+        likelihood, posterior = self._result.likelihood, self._result.posterior
+        if posterior.model is not model or options.is_variational:
+            posterior = specification.build(model)
+        return evidence_of(
+            posterior,
             likelihood.sigma,
             float(weight.sum()) * model.whitened_residual.shape[1],
             self.prior_precision_,
@@ -143,7 +197,7 @@ class EvidenceMixin(RowsMixin):
 
     def _spectrum_of(
         self, X: Any, y: Any, sample_weight: ArrayLike | None
-    ) -> tuple[EvidenceSpectrum, NDArray]:
+    ) -> tuple[EvidenceSpectrum | SketchedEvidence, NDArray]:
         """Spectrum of the linear model of other data at the trained weights."""
         X, y, weight = self._checked_data(X, y, sample_weight)
         X, y, weight = (rows_where(rows, weight > 0) for rows in (X, y, weight))

@@ -88,8 +88,9 @@ class _RegressionPredictions(DistributionMixin, BaseDNN2GP):
         check_target(target, ("y", "latent"))
         if target == "latent":
             inputs = self._checked_inputs(X)
-            std = self._in_parts(self._result.variance, inputs).sqrt().numpy()
-            return self._shaped(std[:, : len(self.y_scale_)] * self.y_scale_)
+            return self._in_latent_units(
+                self._in_parts(self._result.variance, inputs).sqrt().numpy()
+            )
         return np.sqrt(self.predict_uncertainty(X).total)
 
     def predict_uncertainty(self, X: ArrayLike) -> Bunch:
@@ -246,6 +247,10 @@ class _RegressionPredictions(DistributionMixin, BaseDNN2GP):
         outputs = joint.reshape(n, len(joint) // n, n, -1)
         V = np.einsum("ikjk->ijk", outputs)[..., :K]
         return self._squeezed_last(distribution.joint_covariance(V))
+
+    def _in_latent_units(self, std: NDArray) -> NDArray:
+        """In the units of y, of the means alone."""
+        return self._shaped(std[:, : len(self.y_scale_)] * self.y_scale_)
 
     def _shaped(self, values: NDArray) -> NDArray:
         """One column as a vector where y was one."""

@@ -21,16 +21,31 @@ from torch import Tensor
 
 from .._utils.linalg import cholesky
 from .._utils.memory import batches
+from .._utils.warn import warn
+from ..exceptions import ApproximationWarning
 from ..linear_model import LinearModel
-from ..posterior import Posterior
-from .spectrum import fit_of
+from ..posterior import LowRankPosterior, Posterior
+from .spectrum import Data, EvidenceSpectrum, OverPriorAndNoise, log_marginal_likelihood
 
 __all__ = [
+    "NAT",
     "BracketedChoice",
+    "SketchedEvidence",
     "choose_prior_precision",
+    "evidence_of",
     "fischer_bound",
     "log_marginal_likelihood_bounds",
+    "undecided_prior_precisions",
+    "warn_of_starts",
+    "warn_of_undecided",
+    "bracket_width",
 ]
+
+# Nats of evidence that are none worth a mention (Kass and Raftery 1995, section 3.2): brackets that
+# leave no more than this open count as decided.
+NAT = 1.0
+# Multiples of δ that are looked at, both ways.
+_NEAREST, _FARTHEST, _MULTIPLES = 1e-3, 5.0, 60
 
 
 def log_marginal_likelihood_bounds(
@@ -39,15 +54,19 @@ def log_marginal_likelihood_bounds(
     """Lower and upper end of the evidence of the model behind ``posterior``; ``kind`` as for its
     value.
 
-    A posterior with ``log_determinant_bounds`` (low rank) gives a bracket; of one without, both
-    ends are its own value. ValueError if ``kind`` is unknown.
+    A low-rank posterior gives a bracket; of another, both ends are its own value. ValueError if
+    ``kind`` is unknown.
     """
-    fit = fit_of(posterior, kind)
-    if hasattr(posterior, "log_determinant_bounds"):
-        low, high = posterior.log_determinant_bounds()
-    else:
-        low = high = posterior.log_determinant
-    return fit - 0.5 * high, fit - 0.5 * low
+    lower = log_marginal_likelihood(posterior, kind)
+    return lower, lower + bracket_width(posterior)
+
+
+def bracket_width(posterior: Posterior) -> float:
+    """Nats between the ends of the evidence; 0 where it has one value."""
+    if not isinstance(posterior, LowRankPosterior):
+        return 0.0
+    low, high = posterior.log_determinant_bounds()
+    return 0.5 * (high - low)
 
 
 def fischer_bound(model: LinearModel, block_size: int | Sequence[Tensor] = 100) -> float:
@@ -130,3 +149,145 @@ def choose_prior_precision(
     ]
     lower, upper = np.array(brackets).T
     return BracketedChoice(grid, lower, upper)
+
+
+@dataclass(frozen=True)
+class SketchedEvidence(OverPriorAndNoise, Data):
+    """The evidence at every δ and σ from one sketch, weights fixed: a bracket at each.
+
+    What has one value is the lower end, so that its maximum over δ and σ is never too high
+    (:ref:`math-low-rank`). With ρ = δσ² over that of the sketch, A = D + G/σ² is σ₀²/σ² times the
+    matrix that the sketch is of at ρ times its δ.
+
+    Parameters
+    ----------
+    log_likelihood, log_noise_determinant, residual_squared, n_observations, gaussian
+        As in :class:`EvidenceSpectrum`.
+    posterior : LowRankPosterior
+    prior_precision, variance : float
+        Of ``posterior``: the δ that stands for all, and σ² (1 where there is no σ).
+    """
+
+    posterior: LowRankPosterior
+    prior_precision: float
+    variance: float
+
+    @classmethod
+    def from_posterior(
+        cls,
+        posterior: LowRankPosterior,
+        noise_std: float | None = None,
+        n_observations: float = 0.0,
+        prior_precision: float | None = None,
+    ) -> SketchedEvidence:
+        """As :meth:`EvidenceSpectrum.from_posterior`; nothing is decomposed."""
+        delta = posterior.model.prior_precision
+        return cls(
+            posterior=posterior,
+            prior_precision=float(
+                delta.flatten()[-1] if prior_precision is None else prior_precision
+            ),
+            variance=1.0 if noise_std is None else noise_std**2,
+            **cls.of(posterior.model, noise_std, n_observations),
+        )
+
+    @property
+    def weights_squared(self) -> float:  # type: ignore[override]
+        """‖w*‖², each weight by its δ over the one that stands for all."""
+        return self._squares(self.posterior.model.weights)
+
+    def _squares(self, w: Tensor) -> float:
+        return float((self.posterior.model.prior_precision * w**2).sum()) / self.prior_precision
+
+    def bounds(
+        self, prior_precision: float, noise_std: float = 1.0, kind: str = "laplace"
+    ) -> tuple[float, float]:
+        """Lower and upper end of the evidence at (δ, σ); ValueError if ``kind`` is unknown."""
+        delta, variance = prior_precision, noise_std**2
+        low, high = self._at(delta, variance).log_determinant_bounds()
+        penalty = delta * self.weights_squared
+        fit = self.fit(kind, variance, penalty, lambda: self._step(delta, variance)[0])
+        return fit - 0.5 * high, fit - 0.5 * low
+
+    def effective_dimension(self, prior_precision: float, noise_std: float = 1.0) -> float:
+        """γ of the lower end of the evidence, itself within the bracket of γ."""
+        return self._at(prior_precision, noise_std**2).effective_dimension_of_bound
+
+    def _at(self, delta: float, variance: float) -> LowRankPosterior:
+        ratio = delta * variance / (self.prior_precision * self.variance)
+        return self.posterior.with_prior_precision(self.posterior.model.prior_precision * ratio)
+
+    def _step(self, delta: float, variance: float) -> tuple[float, Tensor]:
+        """gᵀA⁻¹g and A⁻¹g, by conjugate gradients."""
+        model, scale = self.posterior.model, variance / self.variance
+        prior = model.prior_precision * (delta / self.prior_precision)
+        g = model.data_gradient / scale + prior * model.weights
+        step = scale * self._at(delta, variance).solve(g)
+        return max(0.0, float(g @ step)), step
+
+    def _at_ridge_solution(self, delta: float, variance: float) -> tuple[float, float]:
+        """As in the base; stepᵀG step = gᵀstep - stepᵀ D step, both over σ²."""
+        decrement, step = self._step(delta, variance)
+        model = self.posterior.model
+        curved = variance * (decrement - delta * self._squares(step))
+        moved = curved - 2.0 * self.variance * float(model.data_gradient @ step)
+        return self._squares(model.weights - step), self.residual_squared + moved
+
+
+def evidence_of(
+    posterior: Posterior,
+    noise_std: float | None = None,
+    n_observations: float = 0.0,
+    prior_precision: float | None = None,
+) -> EvidenceSpectrum | SketchedEvidence:
+    """The evidence at every δ and σ: from one decomposition, or of a low rank from its sketch.
+
+    Arguments as of :meth:`EvidenceSpectrum.from_posterior`.
+    """
+    made = SketchedEvidence if isinstance(posterior, LowRankPosterior) else EvidenceSpectrum
+    return made.from_posterior(posterior, noise_std, n_observations, prior_precision)  # type: ignore[arg-type]
+
+
+def undecided_prior_precisions(posterior: LowRankPosterior) -> tuple[float, float]:
+    """Least and greatest multiple of δ whose upper end is above δ's own lower end, w and σ fixed.
+
+    Every δ that may be better by more than one nat lies between. (1, 1) where the bracket is
+    narrower than that.
+    """
+    steps = np.exp(np.geomspace(_NEAREST, _FARTHEST, _MULTIPLES))
+    factors = np.concatenate([1.0 / steps[::-1], [1.0], steps])
+    choice = choose_prior_precision(posterior, factors)
+    lower = choice.lower[_MULTIPLES]
+    open_ = factors[choice.upper > lower + NAT]
+    return (float(open_.min()), float(open_.max())) if len(open_) else (1.0, 1.0)
+
+
+def warn_of_undecided(posterior: Posterior) -> None:
+    """Warn of the values of δ that the bracket cannot tell from the one that was chosen."""
+    if not isinstance(posterior, LowRankPosterior):
+        return
+    low, high = undecided_prior_precisions(posterior)
+    if low == high:
+        return
+    delta = float(posterior.model.prior_precision.flatten()[-1])
+    warn(
+        f"The evidence is known to lie within {bracket_width(posterior):.3g} nats alone: at these "
+        f"weights prior_precision from {low * delta:.3g} to {high * delta:.3g} cannot be told "
+        f"apart from {delta:.3g}, which has the greatest lower end. {_ADVICE}",
+        ApproximationWarning,
+    )
+
+
+def warn_of_starts(brackets: Sequence[tuple[float, float]]) -> None:
+    """Warn where another start may have a better evidence than the one of the best lower end."""
+    best = max(lower for lower, _ in brackets)
+    rivals = sum(upper > best + NAT and lower < best for lower, upper in brackets)
+    if rivals:
+        warn(
+            f"{rivals} of {len(brackets)} starts cannot be told apart from the one that was kept: "
+            f"the brackets of their evidences overlap by more than a nat. {_ADVICE}",
+            ApproximationWarning,
+        )
+
+
+_ADVICE = "Lower tol, or raise max_rank or memory_limit, of posterior=LowRank(...) to decide."

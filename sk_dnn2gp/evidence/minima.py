@@ -34,6 +34,7 @@ from ..training.minimum import ExactPosterior, Minimum, inverse
 from ..training.newton import conjugate_gradients
 from ..training.objective import Objective, Point
 from ..training.second_order import gauss_newton, minimise
+from .bounds import bracket_width
 from .freedom import PRIOR_PRECISION_BOUNDS, Freedom, profiled
 from .spectrum import log_marginal_likelihood
 
@@ -63,7 +64,8 @@ _PER_WEIGHT = 16
 class Trial:
     """A minimum at one θ, with its σ and its evidence, and ẇ where it has been asked for.
 
-    ``guess`` is ẇ of the trial before.
+    ``guess`` is ẇ of the trial before; ``upper`` the upper end of the evidence, where it is known
+    as a bracket alone, whose lower end is ``evidence``.
     """
 
     theta: float
@@ -73,6 +75,7 @@ class Trial:
     evidence: float
     derivative: Tensor | None = None
     guess: Tensor | None = None
+    upper: float = -math.inf
 
     @property
     def w(self) -> Tensor:
@@ -216,7 +219,14 @@ class Minima:
             minimum.factor = posterior
         if not math.isfinite(evidence) or self._is_out_of_range(objective, posterior):
             evidence = -math.inf
-        return Trial(theta, minimum, objective, posterior, evidence)
+        return Trial(
+            theta,
+            minimum,
+            objective,
+            posterior,
+            evidence,
+            upper=evidence + bracket_width(posterior),
+        )
 
     def _profiled_at(self, objective: Objective, w: Tensor) -> tuple[Objective, LinearModel]:
         """The linear model at w, with the best σ where it is free together with δ."""

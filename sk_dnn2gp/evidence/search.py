@@ -26,6 +26,7 @@ from torch import Tensor
 from ..posterior import Posterior
 from ..training.minimum import ExactPosterior, Minimum
 from ..training.objective import Objective, part_of
+from .bounds import warn_of_starts
 from .bracket import Bracket, Sample, secant
 from .minima import Minima, Trial
 from .spectrum import log_marginal_likelihood
@@ -105,9 +106,14 @@ def search(minima: Minima, starts: Iterable[Tensor]) -> Found:
     numpy.linalg.LinAlgError
         If no start led to a finite evidence.
     """
-    few = minima.of_few()
-    tried = _finite(_tried(few, starts))
-    return _finished(minima, few, *max(tried, key=lambda pair: pair[0].evidence))
+    few, brackets = minima.of_few(), []
+    best: tuple[Trial, Way] | None = None
+    for pair in _finite(_tried(few, starts)):
+        brackets.append((pair[0].evidence, pair[0].upper))
+        best = pair if best is None or pair[0].evidence > best[0].evidence else best
+    assert best is not None
+    warn_of_starts(brackets)
+    return _finished(minima, few, *best)
 
 
 def search_each(make: Callable[[], Minima], starts: Iterable[Tensor]) -> list[Found]:
@@ -305,6 +311,7 @@ def fixed(minima: Minima, starts: Iterable[Tensor]) -> list[Found]:
             "X, or raise prior_precision or noise_std."
         )
     trials.sort(key=lambda trial: -trial.evidence)
+    warn_of_starts([(trial.evidence, trial.upper) for trial in trials])
     return [found(minima, trial) for trial in trials]
 
 

@@ -28,11 +28,19 @@ from torch import Tensor
 from .._utils.linalg import cholesky, symmetric_eigenvalues
 from .._utils.memory import require_memory
 from ..linear_model import LinearModel
-from ..posterior import DiagonalPosterior, IndependentPosterior, Posterior, output_gram
+from ..posterior import (
+    DiagonalPosterior,
+    IndependentPosterior,
+    KroneckerPosterior,
+    Posterior,
+    output_gram,
+)
 
 __all__ = [
+    "Data",
     "EvidenceSpectrum",
     "GroupedEvidence",
+    "OverPriorAndNoise",
     "log_marginal_likelihood",
     "updated_noise_std",
     "updated_precision",
@@ -104,7 +112,7 @@ def _fit(
 
 
 @dataclass(frozen=True)
-class _Data:
+class Data:
     """What the evidence needs of the data whatever δ and σ are; of a Gaussian's, at σ = 1."""
 
     log_likelihood: float
@@ -114,7 +122,7 @@ class _Data:
     gaussian: bool
 
     @staticmethod
-    def _of(model: LinearModel, noise_std: float | None, n_observations: float) -> dict[str, Any]:
+    def of(model: LinearModel, noise_std: float | None, n_observations: float) -> dict[str, Any]:
         squares = float((model.whitened_residual**2).sum())
         return {
             "log_likelihood": model.log_likelihood,
@@ -124,10 +132,10 @@ class _Data:
             "gaussian": noise_std is not None,
         }
 
-    def _fit(
+    def fit(
         self, kind: str, variance: float, penalty: float, decrement: Callable[[], float]
     ) -> float:
-        """The evidence without -½ log|B|."""
+        """The evidence without -½ log|B|; ValueError if ``kind`` is unknown."""
         log_noise, squares = self.log_noise_determinant, self.residual_squared / variance
         if self.gaussian:
             log_noise = -self.n_observations * (_LOG_2PI + math.log(variance))
@@ -135,8 +143,91 @@ class _Data:
         return _fit(kind, log_p, log_noise - squares, penalty, decrement)
 
 
+class OverPriorAndNoise:
+    """What follows from the evidence and γ at every δ and σ: its slopes and its maximum.
+
+    Of ``log_marginal_likelihood`` and ``bounds`` a kind of evidence defines one.
+    """
+
+    gaussian: bool
+    n_observations: float
+    residual_squared: float
+    weights_squared: float
+
+    def log_marginal_likelihood(
+        self, prior_precision: float, noise_std: float = 1.0, kind: str = "laplace"
+    ) -> float:
+        """Evidence at (δ, σ) and the fixed w*; ValueError if ``kind`` is unknown."""
+        return self.bounds(prior_precision, noise_std, kind)[0]
+
+    def bounds(
+        self, prior_precision: float, noise_std: float = 1.0, kind: str = "laplace"
+    ) -> tuple[float, float]:
+        """Both ends of the evidence: the value twice, where it is known."""
+        value = self.log_marginal_likelihood(prior_precision, noise_std, kind)
+        return value, value
+
+    def gradient(
+        self, prior_precision: float, noise_std: float = 1.0, kind: str = "laplace"
+    ) -> tuple[float, float]:
+        """∂/∂log δ and ∂/∂log σ of the evidence at fixed w* (the second is 0 without a σ).
+
+        ``laplace``: ½(γ - δ‖w*‖²) and Σ s‖y-f‖²/σ² - NK + γ, twice the ∂/∂log σ² of
+        :ref:`math-evidence`. ``dual``: the same with the ridge solution ŵ(δ, σ) of the linear model
+        in place of w*. ValueError if ``kind`` is unknown.
+        """
+        _check_kind(kind)
+        delta, variance = prior_precision, noise_std**2
+        gamma = self.effective_dimension(delta, noise_std)
+        weights_squared, residual_squared = self.weights_squared, self.residual_squared
+        if kind == "dual":
+            weights_squared, residual_squared = self._at_ridge_solution(delta, variance)
+        by_delta = 0.5 * (gamma - delta * weights_squared)
+        if not self.gaussian:
+            return by_delta, 0.0
+        return by_delta, residual_squared / variance - self.n_observations + gamma
+
+    def maximise(
+        self,
+        prior_precision: float,
+        noise_std: float | None = None,
+        prior_precision_bounds: tuple[float, float] | None = (1e-5, 1e8),
+        noise_std_bounds: tuple[float, float] | None = (1e-4, 1e2),
+        kind: str = "laplace",
+    ) -> tuple[float, float | None]:
+        """Find the (δ, σ) of the best evidence at fixed w*, by L-BFGS-B in log space.
+
+        The numbers given are one start; a strong and a weak prior are two others. Bounds of None
+        keep that one fixed.
+        """
+        sigma = 1.0 if noise_std is None else noise_std
+        bounds = [prior_precision_bounds, noise_std_bounds if self.gaussian else None]
+
+        def objective(theta: np.ndarray) -> tuple[float, tuple[float, float]]:
+            delta, std = np.exp(theta)
+            value = self.log_marginal_likelihood(delta, std, kind)
+            return value, self.gradient(delta, std, kind)
+
+        start = np.log([prior_precision, sigma])
+        theta, _ = climbed(objective, start, bounds, _SHIFTS)
+        # What is kept is returned to the bit, not by way of its logarithm.
+        given = (prior_precision, sigma)
+        best = [
+            g if b is None else math.exp(t) for g, b, t in zip(given, bounds, theta, strict=True)
+        ]
+        return best[0], None if noise_std is None else best[1]
+
+    def effective_dimension(self, prior_precision: float, noise_std: float = 1.0) -> float:
+        """γ: of what ``log_marginal_likelihood`` gives, the slope of -log|B| in log δ."""
+        raise NotImplementedError
+
+    def _at_ridge_solution(self, delta: float, variance: float) -> tuple[float, float]:
+        """‖ŵ‖² and Σ s‖ỹ - Jŵ‖² with ŵ = w* - A⁻¹g."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
-class EvidenceSpectrum(_Data):
+class EvidenceSpectrum(OverPriorAndNoise, Data):
     """One eigendecomposition, then the evidence at every δ and σ.
 
     Mathematics: :ref:`math-evidence` and :ref:`math-choosing`.
@@ -194,7 +285,7 @@ class EvidenceSpectrum(_Data):
             weights_in_range=weights,
             weights_squared=float((root * model.weights).square().sum()),
             n_params=model.n_params,
-            **cls._of(model, noise_std, n_observations),
+            **cls.of(model, noise_std, n_observations),
         )
 
     def log_marginal_likelihood(
@@ -204,58 +295,8 @@ class EvidenceSpectrum(_Data):
         delta, variance = prior_precision, noise_std**2
         log_det = float(torch.log1p(self.eigenvalues / variance / delta).sum())
         penalty = delta * self.weights_squared
-        fit = self._fit(kind, variance, penalty, lambda: self._newton_decrement(delta, variance))
+        fit = self.fit(kind, variance, penalty, lambda: self._newton_decrement(delta, variance))
         return fit - 0.5 * log_det
-
-    def gradient(
-        self, prior_precision: float, noise_std: float = 1.0, kind: str = "laplace"
-    ) -> tuple[float, float]:
-        """∂/∂log δ and ∂/∂log σ of the evidence at fixed w* (the second is 0 without a σ).
-
-        ``laplace``: ½(γ - δ‖w*‖²) and Σ s‖y-f‖²/σ² - NK + γ, twice the ∂/∂log σ² of
-        :ref:`math-evidence`. ``dual``: the same with the ridge solution ŵ(δ, σ) of the linear model
-        in place of w*. ValueError if ``kind`` is unknown.
-        """
-        _check_kind(kind)
-        delta, variance = prior_precision, noise_std**2
-        gamma = self.effective_dimension(delta, noise_std)
-        weights_squared, residual_squared = self.weights_squared, self.residual_squared
-        if kind == "dual":
-            weights_squared, residual_squared = self._at_ridge_solution(delta, variance)
-        by_delta = 0.5 * (gamma - delta * weights_squared)
-        if not self.gaussian:
-            return by_delta, 0.0
-        return by_delta, residual_squared / variance - self.n_observations + gamma
-
-    def maximise(
-        self,
-        prior_precision: float,
-        noise_std: float | None = None,
-        prior_precision_bounds: tuple[float, float] | None = (1e-5, 1e8),
-        noise_std_bounds: tuple[float, float] | None = (1e-4, 1e2),
-        kind: str = "laplace",
-    ) -> tuple[float, float | None]:
-        """Find the (δ, σ) of the best evidence at fixed w*, by L-BFGS-B in log space.
-
-        The numbers given are one start; a strong and a weak prior are two others. Bounds of None
-        keep that one fixed.
-        """
-        sigma = 1.0 if noise_std is None else noise_std
-        bounds = [prior_precision_bounds, noise_std_bounds if self.gaussian else None]
-
-        def objective(theta: np.ndarray) -> tuple[float, tuple[float, float]]:
-            delta, std = np.exp(theta)
-            value = self.log_marginal_likelihood(delta, std, kind)
-            return value, self.gradient(delta, std, kind)
-
-        start = np.log([prior_precision, sigma])
-        theta, _ = climbed(objective, start, bounds, _SHIFTS)
-        # What is kept is returned to the bit, not by way of its logarithm.
-        given = (prior_precision, sigma)
-        best = [
-            g if b is None else math.exp(t) for g, b, t in zip(given, bounds, theta, strict=True)
-        ]
-        return best[0], None if noise_std is None else best[1]
 
     def effective_dimension(self, prior_precision: float, noise_std: float = 1.0) -> float:
         """γ = Σ λ/(λ + δσ²)."""
@@ -275,7 +316,7 @@ class EvidenceSpectrum(_Data):
         return float(g @ step) + delta * self._weights_outside()
 
     def _at_ridge_solution(self, delta: float, variance: float) -> tuple[float, float]:
-        """‖ŵ‖² and Σ s‖ỹ - Jŵ‖² with ŵ = w* - A⁻¹g; outside the eigenvectors ŵ is zero."""
+        """As in the base; outside the eigenvectors ŵ is zero."""
         _, step = self._newton_step(delta, variance)
         weights = self.weights_in_range - step
         moved = float((self.eigenvalues * step**2).sum() - 2.0 * (self.gradient_in_range @ step))
@@ -283,7 +324,7 @@ class EvidenceSpectrum(_Data):
 
 
 @dataclass(frozen=True)
-class GroupedEvidence(_Data):
+class GroupedEvidence(Data):
     """The evidence as a function of σ and of several δ, one for each group of weights.
 
     Mathematics: :ref:`math-evidence`.
@@ -343,7 +384,7 @@ class GroupedEvidence(_Data):
             data_gradient=model.data_gradient * variance,
             weights=model.weights,
             groups=torch.as_tensor(groups).to(model.weights.device),
-            **cls._of(model, noise_std, n_observations),
+            **cls.of(model, noise_std, n_observations),
         )
 
     def value_and_gradient(
@@ -367,7 +408,7 @@ class GroupedEvidence(_Data):
         step = torch.cholesky_solve(g[:, None], factor)[:, 0]
         by_weight = 1.0 - delta * torch.cholesky_inverse(factor).diagonal()
         penalty = float((delta * self.weights**2).sum())
-        fit = self._fit(kind, variance, penalty, lambda: float(g @ step))
+        fit = self.fit(kind, variance, penalty, lambda: float(g @ step))
         w, squares = self.weights, self.residual_squared
         if kind == "dual":
             w = w - step
@@ -484,6 +525,15 @@ def _(posterior: DiagonalPosterior, root: Tensor) -> tuple[Tensor, Tensor, Tenso
     model = posterior.model
     values = model.linearization.ggn_diagonal(model.X, cotangents=model.noise_factor)
     return values / root.square(), model.data_gradient / root, model.weights * root
+
+
+@decomposition.register
+def _(posterior: KroneckerPosterior, root: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """β α of every layer, in the eigenbases of its factors."""
+    model = posterior.model
+    delta = (model.prior_precision / root.square())[0]
+    along = posterior.in_eigenbasis(torch.stack([model.data_gradient / root, model.weights * root]))
+    return posterior.eigenvalues * delta, along[0], along[1]
 
 
 @decomposition.register

@@ -7,17 +7,20 @@ arXiv 2104.04975, algorithm 1), and their fixed point at fixed weights.
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import torch
 from skorch.callbacks import Callback, EarlyStopping
 from torch import Tensor, nn
 
+from ..exceptions import ApproximationWarning
 from ..likelihoods import Gaussian, Likelihood
 from ..linear_model import LinearModel
 from ..linearize import Linearization
 from ..posterior import PosteriorSpecification
 from ..training.objective import TrainingData
+from .bounds import SketchedEvidence, evidence_of
 from .freedom import NOISE_STD_BOUNDS, PRIOR_PRECISION_BOUNDS, Freedom, n_observations
 from .spectrum import EvidenceSpectrum, updated_noise_std, updated_precision
 
@@ -27,6 +30,9 @@ __all__ = ["EvidenceUpdates", "maximise_at_fixed_weights"]
 _TRUST = 0.5
 # A change of those that makes the loss another one.
 _MOVED = 0.01
+# A sketch that was made for a prior so many times stronger than the one it chose is made anew, so
+# often at most: its bracket is wide there.
+_STRONGER, _SKETCHES = 2.0, 4
 
 
 class EvidenceUpdates(Callback):
@@ -97,27 +103,58 @@ def maximise_at_fixed_weights(
     specification: PosteriorSpecification,
     rows: Tensor | None = None,
 ) -> tuple[float, Likelihood]:
-    """The best δ and likelihood at a module's weights: one eigendecomposition serves all."""
-    model = model_at(module, data.take(rows), likelihood, prior_precision, specification)
+    """The best δ and likelihood at a module's weights: one eigendecomposition serves all.
+
+    A sketch serves all as a bracket, whose lower end is maximised; it is made anew where it was
+    made for another prior.
+    """
+    data = data.take(rows)
+    spread = _spread(data) if likelihood.sigma is not None else 1.0
+    start = spread if freedom.noise_std else 1.0
+    for _ in range(_SKETCHES):
+        model = model_at(module, data, likelihood, prior_precision, specification)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ApproximationWarning)  # said of the chosen one's
+            posterior = specification.build(model)
+        spectrum = evidence_of(posterior, likelihood.sigma, n_observations(model, likelihood))
+        before = _strength(prior_precision, likelihood)
+        found = _maximised(spectrum, prior_precision, likelihood, freedom, start, spread)
+        (prior_precision, likelihood), start = found, 1.0
+        stronger = before / _strength(prior_precision, likelihood)
+        if not isinstance(spectrum, SketchedEvidence) or stronger < _STRONGER:
+            break
+    return prior_precision, likelihood
+
+
+def _strength(prior_precision: float, likelihood: Likelihood) -> float:
+    """ρ = δσ²."""
+    return prior_precision * (likelihood.sigma or 1.0) ** 2
+
+
+def _spread(data: TrainingData) -> float:
+    """That of y: a frozen network's σ is in its units, and so are the bounds of σ."""
+    spread = float(data.y.double().std()) if data.y.is_floating_point() and len(data) > 1 else 1.0
+    return spread if spread > 0 else 1.0
+
+
+def _maximised(
+    spectrum: EvidenceSpectrum | SketchedEvidence,
+    prior_precision: float,
+    likelihood: Likelihood,
+    freedom: Freedom,
+    start: float,
+    spread: float,
+) -> tuple[float, Likelihood]:
+    """The best δ and likelihood of one decomposition or sketch."""
     sigma = likelihood.sigma
-    spread = 1.0
-    if sigma is not None and data.y.is_floating_point():
-        # A frozen network's σ is in the units of y: its bounds are relative to y's spread.
-        spread = float(data.y.double().std()) if len(data) > 1 else 1.0
-        spread = spread if spread > 0 else 1.0
-    spectrum = EvidenceSpectrum.from_posterior(
-        specification.build(model), sigma, n_observations(model, likelihood)
-    )
-    noise_bounds = tuple(bound * spread for bound in NOISE_STD_BOUNDS)
+    low, high = NOISE_STD_BOUNDS
     delta, best = spectrum.maximise(
         prior_precision,
-        None if sigma is None else sigma * (spread if freedom.noise_std else 1.0),
+        None if sigma is None else sigma * start,
         prior_precision_bounds=PRIOR_PRECISION_BOUNDS if freedom.prior_precision else None,
-        noise_std_bounds=noise_bounds if freedom.noise_std else None,  # type: ignore[arg-type]
+        noise_std_bounds=(low * spread, high * spread) if freedom.noise_std else None,
     )
-    if freedom.noise_std and best is not None:
-        likelihood = Gaussian(best)
-    return delta, likelihood
+    return delta, Gaussian(best) if freedom.noise_std and best is not None else likelihood
 
 
 def model_at(

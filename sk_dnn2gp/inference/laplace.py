@@ -27,6 +27,11 @@ from .._utils.progress import Progress
 from .._utils.random import seeded
 from .._utils.threads import few_threads
 from .._utils.warn import warn
+from ..evidence.bounds import (
+    log_marginal_likelihood_bounds,
+    warn_of_starts,
+    warn_of_undecided,
+)
 from ..evidence.freedom import NOISE_STD_BOUNDS, PRIOR_PRECISION_BOUNDS, Freedom
 from ..evidence.groups import choose_groups, weight_groups
 from ..evidence.minima import MANY, Minima
@@ -104,6 +109,14 @@ def fit_laplace(task: Task) -> list[Result]:
     training diverged, MemoryError if a matrix does not fit, ValueError if the network does not fit
     the data, or the arguments each other.
     """
+    results = _fitted(task)
+    if task.freedom.prior_precision:
+        warn_of_undecided(results[0].posterior)
+    return results
+
+
+def _fitted(task: Task) -> list[Result]:
+    """The best start's result, or every start's, the best first."""
     if task.source.is_frozen:
         return [_frozen(task)]
     solver = task.solver
@@ -421,6 +434,7 @@ def _first_order(task: Task, own: TrainingData, solver: FirstOrder | None) -> li
                 net = default_net(module, len(own), solver, task.likelihood, task.device)
             results.append(_trained(task, own, net, solver, f"start {restart + 1}"))
             results.sort(key=lambda result: -result.evidence)
+    warn_of_starts([log_marginal_likelihood_bounds(result.posterior) for result in results])
     return results if task.keep else results[:1]
 
 

@@ -49,6 +49,8 @@ _HERMITE_NODES, _QUASI_RANDOM_NODES = {1: 64, 2: 24}, 128
 # count: in nats, and as a part of it.
 _MAX_STEPS, _SHORTEST = 60, 0.02
 _NATS, _PART = 0.01, 1e-5
+# A step went too far where the next one is to be shorter than this part of it.
+_SWUNG = 0.75
 
 
 @dataclass(frozen=True)
@@ -173,7 +175,7 @@ def maximise_linearized_elbo(
 def climb(problem: Any, q: Any, max_iter: int, patience: int = 1) -> tuple[Any, list[float]]:
     """Newton's steps from q until ``patience`` of them gain nothing: the last q, and every bound.
 
-    A step that swings gains nothing, and the next one is shorter.
+    One that swings gains nothing, and the next one is shorter: it has a second trial.
     """
     curve, rate, idle = [q.elbo], 1.0, 0
     while len(curve) <= max_iter:
@@ -184,7 +186,7 @@ def climb(problem: Any, q: Any, max_iter: int, patience: int = 1) -> tuple[Any, 
         curve.append(q.elbo)
         # Of a step cut short: that part of the gain.
         idle = idle + 1 if gain < rate * slack(q.elbo) else 0
-        if idle == patience:
+        if idle >= (2 if rest < _SWUNG * rate else patience):
             break
         rate = rest
     else:

@@ -95,9 +95,8 @@ def maximise_low_rank_elbo(
     Lambda, mean, best = model.noise_factor @ model.noise_factor.mT, model.weights, None
     curve: list[float] = []
     for _ in range(n_sketches):
-        problem = _Restricted.of(posterior, points, outputs, mean)
-        inner, steps = climb(problem, problem.first(Lambda), max_iter, _PATIENCE)
-        Lambda, mean = inner.noise_precision, problem.weights(inner.mean)
+        Lambda, mean, steps = _climbed(posterior, points, outputs, Lambda, mean, max_iter)
+        posterior.release()
         with warnings.catch_warnings(record=True) as raised:
             warnings.simplefilter("always", ApproximationWarning)
             posterior = build(replace(model, noise_factor=psd_root(Lambda)))
@@ -109,6 +108,20 @@ def maximise_low_rank_elbo(
     _say(said)
     best.posterior.model = as_model(best)  # of the same Λ̄: the sketch is its own
     return LinearizedPosterior(best.posterior, best.mean - model.weights, [*curve, best.elbo])
+
+
+def _climbed(
+    posterior: LowRankPosterior,
+    points: Points,
+    outputs: Tensor,
+    Lambda: Tensor,
+    mean: Tensor,
+    max_iter: int,
+) -> tuple[Tensor, Tensor, list[float]]:
+    """Λ̄ and μ at the end of the steps in a sketch's basis, and their bounds."""
+    problem = _Restricted.of(posterior, points, outputs, mean)
+    inner, steps = climb(problem, problem.first(Lambda), max_iter, _PATIENCE)
+    return inner.noise_precision, problem.weights(inner.mean), steps
 
 
 def _say(raised: Any) -> None:

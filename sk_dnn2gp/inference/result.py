@@ -14,7 +14,12 @@ from .._utils.parallel import Kept, kept_rows, over_workers
 from ..likelihoods import Likelihood
 from ..linear_model import LinearModel
 from ..linearize.shared import workers_of
-from ..posterior import FunctionSpacePosterior, IndependentPosterior, Posterior
+from ..posterior import (
+    FunctionSpacePosterior,
+    IndependentPosterior,
+    LowRankPosterior,
+    Posterior,
+)
 
 __all__ = ["Result"]
 
@@ -91,6 +96,26 @@ class Result:
     def variance(self, X: Tensor) -> Tensor:
         """Marginal variances of f(X), of shape (n_samples, n_outputs), on the CPU."""
         return self._by_workers("variance", X).cpu()
+
+    def variance_bounds(self, X: Tensor, tol: float | None = None) -> tuple[Tensor, Tensor]:
+        """Variances between which the exact ones lie, each (n_samples, n_outputs).
+
+        ``tol`` as of ``refined_covariance``. ValueError if the posterior has no bounds.
+        """
+        posterior = self.posterior
+        if isinstance(posterior, LowRankPosterior):
+            if tol is None:
+                return posterior.variance_bounds(X)
+            bracket = posterior.refined_covariance(X, tol)
+            ends = (end.diagonal(dim1=-2, dim2=-1) for end in (bracket.lower, bracket.upper))
+            return next(ends), next(ends)
+        if not posterior.is_exact:
+            raise ValueError(
+                f"{type(posterior).__name__} is an approximation without a bound of its error: "
+                "take posterior='low_rank', whose certificate is one, or 'full'."
+            )
+        variance = self.variance(X)
+        return variance, variance
 
     def covariance(self, X: Tensor) -> Tensor:
         """Marginal V_* of each f(x), of shape (n_samples, n_outputs, n_outputs), on the CPU."""

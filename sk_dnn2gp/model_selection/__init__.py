@@ -19,6 +19,7 @@ from .scorer import (
     leave_one_out_scorer,
     log_predictive_density_scorer,
     marginal_likelihood_scorer,
+    undecided_candidates,
 )
 from .split import TrainingSetSplit
 
@@ -35,4 +36,5 @@ __all__ = [
     "log_predictive_density_scorer",
     "marginal_likelihood_scorer",
     "optimize_hyperparameters",
+    "undecided_candidates",
 ]

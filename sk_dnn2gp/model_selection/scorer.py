@@ -1,7 +1,7 @@
 """Log densities of y as scorers of scikit-learn: the evidence, and of held-out rows.
 
 Mathematics: :ref:`math-evidence`, :ref:`math-predicting`, :ref:`math-leave-one-out`. Nothing here
-looks inside an estimator: ``log_marginal_likelihood``, ``log_predictive_density`` and
+looks inside an estimator: ``log_marginal_likelihood_bounds``, ``log_predictive_density`` and
 ``leave_one_out`` are all that is used.
 
 The recipe for a grid, random or halving search is three lines:
@@ -22,12 +22,14 @@ from typing import Any
 
 import numpy as np
 from numpy.linalg import LinAlgError
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
 from sklearn.utils.metadata_routing import MetadataRequest
 
 from .._utils.documentation import Documented
 from .._utils.warn import warn
+from ..evidence.bounds import NAT
+from ..exceptions import ApproximationWarning
 from .conditional import conditional_evidence
 from .inside import unwrapped
 
@@ -40,6 +42,7 @@ __all__ = [
     "leave_one_out_scorer",
     "log_predictive_density_scorer",
     "marginal_likelihood_scorer",
+    "undecided_candidates",
 ]
 
 
@@ -77,7 +80,9 @@ class MarginalLikelihoodScorer(_DensityScorer):
     open register of scorers, so it is passed as an object: ``scoring=marginal_likelihood_scorer``.
 
     An evidence that is not a number, or whose matrix cannot be factorised, scores -inf with a
-    warning. A fit that fails is the search's own business (``error_score``).
+    warning. A fit that fails is the search's own business (``error_score``). The evidence of a
+    low-rank posterior is known as a bracket (:ref:`math-low-rank`) and scores its lower end, with
+    an ApproximationWarning where more than a nat is left open.
 
     Parameters
     ----------
@@ -87,6 +92,10 @@ class MarginalLikelihoodScorer(_DensityScorer):
         regressor with ``inference="vi"``. The two are equal at a minimum of a Gaussian loss, where
         the mean of ``"vi"`` is not: a search over ``inference`` compares like with like only where
         the kind is given, ``MarginalLikelihoodScorer("laplace")``.
+    bounds : bool, default=False
+        Give both ends of the bracket, as the metrics "lower" and "upper" of a search with
+        ``refit="lower"``; :func:`~sk_dnn2gp.model_selection.undecided_candidates` then says which
+        candidates cannot be told apart from the best.
 
     Examples
     --------
@@ -105,26 +114,92 @@ class MarginalLikelihoodScorer(_DensityScorer):
     {'prior_precision': 0.1}
     """
 
-    def __init__(self, kind: str | None = None) -> None:
+    def __init__(self, kind: str | None = None, bounds: bool = False) -> None:
         self.kind = kind
+        self.bounds = bounds
 
     def __call__(
         self, estimator: Any, X: Any, y: Any, sample_weight: ArrayLike | None = None
-    ) -> float:
+    ) -> Any:
         """The log marginal likelihood of (X, y) under a fitted estimator, in the units of y.
 
         X is what the estimator's ``predict`` would take; ``sample_weight`` says how many times each
-        row counts. TypeError if the estimator has no such thing, ValueError if y went through a
-        transformation whose density cannot be followed.
+        row counts. A float, or with ``bounds`` a dict of both ends. TypeError if the estimator has
+        no such thing, ValueError if y went through a transformation whose density cannot be
+        followed.
         """
         final, X, y, offset = unwrapped(estimator, X, y, sample_weight)
         weights = {} if sample_weight is None else {"sample_weight": sample_weight}
         try:
-            value = float(final.log_marginal_likelihood(X=X, y=y, kind=self.kind, **weights))
+            ends = final.log_marginal_likelihood_bounds(X=X, y=y, kind=self.kind, **weights)
+            lower, upper = (float(end) + offset for end in ends)
         except LinAlgError as error:
-            return _unusable(str(error))
-        value += offset
-        return value if math.isfinite(value) else _unusable(f"it is {value}")
+            lower = upper = _unusable(str(error))
+        else:
+            if not math.isfinite(lower):
+                lower = upper = _unusable(f"it is {lower}")
+        if self.bounds:
+            return {"lower": lower, "upper": upper}
+        if upper - lower > NAT:
+            warn(
+                f"The evidence of this candidate is known to lie between {lower:.6g} and "
+                f"{upper:.6g} alone, and scores the lower end. MarginalLikelihoodScorer("
+                "bounds=True), refit='lower' and undecided_candidates(search) say which "
+                "candidates cannot be told apart; a lower tol of posterior=LowRank(...) decides.",
+                ApproximationWarning,
+            )
+        return lower
+
+
+def undecided_candidates(search: Any) -> NDArray:
+    """Candidates of a search that the brackets of their evidences cannot tell from the best.
+
+    Those whose upper end is at or above the best lower end: the true best is among them. One alone
+    is decided.
+
+    Parameters
+    ----------
+    search : GridSearchCV, RandomizedSearchCV or a halving search
+        Fitted, with ``scoring=MarginalLikelihoodScorer(bounds=True)`` and ``refit="lower"``.
+
+    Returns
+    -------
+    ndarray of int
+        Places in ``search.cv_results_``, the best lower end first.
+
+    Raises
+    ------
+    ValueError
+        If the search has no brackets.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn.model_selection import GridSearchCV
+    >>> from sk_dnn2gp import DNN2GPRegressor
+    >>> from sk_dnn2gp.model_selection import (
+    ...     MarginalLikelihoodScorer, TrainingSetSplit, undecided_candidates,
+    ... )
+    >>> X = np.linspace(-3, 3, 40)[:, None]
+    >>> model = DNN2GPRegressor(
+    ...     hidden_layer_sizes=(5,), noise_std=0.1, posterior="low_rank", random_state=0
+    ... )
+    >>> search = GridSearchCV(
+    ...     model, {"prior_precision": [0.1, 1000.0]}, cv=TrainingSetSplit(),
+    ...     scoring=MarginalLikelihoodScorer(bounds=True), refit="lower",
+    ... ).fit(X, np.sin(X[:, 0]))
+    >>> undecided_candidates(search).tolist()  # the first alone: decided
+    [0]
+    """
+    results = getattr(search, "cv_results_", {})
+    if not {"mean_test_lower", "mean_test_upper"} <= set(results):
+        raise ValueError(
+            "undecided_candidates needs a fitted search with "
+            "scoring=MarginalLikelihoodScorer(bounds=True) and refit='lower'."
+        )
+    lower, upper = results["mean_test_lower"], results["mean_test_upper"]
+    order = np.argsort(-lower, kind="stable")
+    return order[upper[order] >= np.nanmax(lower)]
 
 
 class LogPredictiveDensityScorer(_DensityScorer):

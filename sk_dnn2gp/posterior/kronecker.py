@@ -224,17 +224,26 @@ class KroneckerPosterior(Posterior):
         ratio = self._diagonal / self.model.prior_precision
         return torch.where(self._in_blocks, 0.0, ratio)
 
+    @property
+    def eigenvalues(self) -> Tensor:
+        """β α/δ of every direction of the weights, of shape (n_params,)."""
+        rest = self._diagonal_ratio[~self._in_blocks]
+        return torch.cat([rest, *(block.products.flatten() for block in self.blocks)])
+
+    def in_eigenbasis(self, V: Tensor) -> Tensor:
+        """V (..., n_params), in the prior's scale, along the directions of ``eigenvalues``."""
+        turned = (block.Q_B.mT @ V[..., block.index] @ block.Q_A for block in self.blocks)
+        return torch.cat([V[..., ~self._in_blocks], *(part.flatten(-2) for part in turned)], -1)
+
     @cached_property
     def log_determinant(self) -> float:
         """Σ log(1 + β α/δ) over the layers."""
-        terms = [self._diagonal_ratio, *(block.products for block in self.blocks)]
-        return sum(float(torch.log1p(term).sum()) for term in terms)
+        return float(torch.log1p(self.eigenvalues).sum())
 
     @cached_property
     def effective_dimension(self) -> float:
         """γ = Σ β α/(β α + δ)."""
-        terms = [self._diagonal_ratio, *(block.products for block in self.blocks)]
-        return sum(float((term / (1.0 + term)).sum()) for term in terms)
+        return float((self.eigenvalues / (1.0 + self.eigenvalues)).sum())
 
     @property
     def inverse_diagonal(self) -> Tensor:

@@ -175,6 +175,10 @@ class LowRankPosterior(Posterior):
         changed.model, changed.ratio = model, ratio
         return changed
 
+    def release(self) -> None:
+        """Give up the factors of the training rows, which further products would make anew."""
+        self._features.release()
+
     @property
     def rank(self) -> int:
         """Columns of the sketch."""
@@ -250,6 +254,16 @@ class LowRankPosterior(Posterior):
         base, m, r = self.effective_dimension, self._trace_of_remainder(1), self._free_dimensions()
         lower = self.ratio * self._trace_of_remainder(2) / (1.0 + self.error_bound)
         return base + lower, base + m / (1.0 + m / r)
+
+    @property
+    def effective_dimension_of_bound(self) -> float:
+        """-∂/∂log δ of ``log_determinant``, the upper end of log|B|: γ̂ + c tr(M⁻²E)/(1 + m/r).
+
+        It lies between the ends of :meth:`effective_dimension_bounds`, as m/r ≤ η/c.
+        """
+        m, r = self._trace_of_remainder(1), self._free_dimensions()
+        slope = self.ratio * self._trace_of_remainder(2)
+        return self.effective_dimension + slope / (1.0 + m / r)
 
     def _free_dimensions(self) -> int:
         """Rank of E at most: a sketch of ℓ columns takes ℓ from that of G."""

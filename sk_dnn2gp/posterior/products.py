@@ -92,6 +92,10 @@ class ScaledFeatures:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_kept": None, "_shards": []}
 
+    def release(self) -> None:
+        """Give up the factors that are kept; the next product makes them anew."""
+        self._kept = None
+
     def _by_workers(self, name: str, n_columns: int, V: Any = None, U: Any = None) -> list | None:
         """What the shards of the rows give: of V as it is, of U by its rows; None by oneself."""
         model = self.model
@@ -131,6 +135,7 @@ class ScaledFeatures:
         scaled = _Columns(V * self.inverse_root[:, None])
         total = _Sum(scaled)
         for _, factors in self._training():
+            factors = [_widened(factor, V) for factor in factors]
             U = scaled.product(factors)
             for factor in factors:
                 total.add(factor, U)
@@ -261,6 +266,11 @@ def _of_shard(
 
     found = getattr(state(("features", k), stamp, make), name)
     return found if value is None else found(value)
+
+
+def _widened(factor: Any, like: Tensor) -> Factor:
+    """Rows in the precision of the products, once for both of a chunk."""
+    return replace(factor, values=factor.values.to(like)) if isinstance(factor, Rows) else factor
 
 
 def _prepared(factors: Sequence[Any]) -> list[Factor]:
