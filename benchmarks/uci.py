@@ -201,15 +201,22 @@ def show(results: dict[str, Any]) -> None:
 
 
 def show_copies(n_splits: int, names: list[str]) -> None:
-    """NLPD of Red Wine's test rows that a training row equals, and of the others."""
-    print(f"{'split':24}{'copies':>10}{'of them':>10}{'others':>10}")
+    """RMSE and NLPD of Red Wine's test rows that a training row equals, and of the others."""
+    columns = "".join(f"{c:>12}" for c in ("part", "RMSE: them", "others", "NLPD: them", "others"))
+    print(f"{'split':16}{columns}")
     for number, split in enumerate(splits("wine", n_splits)):
         known = {row.tobytes() for row in split[0]}
         is_copy = np.array([row.tobytes() in known for row in split[2]])
         for name in names:
-            (_, log_density, _), _ = run(models()[name][1], split)
-            parts = [-log_density[part].mean() for part in (is_copy, ~is_copy)]
-            print(f"{number} {name:22}{is_copy.mean():10.3f}{parts[0]:10.3f}{parts[1]:10.3f}")
+            (mean, log_density, _), _ = run(models()[name][1], split)
+            square = (split[3] - mean) ** 2
+            loss = np.full(len(mean), np.nan) if log_density is None else -log_density
+            numbers = [
+                is_copy.mean(),
+                *(square[part].mean() ** 0.5 for part in (is_copy, ~is_copy)),
+            ]
+            numbers += [loss[part].mean() for part in (is_copy, ~is_copy)]
+            print(f"{number} {name:14}" + "".join(f"{v:12.3f}" for v in numbers), flush=True)
 
 
 def main() -> None:
