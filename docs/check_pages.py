@@ -11,12 +11,12 @@ out.
 from __future__ import annotations
 
 import argparse
-import functools
 import os
 import shutil
 import sys
 import threading
 from collections.abc import Iterator
+from functools import partial
 from html.parser import HTMLParser
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -111,7 +111,7 @@ class Quiet(SimpleHTTPRequestHandler):
 
 def serve(root: Path) -> ThreadingHTTPServer:
     """The folder on a free port of this computer."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=root))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=root))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return server
 
@@ -134,6 +134,19 @@ def seen_in(tab: Any, url: str) -> list[str]:
     return found
 
 
+def answer(root: Path, route: Any) -> None:
+    """From the build, where pages ask at the address that they are built for; refused elsewhere.
+
+    Pages stand by themselves: what they ask of another host is an error that the console tells of.
+    """
+    address = os.environ.get("SK_DNN2GP_DOCS", "").rstrip("/") + "/"
+    file = root / route.request.url.removeprefix(address)
+    if address != "/" and route.request.url.startswith(address) and file.is_file():
+        route.fulfill(path=file, headers={"Access-Control-Allow-Origin": "*"})
+    else:
+        route.abort()
+
+
 def open_pages(root: Path, pages: dict[Path, Page], chromium: str, shots: str) -> Iterator[str]:
     """Every page in a browser, at every width and scheme; screenshots where a folder is named."""
     from playwright.sync_api import sync_playwright
@@ -147,8 +160,7 @@ def open_pages(root: Path, pages: dict[Path, Page], chromium: str, shots: str) -
             for scheme in SCHEMES:
                 size = {"width": width, "height": 900}
                 context = browser.new_context(viewport=size, color_scheme=scheme)
-                # Pages stand by themselves: whatever asks another host is refused, and told of.
-                context.route(lambda url: not url.startswith(home), lambda route: route.abort())
+                context.route(lambda url: not url.startswith(home), partial(answer, root))
                 tab = context.new_page()
                 for path in pages:
                     name = path.relative_to(root).as_posix()
