@@ -43,7 +43,10 @@ OVERFLOW = """() => {
     const right = box.getBoundingClientRect().right;
     if (!box.offsetParent) continue;
     for (const e of box.querySelectorAll('a, p, code, h1, h2, dt, img, mjx-container')) {
-      const over = e.getBoundingClientRect().right - right;
+      // A word too long for its line leaves the box as wide as it was.
+      const seen = getComputedStyle(e).overflowX === 'visible' && e.clientWidth;
+      const inside = seen ? e.scrollWidth - e.clientWidth : 0;
+      const over = Math.max(e.getBoundingClientRect().right - right, inside);
       if (over > 2 && e.getBoundingClientRect().width && !scrolls(e))
         found.push(`${e.tagName.toLowerCase()} sticks out by ${Math.round(over)}: `
                    + (e.textContent || e.src || '').trim().slice(0, 60));

@@ -13,6 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import formulas
 import related
 
 import sk_dnn2gp
@@ -51,6 +52,7 @@ sphinx_gallery_conf = {
     "write_computation_times": False,
     # Drawn 700 pixels wide, the width of the column; twice that for sharp screens.
     "image_srcset": ["2x"],
+    "thumbnail_size": (640, 448),
 }
 suppress_warnings = ["config.cache"]
 html_theme = "pydata_sphinx_theme"
@@ -70,7 +72,7 @@ mathjax_path = "mathjax/tex-chtml.js"
 html_static_path = ["_static"]
 html_css_files = ["style.css"]
 autosummary_generate = True
-autosummary_context = {"related": related.table()}
+autosummary_context = {"related": related.table(), "formulas": formulas.table()}
 # Methods by their own names beside the page: with their class before it they are cut off.
 toc_object_entries_show_parents = "hide"
 numpydoc_show_class_members = False

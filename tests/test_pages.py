@@ -64,6 +64,14 @@ def test_every_group_of_the_reference_begins_with_a_sentence():
         assert first.endswith((".", ":")) and not first.startswith("..")
 
 
+def test_formulas_are_of_names_of_the_reference_and_balanced():
+    names = re.findall(r"^   ([A-Za-z_.0-9]+)$", (DOCS / "api.rst").read_text("utf-8"), re.M)
+    table = runpy.run_path(str(DOCS / "formulas.py"))["table"]()
+    assert set(table) <= {f"sk_dnn2gp.{name}" for name in names}
+    for formula in table.values():
+        assert formula.count("{") == formula.count("}") and not {"\n", "%"} & set(formula)
+
+
 def test_every_page_of_the_reference_leads_on_and_back():
     names = re.findall(r"^   ([A-Za-z_.0-9]+)$", (DOCS / "api.rst").read_text("utf-8"), re.M)
     related = runpy.run_path(str(DOCS / "related.py"))["table"]()
