@@ -175,6 +175,7 @@ def open_pages(root: Path, pages: dict[Path, Page], chromium: str, shots: str) -
                 context.close()
         browser.close()
     server.shutdown()
+    server.server_close()
 
 
 def find_chromium() -> str | None:
