@@ -59,7 +59,7 @@ html_theme = "pydata_sphinx_theme"
 html_title = project
 html_context = {"default_mode": "auto"}
 html_show_sourcelink = False
-html_theme_options: dict = {"show_prev_next": False, "footer_end": []}
+html_theme_options: dict = {"show_prev_next": False, "footer_end": [], "show_toc_level": 2}
 address = os.environ.get("SK_DNN2GP_DOCS", "").rstrip("/")
 if address:
     html_theme_options |= {
@@ -132,6 +132,12 @@ def copy_mathjax(app, error):
         shutil.copy(font, target / fonts)
 
 
+def public_bases(app, name, obj, options, bases):
+    """No private names beside a class."""
+    bases[:] = [base for base in bases if not base.__name__.startswith("_")] or [object]
+
+
 def setup(app):
     """Formulas after the pages."""
     app.connect("build-finished", copy_mathjax)
+    app.connect("autodoc-process-bases", public_bases)
