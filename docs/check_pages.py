@@ -11,12 +11,12 @@ out.
 from __future__ import annotations
 
 import argparse
-import functools
 import os
 import shutil
 import sys
 import threading
 from collections.abc import Iterator
+from functools import partial
 from html.parser import HTMLParser
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -43,7 +43,10 @@ OVERFLOW = """() => {
     const right = box.getBoundingClientRect().right;
     if (!box.offsetParent) continue;
     for (const e of box.querySelectorAll('a, p, code, h1, h2, dt, img, mjx-container')) {
-      const over = e.getBoundingClientRect().right - right;
+      // A word too long for its line leaves the box as wide as it was.
+      const seen = getComputedStyle(e).overflowX === 'visible' && e.clientWidth;
+      const inside = seen ? e.scrollWidth - e.clientWidth : 0;
+      const over = Math.max(e.getBoundingClientRect().right - right, inside);
       if (over > 2 && e.getBoundingClientRect().width && !scrolls(e))
         found.push(`${e.tagName.toLowerCase()} sticks out by ${Math.round(over)}: `
                    + (e.textContent || e.src || '').trim().slice(0, 60));
@@ -111,7 +114,7 @@ class Quiet(SimpleHTTPRequestHandler):
 
 def serve(root: Path) -> ThreadingHTTPServer:
     """The folder on a free port of this computer."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=root))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=root))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return server
 
@@ -134,6 +137,19 @@ def seen_in(tab: Any, url: str) -> list[str]:
     return found
 
 
+def answer(root: Path, route: Any) -> None:
+    """From the build, where pages ask at the address that they are built for; refused elsewhere.
+
+    Pages stand by themselves: what they ask of another host is an error that the console tells of.
+    """
+    address = os.environ.get("SK_DNN2GP_DOCS", "").rstrip("/") + "/"
+    file = root / route.request.url.removeprefix(address)
+    if address != "/" and route.request.url.startswith(address) and file.is_file():
+        route.fulfill(path=file, headers={"Access-Control-Allow-Origin": "*"})
+    else:
+        route.abort()
+
+
 def open_pages(root: Path, pages: dict[Path, Page], chromium: str, shots: str) -> Iterator[str]:
     """Every page in a browser, at every width and scheme; screenshots where a folder is named."""
     from playwright.sync_api import sync_playwright
@@ -147,8 +163,7 @@ def open_pages(root: Path, pages: dict[Path, Page], chromium: str, shots: str) -
             for scheme in SCHEMES:
                 size = {"width": width, "height": 900}
                 context = browser.new_context(viewport=size, color_scheme=scheme)
-                # Pages stand by themselves: whatever asks another host is refused, and told of.
-                context.route(lambda url: not url.startswith(home), lambda route: route.abort())
+                context.route(lambda url: not url.startswith(home), partial(answer, root))
                 tab = context.new_page()
                 for path in pages:
                     name = path.relative_to(root).as_posix()
@@ -160,6 +175,7 @@ def open_pages(root: Path, pages: dict[Path, Page], chromium: str, shots: str) -
                 context.close()
         browser.close()
     server.shutdown()
+    server.server_close()
 
 
 def find_chromium() -> str | None:

@@ -13,6 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import formulas
 import related
 
 import sk_dnn2gp
@@ -51,13 +52,14 @@ sphinx_gallery_conf = {
     "write_computation_times": False,
     # Drawn 700 pixels wide, the width of the column; twice that for sharp screens.
     "image_srcset": ["2x"],
+    "thumbnail_size": (640, 448),
 }
 suppress_warnings = ["config.cache"]
 html_theme = "pydata_sphinx_theme"
 html_title = project
 html_context = {"default_mode": "auto"}
 html_show_sourcelink = False
-html_theme_options: dict = {"show_prev_next": False, "footer_end": []}
+html_theme_options: dict = {"show_prev_next": False, "footer_end": [], "show_toc_level": 2}
 address = os.environ.get("SK_DNN2GP_DOCS", "").rstrip("/")
 if address:
     html_theme_options |= {
@@ -70,7 +72,7 @@ mathjax_path = "mathjax/tex-chtml.js"
 html_static_path = ["_static"]
 html_css_files = ["style.css"]
 autosummary_generate = True
-autosummary_context = {"related": related.table()}
+autosummary_context = {"related": related.table(), "formulas": formulas.table()}
 # Methods by their own names beside the page: with their class before it they are cut off.
 toc_object_entries_show_parents = "hide"
 numpydoc_show_class_members = False
@@ -130,6 +132,12 @@ def copy_mathjax(app, error):
         shutil.copy(font, target / fonts)
 
 
+def public_bases(app, name, obj, options, bases):
+    """No private names beside a class."""
+    bases[:] = [base for base in bases if not base.__name__.startswith("_")] or [object]
+
+
 def setup(app):
     """Formulas after the pages."""
     app.connect("build-finished", copy_mathjax)
+    app.connect("autodoc-process-bases", public_bases)

@@ -56,16 +56,35 @@ def test_a_folder_without_pages_is_no_success(tmp_path, monkeypatch):
     assert check_pages.main() == 1
 
 
-def test_a_browser_sees_what_sticks_out(tmp_path):
+def opened(root):
+    """What a browser finds wrong with the pages of a folder."""
     pytest.importorskip("playwright")
     chromium = check_pages.find_chromium()
     if chromium is None:
         pytest.skip("needs Chromium")
+    root = root.resolve()
+    return list(check_pages.open_pages(root, check_pages.read_pages(root), chromium, ""))
+
+
+@pytest.mark.parametrize("address", ["https://pages.example/stable", ""])
+def test_a_browser_finds_files_at_the_address_of_the_pages_and_nowhere_else(
+    address, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("SK_DNN2GP_DOCS", address)
+    ask = 'ask.open("GET", "https://pages.example/stable/a.json", false); ask.send();'
+    script = f"const ask = new XMLHttpRequest(); {ask} JSON.parse(ask.responseText)"
+    head = '<!doctype html><link rel="icon" href="data:,">'
+    (tmp_path / "index.html").write_text(f"{head}<script>{script}</script>")
+    (tmp_path / "a.json").write_text("{}")
+    found = opened(tmp_path)
+    assert (found == []) if address else any("did not come" in line for line in found)
+
+
+def test_a_browser_sees_what_sticks_out(tmp_path):
     wide = '<!doctype html><p style="width:2000px">wide</p><script>console.error("no")</script>'
     (tmp_path / "wide.html").write_text(wide)
     (tmp_path / "sound.html").write_text('<!doctype html><link rel="icon" href="data:,"><p>x')
-    root = tmp_path.resolve()
-    found = list(check_pages.open_pages(root, check_pages.read_pages(root), chromium, ""))
+    found = opened(tmp_path)
     assert not [line for line in found if line.startswith("sound.html")]
     for width in check_pages.WIDTHS:
         of_width = [line for line in found if line.startswith(f"wide.html ({width}, light)")]

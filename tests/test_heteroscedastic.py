@@ -497,12 +497,18 @@ def test_known_noise_is_kept_and_its_factor_found(tmp_path):
     sk_dnn2gp.save(known, tmp_path / "model")
     again = sk_dnn2gp.load(tmp_path / "model")
     assert again.log_marginal_likelihood() == known.log_marginal_likelihood()
-    twice = np.r_[np.ones(60), np.zeros(60)]
-    half = clone(known).fit(X, Y, sample_weight=twice, noise_std=SIGMA)
+
+
+def test_rows_of_weight_zero_are_left_out_of_known_noise():
+    # A linear model: one minimum, where rounding cannot choose between two.
+    line = DNN2GPRegressor(**{**CONSTANT, "hidden_layer_sizes": ()}, prior_precision=0.3)
+    first = np.r_[np.ones(60), np.zeros(60)]
+    weighted = clone(line).fit(X, Y, sample_weight=first, noise_std=SIGMA)
+    alone = clone(line).fit(X[:60], Y[:60], noise_std=SIGMA[:60])
+    np.testing.assert_allclose(weighted.predict(X), alone.predict(X), rtol=1e-10)
     np.testing.assert_allclose(
-        half.predict(X), clone(known).fit(X[:60], Y[:60], noise_std=SIGMA[:60]).predict(X),
-        atol=1e-6,
-    )  # fmt: skip
+        weighted.predict_std(X, "latent"), alone.predict_std(X, "latent"), rtol=1e-10
+    )
 
 
 @pytest.mark.parametrize(

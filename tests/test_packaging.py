@@ -148,6 +148,7 @@ def test_the_source_holds_what_its_tests_need(built):
     with tarfile.open(built[0]) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     needed = {"README.md", "LICENSE", "Makefile", "constraints.txt", "tests/conftest.py"}
+    needed |= {"conda/meta.yaml", "docs/switcher.json", ".github/workflows/tests.yml"}
     assert needed <= names
     assert not {name for name in names if name.startswith(("benchmarks/", "docs/_build/"))}
 
@@ -163,6 +164,13 @@ def test_the_metadata_are_those_of_an_index_page(built):
     assert metadata.get_payload().strip().startswith("# sk_dnn2gp")
     assert not RELATIVE.search(metadata.get_payload())
     assert any(n.endswith(".dist-info/licenses/LICENSE") for n in archive.namelist())
+
+
+@pytest.mark.slow
+def test_an_index_takes_source_and_wheel(built):
+    pytest.importorskip("twine")
+    said = run(sys.executable, "-m", "twine", "check", "--strict", *built, cwd=built[0].parent)
+    assert said.count("PASSED") == 2
 
 
 @pytest.mark.slow

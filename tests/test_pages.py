@@ -5,6 +5,7 @@ import runpy
 import textwrap
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import sk_dnn2gp
@@ -32,8 +33,13 @@ def test_the_landing_page_has_some_ten_lines_that_run():
 def test_the_code_of_readme_runs_from_top_to_bottom():
     names = {}
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.S)
-    for block in blocks:
+    for number, block in enumerate(blocks):
         exec(compile(block, "README.md", "exec"), names)
+        if not number:
+            model, X = names["model"], names["X"]
+            apart = np.abs(model.predict(X) - names["gp"].predict(X))
+            apart = (apart / model.predict_std(X, "latent")).max()
+            assert apart == pytest.approx(15, abs=1) and "up to 15 standard deviations" in block
     assert names["probabilities"].shape == (3, 3)
 
 
@@ -62,6 +68,14 @@ def test_every_group_of_the_reference_begins_with_a_sentence():
     for group in re.split(r"^-+\n", text, flags=re.M)[1:]:
         first = group.strip().split("\n\n")[0]
         assert first.endswith((".", ":")) and not first.startswith("..")
+
+
+def test_formulas_are_of_names_of_the_reference_and_balanced():
+    names = re.findall(r"^   ([A-Za-z_.0-9]+)$", (DOCS / "api.rst").read_text("utf-8"), re.M)
+    table = runpy.run_path(str(DOCS / "formulas.py"))["table"]()
+    assert set(table) <= {f"sk_dnn2gp.{name}" for name in names}
+    for formula in table.values():
+        assert formula.count("{") == formula.count("}") and not {"\n", "%"} & set(formula)
 
 
 def test_every_page_of_the_reference_leads_on_and_back():

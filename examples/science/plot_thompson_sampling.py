@@ -25,9 +25,9 @@ def unknown(x):
 grid = np.linspace(-4, 4, 400)[:, None]
 looked = [-3.5, -2.0, -0.5, 1.0, 3.5]
 figure, axes = plt.subplots(
-    4, 1, figsize=(7, 9), sharex=True, sharey=True, layout="constrained"
+    2, 2, figsize=(7, 5.4), sharex=True, sharey=True, layout="constrained"
 )
-for number, axis in enumerate(axes):
+for number, axis in enumerate(axes.flat):
     model = DNN2GPRegressor(
         hidden_layer_sizes=(30,),
         prior_precision=0.02,
@@ -43,7 +43,7 @@ for number, axis in enumerate(axes):
     axis.plot(new, draws.max(axis=0), "rv", label="next looks")
     axis.set(title=f"{len(looked)} looks", ylim=(-1.5, 3))
     looked += new.tolist()
-names = axes[0].get_legend_handles_labels()
+names = axes[0, 0].get_legend_handles_labels()
 figure.legend(*names, loc="outside upper center", ncols=3)
 best = max(looked, key=unknown)
 print(f"after {len(looked)} looks the largest value seen is")

@@ -301,11 +301,13 @@ class _ClassPredictions(BaseDNN2GP):
         return self.classes_[codes.reshape(n_samples, -1).numpy().T]
 
     def _refuse_unseen(self, y: NDArray) -> None:
-        unseen = np.setdiff1d(y, self.classes_)
-        if len(unseen):
+        # Values, not arrays: before numpy 1.25 arrays of text and of numbers do not compare.
+        classes = self.classes_.tolist()
+        unseen = sorted(set(np.unique(y).tolist()) - set(classes))
+        if unseen:
             raise ValueError(
-                f"y holds labels that fit has not seen: {unseen[:5].tolist()}; the classes are "
-                f"{self.classes_.tolist()[:10]}."
+                f"y holds labels that fit has not seen: {unseen[:5]}; the classes are "
+                f"{classes[:10]}."
             )
 
     def _link(self, link: str | None) -> str:

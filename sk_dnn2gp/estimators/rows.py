@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import issparse
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils import check_consistent_length, gen_batches
 from sklearn.utils.validation import (
@@ -43,7 +44,8 @@ class RowsMixin:
 
     def _validated(self, X: Any, y: Any = "no_validation", **check: Any) -> Any:
         """X (and y) checked as scikit-learn does; rows in a file or a Dataset are left there."""
-        if isinstance(X, Mapping):
+        # Before scipy 1.13 one kind of sparse matrix is a dict; scikit-learn refuses it below.
+        if isinstance(X, Mapping) and not issparse(X):
             raise ValueError(
                 f"X is a dict of {list(X)}, and inputs here are one array: put its parts side by "
                 "side, and take them apart in the network's forward."

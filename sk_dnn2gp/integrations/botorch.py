@@ -1,8 +1,7 @@
 """A fitted regressor as a BoTorch model: its acquisition functions and optimisers, on our process.
 
-Needs ``botorch`` (``pip install sk_dnn2gp[botorch]``), which is imported when a model is made.
-
-Shapes: X (..., q, d): q inputs jointly, in batches.
+Needs ``botorch`` (``pip install sk_dnn2gp[botorch]``), which is imported when a model is made. X is
+(..., q, d): q inputs jointly, in batches.
 """
 
 from __future__ import annotations
@@ -116,10 +115,10 @@ class BoTorchModel(nn.Module):
         f, J = self._outputs_and_rows(X.flatten(0, -2))
         shape = X.shape[:-1]
         solved = _Solved.apply(J, fitted.posterior_).view(*shape, -1)
-        covariance = scale**2 * (J.view(*shape, -1) @ solved.mT)
-        covariance = 0.5 * (covariance + covariance.mT)
+        half = 0.5 * scale**2 * (J.view(*shape, -1) @ solved.mT)
+        covariance = half + half.mT
         if observation_noise is not False:
-            same = torch.full((*shape, 1), (scale * fitted.noise_std_) ** 2).to(covariance)
+            same = (scale * fitted.noise_std_) ** 2 * torch.ones(*shape, 1).to(covariance)
             noise = same if observation_noise is True else observation_noise
             covariance = covariance + torch.diag_embed(noise[..., 0])
         law = _gpytorch_law()(shift + scale * f.view(shape), covariance)

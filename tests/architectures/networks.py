@@ -264,6 +264,8 @@ NETWORKS: dict[str, tuple[str, Maker]] = {
         body=nn.TransformerEncoderLayer(4, 2, 6, dropout=0.0, batch_first=True, norm_first=True),
     )),
 }  # fmt: skip
+if not hasattr(nn, "RMSNorm"):  # torch 2.3
+    del NETWORKS["rms norm"]
 
 
 def bilinear(net: nn.Module, x: Tensor) -> Tensor:
