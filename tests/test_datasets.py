@@ -141,6 +141,7 @@ def served(arff, md5):
             "name": name, "index": str(i), "data_type": kinds[name],
             "is_target": str(i == 11).lower(), "is_ignore": "false",
             "is_row_identifier": "false", "nominal_value": ["1", "6"],
+            "number_of_missing_values": "0",
         }
         for i, name in enumerate(names)
     ]  # fmt: skip
@@ -165,6 +166,7 @@ def served(arff, md5):
     return urlopen
 
 
+@pytest.mark.filterwarnings("ignore:Invalid cache, redownloading:RuntimeWarning")
 def test_what_openml_sends_is_checked_by_its_hash(folder, monkeypatch, tmp_path):
     head = "".join(f"@attribute x{i} numeric\n" for i in range(11))
     rows = [",".join(["1.5"] * 11 + [grade]) for grade in ("1", "6")]

@@ -79,7 +79,8 @@ def _interruptible() -> Iterator[None]:
 
 
 def _put_back(listener: _Listener) -> None:
-    if signal.getsignal(signal.SIGINT) is not listener:  # someone else's affair
+    present: Any = signal.getsignal(signal.SIGINT)
+    if present is not listener:  # someone else's affair
         return
     try:
         signal.signal(signal.SIGINT, listener.before)
@@ -90,7 +91,7 @@ def _put_back(listener: _Listener) -> None:
 
 def end_if_asked() -> None:
     """Raise a KeyboardInterrupt that was lost on its way out of such a block."""
-    listener = signal.getsignal(signal.SIGINT)
+    listener: Any = signal.getsignal(signal.SIGINT)
     was_asked = isinstance(listener, _Listener) and listener.was_asked
     if was_asked and threading.current_thread() is threading.main_thread():
         raise KeyboardInterrupt

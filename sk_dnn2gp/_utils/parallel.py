@@ -15,7 +15,7 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor, CancelledError
-from multiprocessing import current_process
+from multiprocessing import current_process, parent_process
 from typing import Any
 
 import numpy as np
@@ -157,12 +157,13 @@ def end_with_parent() -> None:
     One that SIGTERM ends says nothing to its workers, who would wait five minutes for work.
     """
     global _watches
-    if not _watches and type(current_process()).__name__.startswith("Loky"):
+    parent = parent_process()
+    if parent and not _watches and type(current_process()).__name__.startswith("Loky"):
         _watches = True
-        threading.Thread(target=_end_after, args=(os.getppid(),), daemon=True).start()
+        threading.Thread(target=_end_after, args=(parent.pid,), daemon=True).start()
 
 
-def _end_after(parent: int) -> None:
+def _end_after(parent: int | None) -> None:
     while os.getppid() == parent:
         time.sleep(_WATCH)
     os._exit(1)
