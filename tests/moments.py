@@ -27,12 +27,14 @@ def moments(work: Callable[[], Any]) -> list[tuple]:
     return list(seen)
 
 
-def interrupted(work: Callable[[], Any], moment: tuple) -> None:
-    """Do the work, with a SIGINT at the first such moment."""
+def interrupted(work: Callable[[], Any], moment: tuple) -> bool:
+    """Do the work, with a SIGINT at the first such moment; whether there was one."""
+    came = []
 
     def look(frame: Any, event: str, function: Any) -> None:
         if _place(frame, event, 1) == moment[:2] and _place(frame, event) == moment:
             sys.setprofile(None)
+            came.append(moment)
             signal.raise_signal(signal.SIGINT)
 
     sys.setprofile(look)
@@ -40,6 +42,7 @@ def interrupted(work: Callable[[], Any], moment: tuple) -> None:
         work()
     finally:
         sys.setprofile(None)
+    return bool(came)
 
 
 def _place(frame: Any, event: str, depth: int = 3) -> tuple:
