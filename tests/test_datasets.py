@@ -1,11 +1,15 @@
 """Generators repeat and keep their promises; fetchers read local copies and say what is missing."""
 
+import hashlib
+import io
+import json
 import os
 from pathlib import Path
 from urllib.error import URLError
 
 import numpy as np
 import pytest
+import sklearn.datasets
 from sklearn.utils import Bunch
 
 from sk_dnn2gp import datasets
@@ -126,6 +130,57 @@ def test_openml_arrays_are_put_in_order(folder, monkeypatch):
     assert (picture.images[0] == [1, 2, 3]).all() and picture.target.tolist() == [9]
     assert datasets.fetch_wine_quality_red().target.tolist() == [3, 8]
     assert asked["CIFAR_10"]["data_home"] == "place"
+
+
+def served(arff, md5):
+    """What OpenML would answer for a set of two wines, by what the address ends in."""
+    names = [*(f"x{i}" for i in range(11)), "quality"]
+    kinds = {name: ("nominal" if name == "quality" else "numeric") for name in names}
+    features = [
+        {
+            "name": name, "index": str(i), "data_type": kinds[name],
+            "is_target": str(i == 11).lower(), "is_ignore": "false",
+            "is_row_identifier": "false", "nominal_value": ["1", "6"],
+            "number_of_missing_values": "0",
+        }
+        for i, name in enumerate(names)
+    ]  # fmt: skip
+    described = {
+        "name": "wine", "version": "1", "status": "active", "format": "ARFF", "description": "",
+        "url": "https://openml.org/wine.arff", "md5_checksum": md5,
+    }  # fmt: skip
+    answers = {
+        "data_version/1": {"data": {"dataset": [{"did": 1}]}},
+        "features/1": {"data_features": {"feature": features}},
+        "qualities/1": {"data_qualities": {"quality": []}},
+        "data/1": {"data_set_description": described},
+    }
+
+    def urlopen(request):
+        found = [v for end, v in answers.items() if request.full_url.endswith(end)]
+        content = json.dumps(found[0]).encode() if found else arff
+        stream = io.BytesIO(content)
+        stream.info = dict
+        return stream
+
+    return urlopen
+
+
+@pytest.mark.filterwarnings("ignore:Invalid cache, redownloading:RuntimeWarning")
+def test_what_openml_sends_is_checked_by_its_hash(folder, monkeypatch, tmp_path):
+    head = "".join(f"@attribute x{i} numeric\n" for i in range(11))
+    rows = [",".join(["1.5"] * 11 + [grade]) for grade in ("1", "6")]
+    text = f"@relation wine\n{head}@attribute quality {{1,6}}\n@data\n" + "\n".join(rows) + "\n"
+    arff = text.encode()
+    monkeypatch.setattr(datasets, "fetch_openml", sklearn.datasets.fetch_openml)
+    md5 = hashlib.md5(arff).hexdigest()
+    monkeypatch.setattr("sklearn.datasets._openml.urlopen", served(arff, md5))
+    wine = datasets.fetch_wine_quality_red(data_home=tmp_path / "whole")
+    assert (wine.data == 1.5).all() and wine.target.tolist() == [3, 8]
+    altered = arff.replace(b"1.5", b"1.6", 1)
+    monkeypatch.setattr("sklearn.datasets._openml.urlopen", served(altered, md5))
+    with pytest.raises(ValueError, match="md5 checksum .* does not match"):
+        datasets.fetch_wine_quality_red(data_home=tmp_path / "altered")
 
 
 @pytest.mark.skipif("SK_DNN2GP_DATA" not in os.environ, reason="SK_DNN2GP_DATA is not set")

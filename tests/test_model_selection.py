@@ -33,6 +33,7 @@ from sklearn.preprocessing import (
 )
 
 from sk_dnn2gp import (
+    DNN2GPClassifier,
     DNN2GPRegressor,
     TrainingSetSplit,
     evidence_path,
@@ -495,14 +496,26 @@ def test_groups_need_the_full_posterior_and_its_memory():
 
 
 def test_a_search_over_inference_has_one_kind_of_evidence():
-    """At a mean that is no minimum the two kinds differ; a kind that is given is everyone's."""
+    """Dual by default, which is Laplace's at a minimum; a kind that is given is everyone's."""
     inferences = ["laplace", Variational(max_iter=5)]
     fits = [regressor(inference=inference).fit(X, Y) for inference in inferences]
-    for kind in ("laplace", "dual"):
+    for kind in ("laplace", "dual", None):
         scoring = MarginalLikelihoodScorer(kind)
         search = searched(regressor(), {"inference": inferences}, scoring=scoring)
-        expected = [model.log_marginal_likelihood(kind=kind) for model in fits]
+        expected = [model.log_marginal_likelihood(kind=kind or "dual") for model in fits]
         np.testing.assert_allclose(search.cv_results_["mean_test_score"], expected, rtol=1e-6)
-    by_default = searched(regressor(), {"inference": inferences}).cv_results_["mean_test_score"]
-    np.testing.assert_allclose(by_default[1], expected[1], rtol=1e-6)
+    # Off the minimum the kinds differ.
     assert abs(fits[1].log_marginal_likelihood(kind="laplace") - expected[1]) > 1e-3
+
+
+def test_a_search_over_a_classifiers_inference_has_one_kind_of_evidence():
+    inferences = ["laplace", "linearized-vi", Variational(max_iter=5)]
+    model = DNN2GPClassifier(hidden_layer_sizes=(4,), random_state=0, prior_precision=1.0)
+    search = searched(model, {"inference": inferences}, y=Y > 1)
+    expected = [
+        clone(model).set_params(inference=inference).fit(X, Y > 1).log_marginal_likelihood(
+            kind="laplace"
+        )
+        for inference in inferences
+    ]  # fmt: skip
+    np.testing.assert_allclose(search.cv_results_["mean_test_score"], expected, rtol=1e-9)

@@ -1,5 +1,6 @@
 """Displays by their artists, data and axes; no comparison of images."""
 
+import inspect
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ from sklearn.gaussian_process.kernels import RBF
 from sklearn.model_selection import GridSearchCV
 from sklearn.utils import Bunch
 
-from sk_dnn2gp import DNN2GPClassifier, DNN2GPRegressor
+from sk_dnn2gp import DNN2GPClassifier, DNN2GPRegressor, plotting
 from sk_dnn2gp.datasets import make_ring_and_core, make_sine_with_gap
 from sk_dnn2gp.model_selection import TrainingSetSplit, marginal_likelihood_scorer
 from sk_dnn2gp.plotting import (
@@ -39,6 +40,12 @@ def classifier():
     names = np.where(y == 1, "ring", "core")
     model = DNN2GPClassifier(hidden_layer_sizes=(4,), prior_precision=1.0, random_state=0)
     return model.fit(X, names), X, names
+
+
+@pytest.mark.parametrize("name", plotting.__all__)
+def test_every_display_takes_an_estimator_X_and_y(name):
+    parameters = inspect.signature(getattr(plotting, name).from_estimator).parameters
+    assert list(parameters)[:3] == ["estimator", "X", "y"]
 
 
 def band_at(band, x):

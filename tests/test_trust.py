@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,9 +20,16 @@ from sklearn.model_selection import GridSearchCV
 from skorch import NeuralNet, NeuralNetRegressor
 from torch import nn
 
-from sk_dnn2gp import DNN2GPClassifier, DNN2GPRegressor, marginal_likelihood_scorer
+from sk_dnn2gp import (
+    DNN2GPClassifier,
+    DNN2GPRegressor,
+    MixtureClassifier,
+    NNGPClassifier,
+    marginal_likelihood_scorer,
+)
 from sk_dnn2gp.estimators import base
 from sk_dnn2gp.inference import SWAG, LinearizedVariational, Variational
+from sk_dnn2gp.kernels import NNGPFeatures, NTKFeatures
 from sk_dnn2gp.model_selection import TrainingSetSplit
 from sk_dnn2gp.posterior import (
     Automatic,
@@ -190,6 +198,32 @@ def test_a_failed_fit_changes_nothing(make, where, error, monkeypatch):
         fresh.predict(X)
 
 
+@pytest.mark.parametrize(
+    ("model", "where"),
+    [
+        (NNGPClassifier(), "_solve"),
+        (NNGPClassifier(likelihood="categorical"), "_fit_classes"),
+        (MixtureClassifier(classifier(), n_estimators=2, random_state=0), "_of_own_searches"),
+        (NNGPFeatures(n_components=5), "_rows"),
+        (NTKFeatures(nn.Linear(3, 1).double()), "_kernel"),
+    ],
+    ids=["labels", "categorical", "mixture", "nngp features", "ntk features"],
+)
+def test_a_failed_refit_of_others_changes_nothing(model, where, monkeypatch):
+    """As of new labels, or of other features."""
+    ask = "predict" if hasattr(model, "predict") else "transform"
+    before = getattr(model.fit(X, LABELS), ask)(X)
+
+    def fail(*_):
+        raise MemoryError("on purpose")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(model), where, fail)
+        with pytest.raises(MemoryError):
+            model.fit(X[:30, :2], np.where(X[:30, 0] > 0, "a", "b"))
+    np.testing.assert_array_equal(getattr(model, ask)(X), before)
+
+
 def test_a_refit_that_does_not_fit_the_memory_changes_nothing():
     model = regressor().fit(X, Y)
     mean, std = model.predict(X, return_std=True)
@@ -318,6 +352,30 @@ def test_a_shift_of_the_inputs_changes_nothing(activation, shift):
         warnings.simplefilter("ignore")
         auto = DNN2GPClassifier(**SMALL, activation=activation).fit(inputs + shift, y)
     assert auto.score(inputs + shift, y) > 0.95
+
+
+def test_what_calls_itself_converged_is_at_a_minimum():
+    """On a kink of relu no step lowers the loss, and that is no minimum: it is said."""
+    ends = []
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        inputs = rng.standard_normal((40, 2))
+        y = np.sin(inputs.sum(1)) + 0.3 * rng.standard_normal(40)
+        model = regressor(activation="relu", hidden_layer_sizes=(1,), random_state=seed)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            model.fit(inputs, y)
+        assert model.converged_ == (not any("not at a minimum" in str(w.message) for w in caught))
+        ends.append((model.converged_, model.newton_decrement_))
+    assert {True, False} == {converged for converged, _ in ends}
+    assert max(decrement for converged, decrement in ends if converged) < 1e-6
+
+
+def test_a_gradient_that_is_no_number_has_no_decrement():
+    result = regressor().fit(X, Y)._result
+    nowhere = torch.full_like(result.gradient, torch.nan)
+    assert np.isnan(replace(result, gradient=nowhere).newton_decrement)
+    assert result.newton_decrement >= 0
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from sklearn.frozen import FrozenEstimator
 from torch import nn
 
 from sk_dnn2gp import DNN2GPClassifier, DNN2GPRegressor
+from sk_dnn2gp.exceptions import ConvergenceError
 from sk_dnn2gp.inference import Variational, variational
 from sk_dnn2gp.posterior import Full
 from sk_dnn2gp.training import FirstOrder
@@ -185,6 +186,22 @@ def test_integer_weights_are_repetitions():
     std_a, std_b = (m.predict_std(X_NEW, "latent") for m in (a, b))
     np.testing.assert_allclose(std_a, std_b, rtol=1e-4)
     np.testing.assert_allclose(a.predict(X_NEW), b.predict(X_NEW), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("fall", [-1e4, float("nan")])
+def test_divergence_is_an_error(fall, monkeypatch):
+    """A bound that ends far below its start, or is no number; the estimator stays unfitted."""
+    own, asked = variational.VOGGN.elbo, []
+
+    def falling(self, loss):
+        asked.append(loss)
+        return own(self, loss) if len(asked) < 5 else fall
+
+    monkeypatch.setattr(variational.VOGGN, "elbo", falling)
+    model = regressor(inference=Variational(max_iter=20))
+    with pytest.raises(ConvergenceError, match=r"the lower bound went from .* inference__batch"):
+        model.fit(X, Y)
+    assert not hasattr(model, "module_")
 
 
 def test_bad_calls():

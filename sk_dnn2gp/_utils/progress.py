@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from .interrupts import end_if_asked
+
 __all__ = ["Bar", "CallbackSupport", "Progress", "Stage"]
 
 try:
@@ -33,6 +35,7 @@ class Stage:
 
     def begin_step(self) -> None:
         """A step begins."""
+        end_if_asked()
         if self.context is not None:
             self.step = self.context.subcontext(task_name="step")
             self.step.call_on_fit_task_begin(estimator=self.estimator)

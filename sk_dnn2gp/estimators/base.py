@@ -26,6 +26,8 @@ from torch.nn import Module
 
 from .._utils.checkpoint import Checkpoint, digest
 from .._utils.documentation import Documented
+from .._utils.interrupts import all_or_none
+from .._utils.parallel import end_with_parent
 from .._utils.progress import CallbackSupport, Progress
 from .._utils.random import draw_seed, torch_generator
 from .._utils.rows import as_rows, moments
@@ -112,23 +114,14 @@ class BaseDNN2GP(ProcessMixin, Documented, CallbackSupport, BaseEstimator):
     # -------------------------------------------------------------------- the walk of a fit
 
     @contextmanager
-    def _all_or_none(self) -> Iterator[None]:
-        """Leave the estimator as it was if the block fails or is interrupted."""
-        before = dict(self.__dict__)
-        try:
-            yield
-        except BaseException:
-            self.__dict__ = before  # at once: no second signal can come between
-            raise
-
-    @contextmanager
     def _fitting(self, X: Any, y: Any, sample_weight: Any) -> Iterator[Progress]:
         """The block is the fit: told to callbacks where scikit-learn has them, and all or none."""
+        end_with_parent()
         context, told = None, {"X": X, "y": y, "metadata": {"sample_weight": sample_weight}}
         if hasattr(self, "_init_callback_context"):
             context = self._init_callback_context(max_subtasks=None)
             context.call_on_fit_task_begin(estimator=self, **told)
-        with self._all_or_none(), torch.inference_mode(False), torch.enable_grad():
+        with all_or_none(self), torch.inference_mode(False), torch.enable_grad():
             yield Progress(self.verbose, self, context)
         if context is not None:
             context.call_on_fit_task_end(estimator=self, **told, reconstruction_attributes={})

@@ -28,6 +28,7 @@ from sklearn.utils.parallel import Parallel, delayed
 from sklearn.utils.validation import check_is_fitted
 
 from .._utils.documentation import Documented
+from .._utils.interrupts import whole_fit
 from .._utils.random import draw_seed
 from ..inference import SWAG, resolve_inference
 from ..predictive import Mixture, Predictive
@@ -241,6 +242,7 @@ class MixtureRegressor(DistributionMixin, MultiOutputMixin, RegressorMixin, _Bas
     _member = DNN2GPRegressor
 
     @_fit_context(prefer_skip_nested_validation=True)
+    @whole_fit
     def fit(
         self,
         X: ArrayLike,
@@ -448,6 +450,7 @@ class MixtureClassifier(ClassifierMixin, _BaseMixture):
     _member = DNN2GPClassifier
 
     @_fit_context(prefer_skip_nested_validation=True)
+    @whole_fit
     def fit(
         self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None
     ) -> MixtureClassifier:

@@ -26,6 +26,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from .._utils.documentation import Documented
+from .._utils.interrupts import whole_fit
 from .._utils.linalg import cholesky, nonnegative_variance
 from .._utils.memory import batches, chunk_length, require_memory
 from ..kernels import NNGPKernel
@@ -112,6 +113,7 @@ class NNGPClassifier(ClassifierMixin, Documented, BaseEstimator):
         self.optimizer = optimizer
         self.memory_limit = memory_limit
 
+    @whole_fit
     def fit(self, X: ArrayLike, y: ArrayLike) -> NNGPClassifier:
         """Factorise the kernel of the training samples.
 

@@ -169,7 +169,7 @@ class Result:
             step = self.posterior.solve(self.gradient)
         except ValueError:
             return float("nan")
-        return max(0.0, float(self.gradient @ step))
+        return max(float(self.gradient @ step), 0.0)  # of nan nan
 
 
 def _of_rows(X: Any, posterior: Posterior, name: str) -> Tensor:

@@ -26,6 +26,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from .._utils.documentation import Documented
+from .._utils.interrupts import whole_fit
 from .._utils.memory import batches, chunk_length, require_memory
 from ..linearize import Linearization
 from .infinite.dense import NNGPKernel
@@ -96,6 +97,7 @@ class NTKFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Documented,
         self.memory_limit = memory_limit
         self.random_state = random_state
 
+    @whole_fit
     def fit(self, X: ArrayLike, y: Any = None) -> NTKFeatures:
         """Draw the projection's seed and count the features.
 
@@ -243,6 +245,7 @@ class NNGPFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Documented
         self.memory_limit = memory_limit
         self.random_state = random_state
 
+    @whole_fit
     def fit(self, X: ArrayLike, y: Any = None) -> NNGPFeatures:
         """Draw Z, factorise its kernel and state the error.
 

@@ -89,9 +89,10 @@ class MarginalLikelihoodScorer(_DensityScorer):
     kind : {"laplace", "dual"}, default=None
         Which evidence; "dual" is the paper's evidence of the transformed targets. None is the
         estimator's own, the kind of ``log_marginal_likelihood_value_``: "laplace", or "dual" for a
-        regressor with ``inference="vi"``. The two are equal at a minimum of a Gaussian loss, where
-        the mean of ``"vi"`` is not: a search over ``inference`` compares like with like only where
-        the kind is given, ``MarginalLikelihoodScorer("laplace")``.
+        regressor with ``inference="vi"``, whose mean is no minimum. At a minimum of a Gaussian loss
+        the two are equal, so that a search over ``inference`` compares like with like; where
+        training warned that it stopped before one, give the kind. ``inference="swag"``, which has
+        no evidence, is refused.
     bounds : bool, default=False
         Give both ends of the bracket, as the metrics "lower" and "upper" of a search with
         ``refit="lower"``; :func:`~sk_dnn2gp.model_selection.undecided_candidates` then says which

@@ -32,7 +32,7 @@ class Posterior(Protocol):
     def newton_decrement(self) -> float:
         """gᵀ A⁻¹ g: zero at a true minimum."""
         g = self.model.gradient
-        return max(0.0, float(g @ self.solve(g)))
+        return max(float(g @ self.solve(g)), 0.0)  # of nan nan
 
     @property
     def inverse_diagonal(self) -> Tensor:

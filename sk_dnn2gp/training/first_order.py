@@ -8,8 +8,6 @@ trained; optimiser, batch size, callbacks, schedule and device are the net's own
 from __future__ import annotations
 
 import math
-import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,6 +23,7 @@ from torch.utils.data import DataLoader, default_collate
 
 from .._utils.checkpoint import Checkpoint
 from .._utils.copies import copied
+from .._utils.interrupts import end_if_asked
 from .._utils.progress import Stage
 from ..exceptions import ConvergenceError
 from ..likelihoods import Gaussian, Likelihood
@@ -102,8 +101,7 @@ def train(
     """loss(w) of every epoch of training an initialised skorch net on the MAP objective, in place.
 
     Its ``get_loss`` is replaced, and ``callbacks`` are added to its own, while this runs.
-    ConvergenceError if the loss becomes NaN or infinite; KeyboardInterrupt if the user asks for it:
-    skorch would keep it to itself.
+    ConvergenceError if the loss becomes NaN or infinite.
     """
     objective.parameters = [p for p in net.module_.parameters() if p.requires_grad]
     record = LossRecord(len(data))
@@ -116,11 +114,12 @@ def train(
     net.get_loss = partial(_map_loss, objective)
     epochs = net.max_epochs - sum(map(_done, callbacks))
     try:
-        with _interruptible(), _scored_by_targets(own_callbacks):
+        with _scored_by_targets(own_callbacks):
             net.partial_fit(set_, _targets_of(net, data), epochs=epochs)
     finally:
         del net.get_loss
         net.callbacks_ = own_callbacks
+    end_if_asked()  # skorch takes an interrupt for a callback's wish to stop
     if net.get_params().get(_COLLATE) is as_is:  # from here on it takes arrays, one by one
         setattr(net, _COLLATE, default_collate)
     return record.losses
@@ -168,33 +167,6 @@ class _OneByOne(torch.utils.data.Dataset):
 
     def __getitem__(self, i: Any) -> Any:
         return self.data[i]
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Raise KeyboardInterrupt after the block if a signal asked for it inside.
-
-    skorch takes that exception for a callback's wish to stop and returns as after a success.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before, asked = signal.getsignal(signal.SIGINT), []
-
-    def handler(number: int, frame: Any) -> None:
-        asked.append(number)
-        raise KeyboardInterrupt
-
-    if before is not signal.default_int_handler:  # someone else's affair
-        yield
-        return
-    signal.signal(signal.SIGINT, handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if asked:
-        raise KeyboardInterrupt
 
 
 def _map_loss(

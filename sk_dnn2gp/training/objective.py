@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._utils.interrupts import end_if_asked
 from .._utils.rows import Streamed
 from ..likelihoods import Likelihood
 from ..linear_model import LinearModel
@@ -148,6 +149,7 @@ class Point:
     """loss(w) at one w (P,); its gradient and its Hessian are made when they are asked for."""
 
     def __init__(self, objective: Objective, w: Tensor) -> None:
+        end_if_asked()
         self.objective, self.w = objective, w
         self.linearization = objective.linearization.at(w)
         self._pass = self.linearization.forward(objective.data.X)
