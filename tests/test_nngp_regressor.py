@@ -1,4 +1,4 @@
-"""NNGPRegressor against scikit-learn's exact process: equal with all samples, else in its bounds."""
+"""NNGPRegressor against the exact process: equal with all samples, else inside its bounds."""
 
 import numpy as np
 import pytest
