@@ -18,9 +18,9 @@ from torch import Generator, Tensor
 
 __all__ = ["Pieces", "draw", "gradients", "writable"]
 
-# Numbers: the six arrays of a step in single precision then take 1.5 MiB. A multiple of 16: torch
+# Numbers: the three arrays of a pass in single precision then take 1.5 MiB. A multiple of 16: torch
 # draws in sixteens, and a chunk after the other gives what it draws of the whole vector.
-_CHUNK = 2**16
+_CHUNK = 2**17
 
 
 class Pieces:

@@ -321,12 +321,12 @@ class Variational(torch.optim.Optimizer):
             for group, S, m, mu, h, g, w in zip(groups, *pieces, strict=True):
                 delta, keep = group["prior_precision"], group["momentum"]
                 A = torch.add(self._corrected(S.lerp_(h, beta), remaining, out=h), delta, out=h)
-                root = torch.rsqrt(A, out=h)
                 direction = torch.add(g, mu, alpha=delta / N)
                 if keep:
                     direction = m.lerp_(direction, 1.0 - keep)
                 rate = group["lr"] / (1.0 - keep ** (state["step"] + 1))
-                torch.addcmul(mu, direction * root, root, value=-rate * N, out=w)
+                torch.addcdiv(mu, direction, A, value=-rate * N, out=w)
+                A.rsqrt_()
 
     def _with_momentum(self, gradient: Tensor) -> Tensor:
         """The direction to take: the running mean of gradients, moved in its place."""
