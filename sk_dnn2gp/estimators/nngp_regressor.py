@@ -107,11 +107,10 @@ class NNGPRegressor(RegressorMixin, Documented, BaseEstimator):
         ValueError
             If a parameter is out of its range, or X does not suit the kernel.
         """
-        sigma = self.noise_std
-        if isinstance(sigma, bool) or not isinstance(sigma, Real) or not 0 < sigma < math.inf:
-            raise ValueError(f"noise_std must be positive and finite, got {sigma!r}.")
-        X, y = validate_data(self, X, y, dtype=np.float64, y_numeric=True)
-        self.X_train_, y = X, np.asarray(y, dtype=np.float64)
+        self._check_noise()
+        checked, target = validate_data(self, X, y, dtype=np.float64, y_numeric=True)
+        X, y = np.asarray(checked), np.asarray(target, dtype=np.float64)
+        self.X_train_ = X
         self.features_ = NNGPFeatures(
             self.kernel,
             n_components=self.n_components,
@@ -126,9 +125,14 @@ class NNGPRegressor(RegressorMixin, Documented, BaseEstimator):
         prior = float(self.kernel_.diag(X).sum())
         # What the trace lacks, and its rounding: a bound must not lie below what it bounds.
         self._eta = max(0.0, prior - float((Phi**2).sum())) + len(X) * np.finfo(float).eps * prior
-        self.error_bound_ = self._eta / float(sigma) ** 2
+        self.error_bound_ = self._eta / self._noise
         self._set_evidence(float(y @ y), len(y))
         return self
+
+    def _check_noise(self) -> None:
+        sigma = self.noise_std
+        if isinstance(sigma, bool) or not isinstance(sigma, Real) or not 0 < sigma < math.inf:
+            raise ValueError(f"noise_std must be positive and finite, got {sigma!r}.")
 
     def _set_evidence(self, squares: float, n: int) -> None:
         noise, more = self._noise, self._noise + self._eta
@@ -209,7 +213,12 @@ class NNGPRegressor(RegressorMixin, Documented, BaseEstimator):
         return (prior - known[0]).clip(0.0), prior - known[1]
 
     def log_marginal_likelihood(self) -> float:
-        """Evidence of the process with these features; its bracket is an attribute."""
+        """Evidence of the process with these features; its bracket is an attribute.
+
+        Returns
+        -------
+        float
+        """
         check_is_fitted(self)
         return self.log_marginal_likelihood_value_
 

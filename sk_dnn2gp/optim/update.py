@@ -243,12 +243,12 @@ class Variational(torch.optim.Optimizer):
         record = self._started_iteration() if self.keep_iteration else None
         total: Any = None
         for _ in self._draws(mean):
-            w = None if record is None else self._mean()
+            if record is not None:
+                record.weights.append(self._mean())
             seen = self._watcher.observe(closure, self.n_data)
             check_reduction(seen, self.likelihood, self.sample_weight)
             scale = self.n_data / self._checked_batch(seen)
             if record is not None:
-                record.weights.append(w)
                 record.seen.append(seen)
                 record.scale = scale
             parts = [seen.loss, self._curvature_of(seen, scale), *gradients(self._params)]
