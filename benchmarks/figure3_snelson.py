@@ -61,12 +61,13 @@ def main() -> None:
         ("Laplace", "laplace"), ("gradients", Laplace("gradient")), ("SWAG", "swag"),
     ):  # fmt: skip
         other = DNN2GPRegressor(**settings, inference=inference).fit(X, y)
-        inside[name] = float(other.predict_std(grid, "latent")[gap].max())
+        curves[name] = other.predict(grid), other.predict_std(grid, "latent")
+        inside[name] = float(curves[name][1][gap].max())
     for name, value in inside.items():
         print(f"{name:10} largest latent standard deviation in the gap: {value:.3f}")
     save("figure3_snelson", {"largest_std_in_gap": inside, "delta": model.prior_precision_})
-    with picture("figure3_snelson", 1, 3) as axes:
-        for axis, (name, (mean, std)) in zip(axes[0], curves.items(), strict=True):
+    with picture("figure3_snelson", 2, 3) as axes:
+        for axis, (name, (mean, std)) in zip(axes.flat, curves.items(), strict=True):
             axis.plot(X[:, 0], y, "k.", markersize=3)
             axis.plot(grid[:, 0], mean)
             total = np.sqrt(std**2 + NOISE**2)

@@ -8,6 +8,7 @@ from itertools import combinations
 # Every name of a group leads to every other of it.
 GROUPS = (
     ("DNN2GPRegressor", "DNN2GPClassifier", "NNGPClassifier"),
+    ("NNGPRegressor", "NNGPFeatures", "NNGPKernel"),
     ("DNN2GPRegressor", "plotting.PredictiveDisplay"),
     ("DNN2GPRegressor", "plotting.CoverageDisplay"),
     ("DNN2GPClassifier", "plotting.DecisionMapDisplay", "plotting.UncertaintyDisplay"),

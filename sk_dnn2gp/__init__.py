@@ -4,6 +4,7 @@ from ._version import __version__
 from .estimators.classifier import DNN2GPClassifier
 from .estimators.mixture import MixtureClassifier, MixtureRegressor
 from .estimators.nngp_classifier import NNGPClassifier
+from .estimators.nngp_regressor import NNGPRegressor
 from .estimators.regressor import DNN2GPRegressor
 from .kernels import (
     ConvNetKernel,
@@ -35,6 +36,7 @@ __all__ = [
     "NNGPClassifier",
     "NNGPFeatures",
     "NNGPKernel",
+    "NNGPRegressor",
     "NTKFeatures",
     "NTKKernel",
     "ResNetKernel",

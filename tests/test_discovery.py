@@ -47,7 +47,7 @@ def listed():
 
 
 def test_a_walk_finds_the_estimators_by_kind():
-    assert {"DNN2GPRegressor", "MixtureRegressor"} == set(found(RegressorMixin))
+    assert {"DNN2GPRegressor", "MixtureRegressor", "NNGPRegressor"} == set(found(RegressorMixin))
     assert {"DNN2GPClassifier", "MixtureClassifier", "NNGPClassifier"} == set(
         found(ClassifierMixin)
     )

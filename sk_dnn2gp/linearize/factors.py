@@ -302,7 +302,8 @@ class Dense(_Layer):
                 part.copy_(g[..., None] * a[:, None, None])
 
     def add_squares(self, total: Tensor) -> None:
-        squares = self.g.to(total).square().sum(1)
+        g = self.g.to(total).square()
+        squares = g.sum(1) if g.shape[1] > 1 else g[:, 0]
         if self.bias is not None:
             total[self.bias.place] += squares.sum(0)
         if self.weight is not None:

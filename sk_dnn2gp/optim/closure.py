@@ -12,7 +12,7 @@ Shapes: X (n, ...); f, r (n, K); sums of squares (P,) in the order of the optimi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,6 +25,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from .._utils.warn import warn
 from ..likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
 from ..linearize import Linearization
+from ..linearize.factors import Slot
 from ..linearize.layers import has_rule
 from ..linearize.plan import RulePlan, factors_from_calls, make_plan, slots_of
 from ..linearize.tape import Call, Twin, backward
@@ -225,19 +226,23 @@ class Watcher:
 
     def _sum_of_squares(self, calls: list[Call], gs: Sequence[Tensor | None]) -> Tensor:
         assert self._plan is not None
-        total = torch.zeros(
+        total = torch.empty(
             sum(p.numel() for p in self.params),
             dtype=self.params[0].dtype,
             device=self.params[0].device,
         )
         slots = self._plan.slots
+        unused = {slot for pair in slots for slot in pair if slot is not None}
         with torch.no_grad():
             for group, derivatives in _groups(calls, gs, slots):
                 for part in _parts(group, derivatives, self._layers):
                     some = [replace(call, x=call.x[part]) for call in group]
                     some_gs = [None if g is None else g[part] for g in derivatives]
                     for factor in factors_from_calls(some, some_gs, self._layers, slots):
+                        _begin(total, unused & set(factor.slots))  # zeros that are in the cache
+                        unused -= set(factor.slots)
                         factor.add_squares(total)
+            _begin(total, unused)
         return total
 
     def _check(self, loss: Any, seen: _Pass) -> None:
@@ -312,6 +317,11 @@ def order_in(linearization: Linearization, names: Sequence[str]) -> Tensor:
         places[name] = torch.arange(start, start + size, device=linearization.device)
         start += size
     return torch.cat([places[name] for name in names])
+
+
+def _begin(total: Tensor, slots: Iterable[Slot]) -> None:
+    for slot in slots:
+        total[slot.place] = 0.0
 
 
 def _groups(

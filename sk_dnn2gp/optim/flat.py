@@ -14,7 +14,7 @@ __all__ = ["FlatOptimizer"]
 
 
 class FlatOptimizer(torch.optim.Optimizer):
-    """Weights, gradient and settings as vectors; all state lies under the first parameter."""
+    """Weights and settings as vectors; all state lies under the first parameter."""
 
     @property
     def _params(self) -> list[Tensor]:
@@ -46,7 +46,3 @@ class FlatOptimizer(torch.optim.Optimizer):
             for g, v in zip(self.param_groups, values, strict=True)
         ]
         return torch.cat(pieces).to(p)
-
-    def _gradient(self, out: Tensor | None = None) -> Tensor:
-        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._params]
-        return torch.cat([g.flatten() for g in grads], out=out)

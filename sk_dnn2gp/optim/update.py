@@ -16,7 +16,7 @@ optimiser's parameters.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Any
@@ -37,6 +37,7 @@ from ..posterior.precision import (
 )
 from .closure import Observation, Watcher, check_reduction, order_in, parameter_names
 from .flat import FlatOptimizer
+from .pieces import Pieces, draw, gradients, writable
 
 __all__ = ["VariationalOptimizer"]
 
@@ -172,6 +173,8 @@ class VariationalOptimizer(FlatOptimizer):
         """What can be found again: the module, its plan, the last factor and iteration."""
         factor = self._weighted_factor if self.curvature == "ggn" else None
         self._watcher = Watcher(self._params, module, factor, self._diagonal)
+        self._pieces = Pieces(self._params)
+        self._before: Tensor | None = None  # memory for μ, kept: new pages cost as much as a pass
         self._precision: Precision | None = None
         self._linearization: Linearization | None = None
         self._iteration: _Iteration | None = None
@@ -220,7 +223,8 @@ class VariationalOptimizer(FlatOptimizer):
             raise ValueError(
                 f"{type(self).__name__}.step needs a closure: curvature is taken while it runs."
             )
-        state, mean = self._state, self._mean()
+        state, flat = self._state, [p.detach().flatten() for p in self._params]
+        mean = self._before = torch.cat(flat, out=self._before)
         generator_before = state["generator"]
         try:
             loss, gradient, H = self._expectations(closure, mean)
@@ -235,50 +239,46 @@ class VariationalOptimizer(FlatOptimizer):
 
     def _expectations(
         self, closure: Callable[[], Tensor], mean: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Loss, its gradient and H, means over the samples; H scaled to all N examples."""
-        draws = self._draws(mean)
+    ) -> tuple[Tensor, list[Tensor], Tensor]:
+        """Loss, its gradient by parameter and H, means over the samples; H is of all N examples."""
         record = self._started_iteration() if self.keep_iteration else None
         total: Any = None
-        for w in draws:
-            self._set(w)
+        for _ in self._draws(mean):
+            if record is not None:
+                record.weights.append(self._mean())
             seen = self._watcher.observe(closure, self.n_data)
             check_reduction(seen, self.likelihood, self.sample_weight)
             scale = self.n_data / self._checked_batch(seen)
             if record is not None:
-                record.weights.append(w.clone())
                 record.seen.append(seen)
                 record.scale = scale
-            # The weights have them now: the memory of the draw serves the gradient.
-            place = w if self._sampled else None
-            g = self._gradient(out=place)
-            parts = (seen.loss, g, self._curvature_of(seen, scale))
-            total = parts if total is None else tuple(map(torch.add, total, parts))
+            parts = [seen.loss, self._curvature_of(seen, scale), *gradients(self._params)]
+            if self.mc_samples > 1:  # the next call may write into the same gradients
+                parts = [part / self.mc_samples for part in parts]
+            total = parts if total is None else list(map(torch.add, total, parts))
         self._iteration = record
-        if len(draws) > 1:
-            total = tuple(part / len(draws) for part in total)
-        return total
+        return total[0], total[2:], total[1]
 
-    def _draws(self, mean: Tensor) -> list[Tensor]:
-        """The next w_s ~ q, or the mean alone."""
+    def _draws(self, mean: Tensor) -> Iterator[None]:
+        """Set the weights to the next w_s ~ q, one after the other, or leave them at the mean."""
         generator = torch.Generator(mean.device)
         generator.set_state(self._state["generator"])
-        draws = self._drawn(mean, self.mc_samples, generator)
+        yield from self._drawn(mean, self.mc_samples, generator)
         self._state["generator"] = generator.get_state()
-        return draws
 
-    def _drawn(self, mean: Tensor, n_draws: int, generator: Generator) -> list[Tensor]:
+    def _drawn(self, mean: Tensor, n_draws: int, generator: Generator) -> Iterator[None]:
         if not self._sampled:
-            return [mean]
-        precision, draws = self._present_precision(), []
-        dtype = precision.factor.dtype
+            yield
+            return
+        precision = self._present_precision()
         for _ in range(n_draws):
-            z = torch.randn(len(mean), generator=generator, device=mean.device, dtype=dtype)
             if self._diagonal:
-                draws.append(torch.addcmul(mean, z, precision.factor, out=z))
+                draw(self._pieces, self._params, mean, precision.factor, generator)
             else:
-                draws.append(precision.scale(z).to(mean.dtype).add_(mean))
-        return draws
+                z = torch.randn(len(mean), generator=generator, device=mean.device,
+                                dtype=precision.factor.dtype)  # fmt: skip
+                self._set(precision.scale(z).to(mean.dtype).add_(mean))
+            yield
 
     def _curvature_of(self, seen: Observation, scale: float) -> Tensor:
         """H at the present weights: that of the batch, times N/n."""
@@ -291,23 +291,43 @@ class VariationalOptimizer(FlatOptimizer):
             C = C(linearization.outputs(seen.X))
         return linearization.ggn(seen.X, cotangents=C)[self._order][:, self._order].mul_(scale)
 
-    def _update(self, mean: Tensor, gradient: Tensor, H: Tensor) -> None:
-        """Move q, in the memory of the three; what can fail comes before anything is stored.
-
-        The gradient, and so the direction, is that of the objective over N.
-        """
-        state, delta, lr = self._state, self._per_weight("prior_precision"), self._rates()
-        beta, N = self._rate(), self.n_data
-        # A dense A may have no factor, and then S must stay as it was; a diagonal always has one.
-        S = state["curvature"]
-        S = S.lerp_(H, beta) if self._diagonal else torch.lerp(S, H, beta)
+    def _update(self, mean: Tensor, gradient: list[Tensor], H: Tensor) -> None:
+        """Move q; the gradient, and so the direction, is that of the objective over N."""
+        state, beta = self._state, self._rate()
         remaining = state["remaining"] * (1.0 - beta)
-        A = with_prior(self._corrected(S, remaining, out=H), delta, out=H)
-        precision = DiagonalPrecision(A, out=A) if self._diagonal else precision_of(A)
-        direction = self._with_momentum(_add(gradient, delta / N, mean))
-        self._set(_moved(mean, -lr * N, precision, direction, out=gradient))
-        state.update(curvature=S, remaining=remaining, step=state["step"] + 1)
-        self._precision = precision
+        if self._diagonal:
+            self._move_diagonal(mean, gradient, H, remaining)
+            self._precision = DiagonalPrecision.from_factor(H)
+        else:
+            # A may have no factor, and then S must stay as it was.
+            delta, S = self._per_weight("prior_precision"), torch.lerp(state["curvature"], H, beta)
+            A = with_prior(self._corrected(S, remaining, out=H), delta, out=H)
+            precision = precision_of(A)
+            direction = _add(torch.cat(gradient), delta / self.n_data, mean)
+            step = precision.solve(self._with_momentum(direction).to(S.dtype)).to(mean.dtype)
+            self._set(_add(mean, -self._rates() * self.n_data, step))
+            state["curvature"], self._precision = S, precision
+        state.update(remaining=remaining, step=state["step"] + 1)
+
+    def _move_diagonal(
+        self, mean: Tensor, gradient: list[Tensor], H: Tensor, remaining: float
+    ) -> None:
+        """Move S, the running gradient and μ, a piece after the other; H becomes (S + δ)^(-1/2)."""
+        state, beta, N, cut = self._state, self._rate(), self.n_data, self._pieces
+        owners = [g for g in self.param_groups for p in g["params"] if p.requires_grad]
+        groups = [g for g, sizes in zip(owners, cut.of_param, strict=True) for _ in sizes]
+        flat = (state["curvature"], state["momentum"], mean, H)
+        with writable(self._params) as weights:
+            pieces = (*map(cut.of, flat), cut.of_each(gradient), cut.of_each(weights))
+            for group, S, m, mu, h, g, w in zip(groups, *pieces, strict=True):
+                delta, keep = group["prior_precision"], group["momentum"]
+                A = torch.add(self._corrected(S.lerp_(h, beta), remaining, out=h), delta, out=h)
+                direction = torch.add(g, mu, alpha=delta / N)
+                if keep:
+                    direction = m.lerp_(direction, 1.0 - keep)
+                rate = group["lr"] / (1.0 - keep ** (state["step"] + 1))
+                torch.addcdiv(mu, direction, A, value=-rate * N, out=w)
+                A.rsqrt_()
 
     def _with_momentum(self, gradient: Tensor) -> Tensor:
         """The direction to take: the running mean of gradients, moved in its place."""
@@ -384,8 +404,7 @@ class VariationalOptimizer(FlatOptimizer):
         n_draws = self.mc_samples if n_draws is None else n_draws
         losses = []
         try:
-            for w in self._drawn(mean, n_draws, generator):
-                self._set(w)
+            for _ in self._drawn(mean, n_draws, generator):
                 with torch.enable_grad():
                     losses.append(float(closure().detach()))
         finally:
@@ -498,9 +517,9 @@ class VariationalOptimizer(FlatOptimizer):
             )
         return n
 
-    def _check_finite(self, loss: Tensor, gradient: Tensor, H: Tensor) -> None:
-        for name, value in (("loss", loss), ("gradient", gradient), ("curvature", H)):
-            total = float(value.sum())
+    def _check_finite(self, loss: Tensor, gradient: list[Tensor], H: Tensor) -> None:
+        for name, values in (("loss", [loss]), ("gradient", gradient), ("curvature", [H])):
+            total = float(sum(value.sum() for value in values))
             if not math.isfinite(total):
                 raise FloatingPointError(
                     f"The {name} is not finite ({total}) in step {self._state['step'] + 1} of "
@@ -543,19 +562,6 @@ def _add(a: Tensor, factor: Any, b: Tensor) -> Tensor:
     if isinstance(factor, Tensor):
         return a.addcmul_(factor, b)
     return a.add_(b, alpha=factor)
-
-
-def _moved(mean: Tensor, rate: Any, precision: Precision, direction: Tensor, out: Tensor) -> Tensor:
-    """μ + rate · A⁻¹ direction; of a diagonal in ``out``, which may be the direction."""
-    if not isinstance(precision, DiagonalPrecision):
-        step = precision.solve(direction.to(precision.factor.dtype)).to(mean.dtype)
-        return _add(mean, rate, step)
-    root = precision.factor
-    half = torch.mul(direction, root, out=out)
-    if isinstance(rate, Tensor):
-        half.mul_(rate)
-        rate = 1.0
-    return torch.addcmul(mean, half, root, value=rate, out=out)
 
 
 def _check_group(group: dict[str, Any]) -> None:

@@ -75,13 +75,17 @@ class DensePrecision:
 
 
 class DiagonalPrecision:
-    """A positive diagonal (n,), held as A^(-1/2): draws need it, and a solution twice.
+    """A positive diagonal (n,), held as A^(-1/2): draws need it, and a solution twice."""
 
-    ``out``: memory to hold it in, which may be A's.
-    """
+    def __init__(self, A: Tensor) -> None:
+        self.factor = torch.rsqrt(A)
 
-    def __init__(self, A: Tensor, out: Tensor | None = None) -> None:
-        self.factor = torch.rsqrt(A, out=out)
+    @classmethod
+    def from_factor(cls, factor: Tensor) -> DiagonalPrecision:
+        """Of A^(-1/2) itself, without a copy."""
+        made = cls.__new__(cls)
+        made.factor = factor
+        return made
 
     def solve(self, v: Tensor) -> Tensor:
         """v/A for v (n,) or (n, m)."""

@@ -116,7 +116,7 @@ class LeakyReLU(Dual):
         return Side(k, span=(float(low), float(k.max())))
 
     def _angles(self, k12: Tensor, left: Side, right: Side) -> tuple[Tensor, Tensor]:
-        """q = √(k11 k22) sin θ and π - θ."""
+        """q = √(k11 k22) sin θ and π - θ, the angle from q, so that in F their errors cancel."""
         k11, k22 = left.k, right.k
         small, large = (a * b for a, b in zip(left.span, right.span, strict=True))
         range_ = torch.finfo(k12.dtype)

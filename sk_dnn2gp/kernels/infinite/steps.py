@@ -31,6 +31,7 @@ __all__ = [
     "Window",
     "append",
     "chain",
+    "taps",
 ]
 
 Shape = tuple[int, ...]
@@ -87,6 +88,23 @@ class Window:
             return n_out, max(0, (n_out - 1) * self.stride + self.size - n) // 2
         before, after = self.padding
         return (n + before + after - self.dilation * (self.size - 1) - 1) // self.stride + 1, before
+
+
+@lru_cache(maxsize=256)
+def taps(window: Window, n: int) -> list[tuple[int, int, int]]:
+    """What each cell of a filter reads of n positions, the cell that reads most first.
+
+    The first position after the filter that it serves, how many, and the first that it reads.
+    """
+    n_out, before = window.fit(n)
+    found = []
+    for j in range(window.size):
+        offset = j * window.dilation - before
+        low = max(0, -(offset // window.stride))
+        high = min(n_out, (n - 1 - offset) // window.stride + 1)
+        if high > low:
+            found.append((low, high - low, low * window.stride + offset))
+    return sorted(found, key=lambda tap: -tap[1])
 
 
 def _fitted(windows: Sequence[Window], shape: Shape) -> Shape:

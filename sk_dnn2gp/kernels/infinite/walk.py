@@ -33,6 +33,7 @@ from .steps import (
     Times,
     Weights,
     Window,
+    taps,
 )
 
 __all__ = ["Plan", "State", "Tape", "Walk"]
@@ -339,25 +340,27 @@ def _patches(t: Tensor, axes: tuple[tuple[int, ...], ...], windows: Iterable[Win
 
 def box_sum(t: Tensor, axes: tuple[int, ...], window: Window) -> Tensor:
     """Sum over a window moved along the axes together (zeros outside)."""
-    n, stride = t.shape[axes[0]], window.stride
-    n_out, before = window.fit(n)
-    shape = list(t.shape)
-    for axis in axes:
-        shape[axis] = n_out
-    out = t.new_zeros(shape)
-    for j in range(window.size):
-        offset = j * window.dilation - before
-        low = max(0, -(offset // stride))  # first window whose cell lies inside
-        high = min(n_out, (n - 1 - offset) // stride + 1)
-        if high <= low:
-            continue
-        source, target = t, out
+    n = t.shape[axes[0]]
+    n_out, _ = window.fit(n)
+    out = None
+    for first, length, start in taps(window, n):
+        source = t
         for axis in axes:
-            stop = (high - 1) * stride + offset + 1
-            cells = (slice(None),) * axis + (slice(low * stride + offset, stop, stride),)
-            source, target = source[cells], target.narrow(axis, low, high - low)
+            stop = start + (length - 1) * window.stride + 1
+            source = source[(slice(None),) * axis + (slice(start, stop, window.stride),)]
+        if out is None and length == n_out:  # a copy costs less than zeros and a sum
+            out = source.clone(memory_format=torch.contiguous_format)
+            continue
+        out = _zeros(t, axes, n_out) if out is None else out
+        target = out
+        for axis in axes:
+            target = target.narrow(axis, first, length)
         target += source
-    return out
+    return _zeros(t, axes, n_out) if out is None else out
+
+
+def _zeros(t: Tensor, axes: tuple[int, ...], n: int) -> Tensor:
+    return t.new_zeros([n if axis in axes else size for axis, size in enumerate(t.shape)])
 
 
 def _cells(t: Tensor) -> tuple[Tensor, ...]:
