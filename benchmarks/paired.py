@@ -114,9 +114,7 @@ def infinite() -> Iterator[tuple[str, Callable[[], Case]]]:
         "dense": lambda: kernels.NNGPKernel(3, **options),
         "dense ntk": lambda: kernels.InfiniteNTKKernel(3, **options),
         "convnet": lambda: kernels.ConvNetKernel(7, **images),
-        "convnet ntk": lambda: kernels.ConvNetKernel(7, kind="ntk", **images),
         "resnet": lambda: kernels.ResNetKernel(**images),
-        "resnet ntk": lambda: kernels.ResNetKernel(kind="ntk", **images),
     }
     yield "NNGP of depth 3, 4000 × 784", lambda: (lambda: kernels.NNGPKernel(3)(X), norm)
     for name, kernel in kinds.items():
