@@ -5,9 +5,7 @@ recursion counts; (2) dense 2,000 × 784, a ConvNet of seven 3 × 3 layers on 20
 and the 32-layer ResNet on 50, each also as a tangent kernel ("ntk"), against peers in environments
 of their own, every one in a process of its own, rounds alternating, minima compared, matrices
 compared with neural-tangents'; CLOCK=process_time takes the processor's time; (3) with
-``--large`` the ResNet's 1,000 × 1,000 with its progress bar and peak memory; (4) with ``--workers``
-the panels of a ConvNet's matrix by two workers of a Dask cluster beside one process, in turn, each
-of one thread, and the processor's time of both. Options without a part keep its stored result.
+``--large`` the ResNet's 1,000 × 1,000 with its progress bar and peak memory.
 
     python benchmarks/bench_infinite.py --neural-tangents PYTHON --cnn-gp FOLDER
 """
@@ -21,16 +19,14 @@ import resource
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from _common import RESULTS, save, timed
-from joblib import parallel_config
+from _common import save, timed
 
-from sk_dnn2gp import ConvNetKernel, NNGPKernel, ResNetKernel
+from sk_dnn2gp import NNGPKernel, ResNetKernel
 
 HERE = Path(__file__).parent
 # For each activation: a product of variances, a product subtracted, a clamp, a negation, a product
@@ -103,51 +99,12 @@ def large(n: int, dtype: torch.dtype) -> dict[str, Any]:
     kernel = ResNetKernel(image_shape=(1, 28, 28), memory_limit=256, verbose=1, dtype=dtype)
     kernel(X[:2])
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    start = time.process_time()
     K, seconds = timed(lambda: kernel(X))
-    processor = time.process_time() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
     result = K.nbytes / 2**20
-    print(f"ResNet-32 {n} × {n} ({dtype}): {seconds:.0f} s ({processor:.0f} of the processor), "
-          f"peak {peak:.0f} MiB more (limit 256, result {result:.0f})")  # fmt: skip
-    return {
-        "n": n, "dtype": str(dtype), "threads": torch.get_num_threads(), "seconds": seconds,
-        "processor_seconds": processor, "peak_mib": peak, "result_mib": result,
-    }  # fmt: skip
-
-
-def over_workers(n: int, rounds: int) -> dict[str, Any]:
-    """Wall and processor seconds of one process and of two workers, in turn."""
-    from distributed import Client, LocalCluster
-
-    X = np.random.RandomState(0).rand(n, 784)
-    kernel = ConvNetKernel(3, image_shape=(1, 28, 28))
-    torch.set_num_threads(1)
-    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
-    one: list[tuple[float, float]] = []
-    two: list[tuple[float, float]] = []
-    with LocalCluster(processes=True, **options) as cluster, Client(cluster) as client:
-
-        def used() -> float:
-            return sum(client.run(time.process_time).values()) + time.process_time()
-
-        def by_two() -> Any:
-            with parallel_config("dask", n_jobs=2):
-                return kernel(X)
-
-        by_two()  # workers import torch
-        for _ in range(rounds):
-            for found, run in ((one, lambda: kernel(X)), (two, by_two)):
-                before = used()
-                _, seconds = timed(run)
-                found.append((seconds, used() - before))
-    ratios = [a[0] / b[0] for a, b in zip(one, two, strict=True)]
-    more = min(b[1] for b in two) / min(a[1] for a in one)
-    print(
-        f"Panels of {n} images: one process {min(one)[0]:.2f} s, two workers {min(two)[0]:.2f} s; "
-        f"ratios in turn {', '.join(f'{r:.2f}' for r in ratios)}; processor's time {more:.3f} times"
-    )
-    return {"n": n, "one": one, "two": two, "ratios": ratios, "processor_ratio": more}
+    print(f"ResNet-32 {n} × {n} ({dtype}): {seconds:.0f} s, peak {peak:.0f} MiB more (limit 256, "
+          f"result {result:.0f})")  # fmt: skip
+    return {"n": n, "dtype": str(dtype), "seconds": seconds, "peak_mib": peak, "result_mib": result}
 
 
 def main() -> None:
@@ -155,29 +112,10 @@ def main() -> None:
     parser.add_argument("--neural-tangents", metavar="PYTHON")
     parser.add_argument("--cnn-gp", metavar="FOLDER")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--cases", nargs="*", default=CASES)
+    parser.add_argument("--cases", nargs="+", default=CASES)
     parser.add_argument("--large", type=int, default=0, metavar="N")
-    parser.add_argument("--workers", type=int, default=0, metavar="N")
     args = parser.parse_args()
-    stored = RESULTS / "bench_infinite.json"
-    result: dict[str, Any] = {}
-    if stored.exists():
-        result = json.loads(stored.read_text(encoding="utf-8"))
-        del result["setting"]
-    if args.workers:
-        result["workers"] = over_workers(args.workers, args.rounds)
-    if args.cases:
-        compare(args, result)
-    if args.large:
-        result["large"] = large(args.large, torch.float64)
-    save("bench_infinite", result)
-
-
-def compare(args: Any, result: dict[str, Any]) -> None:
-    """The first two parts, stored case by case."""
-    result["gram"], result["peers"] = against_gram(4000, max(3, args.rounds)), []
-    clock = os.environ.get("CLOCK", "perf_counter")
-    result["peers_setting"] = {"clock": clock, "threads": torch.get_num_threads()}
+    result: dict[str, Any] = {"gram": against_gram(4000, max(3, args.rounds)), "peers": []}
     for case in args.cases:
         peers: dict[str, tuple] = {"ours": (sys.executable, [])}
         if args.neural_tangents:
@@ -186,6 +124,9 @@ def compare(args: Any, result: dict[str, Any]) -> None:
             peers["cnn-gp"] = (sys.executable, [args.cnn_gp])
         result["peers"].append(against_peers(case, peers, args.rounds))
         save("bench_infinite", result)
+    if args.large:
+        result["large"] = large(args.large, torch.float64)
+    save("bench_infinite", result)
 
 
 if __name__ == "__main__":
