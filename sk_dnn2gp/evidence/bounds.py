@@ -249,16 +249,17 @@ def evidence_of(
 
 
 def undecided_prior_precisions(posterior: LowRankPosterior) -> tuple[float, float]:
-    """Least and greatest multiple of δ whose upper end is above δ's own lower end, w and σ fixed.
+    """Least and greatest multiple of δ that its bracket alone cannot tell from δ, w and σ fixed.
 
-    Every δ that may be better by more than one nat lies between. (1, 1) where the bracket is
-    narrower than that.
+    Every δ that may be better by more than one nat, and is not known to be, lies between; (1, 1)
+    where there is none. What is known to be better at these weights is no matter of the bracket: a
+    search moves the weights too.
     """
     steps = np.exp(np.geomspace(_NEAREST, _FARTHEST, _MULTIPLES))
     factors = np.concatenate([1.0 / steps[::-1], [1.0], steps])
     choice = choose_prior_precision(posterior, factors)
     lower = choice.lower[_MULTIPLES]
-    open_ = factors[choice.upper > lower + NAT]
+    open_ = factors[(choice.upper > lower + NAT) & (choice.lower <= lower + NAT)]
     return (float(open_.min()), float(open_.max())) if len(open_) else (1.0, 1.0)
 
 
