@@ -96,8 +96,9 @@ nitpick_ignore_regex = [
     (r"py:.*", r"sk_dnn2gp\.linearize\.(plan|factors|network)\..*"),
     # Bases that are no public names.
     (r"py:class", r"sk_dnn2gp\.(estimators|kernels\.infinite)\.base\..*"),
-    (r"py:class", r"sk_dnn2gp\.optim\.update\..*"),
+    (r"py:class", r"sk_dnn2gp\.optim\.(update|flat)\..*"),
     (r"py:class", r"sk_dnn2gp\.estimators\.distributional\..*"),
+    (r"py:class", r"sk_dnn2gp\.evidence\.spectrum\.(Data|OverPriorAndNoise)"),
 ]
 autodoc_typehints = "none"  # docstrings say them in words
 exclude_patterns = ["generated/README*", "*.md"]
