@@ -290,7 +290,7 @@ class SecantMemory:
 
     def remember(self, s: Tensor, y: Tensor) -> None:
         """Keep a step s and the gradient's change y, if the loss is convex along the step."""
-        if not self.size or not float(s @ y) > 1e-10 * math.sqrt(float(s @ s) * float(y @ y)):
+        if not self.size or not float(s @ y) > 1e-10 * math.sqrt(s @ s) * math.sqrt(y @ y):
             return
         first = len(self) == 0
         self.S = s[None] if first else torch.cat([self.S[1 - self.size :], s[None]])
