@@ -201,7 +201,14 @@ class Minima:
             minimum = gauss_newton(start, self.tol, self.left)
         else:
             minimum = minimise(
-                start, self.factorise, factor, self.tol, self.left, is_near, _GAIN * self.scale
+                start,
+                self.factorise,
+                factor,
+                self.tol,
+                self.left,
+                is_near,
+                _GAIN * self.scale,
+                is_long=not self.freedom.is_any,
             )
         if self.freedom.is_any:  # the steps of all minima on the way to the best θ count together
             self.left = max(1, self.left - minimum.n_iter)

@@ -19,6 +19,8 @@ __all__ = ["descend"]
 # Pairs kept, the least part of a step, and how much more of a step is tried than was good for the
 # last one.
 _PAIRS, _SHORTEST, _LONGER = 30, 1e-8, 3.0
+# The part of a step, and of A's use, from which on A is worth no more on a long way down.
+_CUT, _USED = 0.5, 0.4
 
 
 def descend(
@@ -27,12 +29,14 @@ def descend(
     factor: ExactPosterior | None = None,
     gain: float = 1e-2,
     max_iter: int = 200,
+    is_long: bool = False,
 ) -> Minimum:
     """Go down until a Newton step promises less than ``gain``, by preconditioned L-BFGS.
 
     ``factorise`` gives A at a point, or None; ``factor`` is that of an earlier point; ``gain`` is
-    gᵀHg, in nats. Converged where it was met; ConvergenceError if the loss at the start is not
-    finite.
+    gᵀHg, in nats. ``is_long``: all the way under one weak prior, where A soon is another's and
+    steps with it are cut, so that a fresh one pays earlier. Converged where ``gain`` was met;
+    ConvergenceError if the loss at the start is not finite.
     """
     found = begun(start, factorise, factor)
     memory, age, longest, worth = SecantMemory(_PAIRS), 0, 1.0, steps_worth_a_factor(start)
@@ -52,7 +56,7 @@ def descend(
             memory.remember(new.w - point.w, new.gradient - point.gradient)
             found.point, found.n_iter, age = new, found.n_iter + 1, age + 1
             found.losses.append(new.loss)
-        if new is None or age == worth:
+        if new is None or age >= worth or (is_long and t < _CUT and age >= _USED * worth):
             found.factor, age = factorise(found.point), 0
             memory.forget()
     return found

@@ -49,6 +49,7 @@ def minimise(
     max_iter: int = 500,
     is_near: bool = False,
     gain: float = 1e-3,
+    is_long: bool = False,
 ) -> Minimum:
     """A true minimum: :func:`descend`, then :func:`newton`, and again where a saddle was left.
 
@@ -57,14 +58,15 @@ def minimise(
 
     ``factorise`` gives A at a point, or None; ``factor`` is that of an earlier point; ``max_iter``
     counts all steps; ``is_near`` says that a minimum is known to be next to w, so that no saddle is
-    looked for; ``gain`` are the nats that Newton's steps are left to go down at first.
+    looked for; ``gain`` are the nats that Newton's steps are left to go down at first;
+    ``is_long`` is as for :func:`descend`.
     ConvergenceError if the loss at the start is not finite.
     """
     found = begun(start, factorise, factor)
     while found.n_iter < max_iter:
         left, held = max_iter - found.n_iter, False
         if found.n_iter > 0 or start.curvature is start:  # with that of a part, Newton's are cheap
-            down = descend(found.point, factorise, found.factor, gain, left)
+            down = descend(found.point, factorise, found.factor, gain, left, is_long)
             found, held = found.then(down), not down.converged and down.n_iter == 0
         if found.n_iter >= max_iter:
             return replace(found, converged=False)
