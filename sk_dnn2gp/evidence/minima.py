@@ -204,7 +204,7 @@ class Minima:
                 start, self.factorise, factor, self.tol, self.left, is_near, _GAIN * self.scale
             )
         if self.freedom.is_any:  # the steps of all minima on the way to the best θ count together
-            self.left = max(1, self.left - minimum.n_iter)
+            self.left = max(1, self.left - minimum.n_tried)
         return minimum
 
     def _judged(self, objective: Objective, theta: float, minimum: Minimum) -> Trial:

@@ -80,7 +80,7 @@ class WatchedMinima(Minima):
             return replace(before, evidence=-math.inf)
         self._purse, self.left = "groups", min(self.left, self._left["groups"])
         trial = self._step(super().at, objective, before)
-        self._spend(trial.minimum.n_iter - before.minimum.n_iter, "groups")
+        self._spend(_tried(trial, before), "groups")
         return trial
 
     def moved(self, before: Trial, step: float, exact: bool = False) -> Trial:
@@ -90,8 +90,7 @@ class WatchedMinima(Minima):
             self.left = min(self.left, max(1, self._left[self._purse]))
         trial = self._step(super().moved, before, step, exact)
         trial.guess = before.derivative
-        steps = trial.minimum.n_iter - before.minimum.n_iter
-        self._spend(steps, *([self._purse] if exact else ["rough", "all"]))
+        self._spend(_tried(trial, before), *([self._purse] if exact else ["rough", "all"]))
         return trial
 
     @property
@@ -147,6 +146,7 @@ class WatchedMinima(Minima):
             "posterior": trial.posterior is not None,
             "converged": minimum.converged,
             "n_iter": minimum.n_iter,
+            "n_rejected": minimum.n_rejected,
             "losses": torch.tensor(minimum.losses, dtype=torch.float64),
             "left": self.left,
         }
@@ -165,7 +165,8 @@ class WatchedMinima(Minima):
             factor = self.factorise(self._objective(under).at(w))
         point = self._objective(record["found under"]).at(record["w"])
         losses = record["losses"].tolist()
-        minimum = Minimum(point, factor, record["converged"], record["n_iter"], losses)
+        counts = record["n_iter"], losses, record["n_rejected"]
+        minimum = Minimum(point, factor, record["converged"], *counts)
         self.left = record["left"]
         return Trial(record["theta"], minimum, objective, posterior, record["evidence"])
 
@@ -173,6 +174,11 @@ class WatchedMinima(Minima):
         delta, sigma = under
         likelihood = self.objective.likelihood
         return self.objective.under(likelihood if sigma is None else Gaussian(sigma), delta)
+
+
+def _tried(trial: Trial, before: Trial) -> int:
+    """Steps of the one minimum, those of the way to it left out."""
+    return trial.minimum.n_tried - before.minimum.n_iter
 
 
 def _under(objective: Objective) -> list[Any]:

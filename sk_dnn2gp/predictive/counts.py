@@ -75,7 +75,7 @@ class PoissonLognormal(Predictive):
         """
         y = np.broadcast_to(np.asarray(y, dtype=np.float64), self.mean.shape)
         a = np.maximum(np.floor(y), 0.0) + 1.0
-        over_f, total = self.log_variance * a < 1.0, np.empty(y.shape)
+        over_f, total = self.log_variance < 1.0 / a, np.empty(y.shape)
         for chosen, rule in ((over_f, _cdf_over_f), (~over_f, _cdf_over_gamma)):
             total[chosen] = rule(a[chosen], self.log_rate[chosen], self.log_variance[chosen])
         return np.where(y >= 0, np.clip(total, 0.0, 1.0), 0.0)

@@ -79,6 +79,7 @@ def newton(
         elif ratio > 0.5 and step.at_boundary:
             radius *= 4.0
         spent += step.n_products
+        found.n_rejected += ratio <= 1e-4
         if ratio > 1e-4:
             found.point, found.n_iter = new, found.n_iter + 1
             found.losses.append(new.loss)

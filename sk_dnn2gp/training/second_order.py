@@ -56,19 +56,19 @@ def minimise(
     lets it; once off the saddle, L-BFGS goes the same way for a gradient a step.
 
     ``factorise`` gives A at a point, or None; ``factor`` is that of an earlier point; ``max_iter``
-    counts all steps; ``is_near`` says that a minimum is known to be next to w, so that no saddle is
-    looked for; ``gain`` are the nats that Newton's steps are left to go down at first.
-    ConvergenceError if the loss at the start is not finite.
+    counts all steps that are tried; ``is_near`` says that a minimum is known to be next to w, so
+    that no saddle is looked for; ``gain`` are the nats that Newton's steps are left to go down at
+    first. ConvergenceError if the loss at the start is not finite.
     """
     found = begun(start, factorise, factor)
-    while found.n_iter < max_iter:
-        left, held = max_iter - found.n_iter, False
+    while found.n_tried < max_iter:
+        left, held = max_iter - found.n_tried, False
         if found.n_iter > 0 or start.curvature is start:  # with that of a part, Newton's are cheap
             down = descend(found.point, factorise, found.factor, gain, left)
             found, held = found.then(down), not down.converged and down.n_iter == 0
-        if found.n_iter >= max_iter:
+        if found.n_tried >= max_iter:
             return replace(found, converged=False)
-        left = max_iter - found.n_iter
+        left = max_iter - found.n_tried
         exact = newton(found.point, factorise, found.factor, tol, left, to_boundary=True)
         found = found.then(exact)
         fall = exact.losses[0] - exact.losses[-1]

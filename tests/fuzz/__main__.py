@@ -25,7 +25,7 @@ def main() -> int:
     )
     numbers = [int(n) for n in sys.argv[1:]] or range(first, first + count)
     tally: Counter[str] = Counter()
-    began, slowest = time.process_time(), (0.0, -1)
+    began, slowest = time.process_time(), []
     for number in numbers:
         start = time.process_time()
         case = draw(number, seed)
@@ -39,10 +39,11 @@ def main() -> int:
             print(f"{case}\n  {what[:400]}", flush=True)
             if len(numbers) < 10:
                 traceback.print_exc()
-        slowest = max(slowest, (time.process_time() - start, number))
+        slowest.append((round(time.process_time() - start, 1), number))
     done = sum(tally.values())
     seconds = time.process_time() - began
-    print(f"{done} cases of seed {seed}: {seconds:.0f} s of processor time, slowest {slowest}")
+    print(f"{done} cases of seed {seed} from {numbers[0]}: {seconds:.0f} s of processor time")
+    print(f"slowest (seconds, number): {sorted(slowest, reverse=True)[:8]}")
     for what, times in tally.most_common():
         print(f"{times:7d}  {what}")
     return int(any(what.startswith("DEFECT") for what in tally))
