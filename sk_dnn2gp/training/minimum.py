@@ -56,7 +56,7 @@ class Minimum:
     losses : list of float
         The loss before and after every step.
     n_rejected : int
-        Newton steps that were tried and not accepted: they cost as much.
+        Second-order steps that were tried and not accepted: they cost as much.
     """
 
     point: Point
