@@ -138,6 +138,11 @@ class Minima:
         """Whether there are no steps left for rough minima."""
         return False
 
+    @property
+    def is_short(self) -> bool:
+        """Whether the last true minimum took all the steps that were left."""
+        return self.left <= 1
+
     def stage(self, name: str) -> AbstractContextManager[Any]:
         """Around a part of a search; what it gives takes the ``evidence`` that the part found."""
         return nullcontext(SimpleNamespace())

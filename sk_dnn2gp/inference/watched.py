@@ -1,8 +1,8 @@
 """A search that tells of its steps, keeps them in a checkpoint, and ends where it is asked to.
 
 ``max_iter`` bounds it whole: rough minima may take three quarters of it, and the true ones what is
-left then, half of it at most; a prior for each group may take as much again. Where it is spent,
-the search goes back to the best that it knows.
+left then, half of it at most; a prior for each group, or a noise that varies, may take as much
+again. Where it is spent, the search goes back to the best that it knows.
 
 A step is a minimum of the loss at one θ. Its record holds what a Trial is made of, posteriors
 apart, which are built anew from the weights: with one thread, to the same bits.
@@ -41,7 +41,6 @@ class WatchedMinima(Minima):
         *settings: Any,
         progress: Progress,
         checkpoint: Checkpoint,
-        group_searches: int = 1,
         **more: Any,
     ) -> None:
         super().__init__(*settings, **more)
@@ -51,11 +50,7 @@ class WatchedMinima(Minima):
         self._origins: WeakKeyDictionary[Any, list[Any]] = WeakKeyDictionary()
         # Steps that are left to rough minima, to all, and to groups: of all parts of the data.
         rough = max(1, min(3 * self.max_iter // 4, self.max_iter - _KEPT))
-        self._left = {
-            "rough": rough,
-            "all": self.max_iter,
-            "groups": group_searches * self.max_iter,
-        }
+        self._left = {"rough": rough, "all": self.max_iter, "groups": self.max_iter}
         self._purse = "all"
         self._last: Trial | None = None
 
