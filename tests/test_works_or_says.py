@@ -24,6 +24,7 @@ from torch import nn
 from sk_dnn2gp import DNN2GPClassifier, DNN2GPRegressor, NNGPClassifier, evidence_path
 from sk_dnn2gp.evidence import minima
 from sk_dnn2gp.training import FirstOrder, GaussNewtonLM, NewtonCG, newton, second_order
+from sk_dnn2gp.training.objective import Point
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((40, 3))
@@ -251,6 +252,15 @@ def test_max_iter_bounds_the_whole_of_an_automatic_fit(max_iter, monkeypatch):
     assert model.score(inputs, labels) > 0.95
 
 
+def _kinked():
+    rng = np.random.default_rng(0)
+    inputs = rng.standard_normal((40, 3))
+    return inputs, np.sin(inputs.sum(1)) + 0.2 * rng.standard_normal(40)
+
+
+KINKED = _kinked()
+
+
 @pytest.mark.parametrize("solver", [NewtonCG, GaussNewtonLM])
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 def test_steps_that_are_rejected_count(solver, monkeypatch):
@@ -261,12 +271,25 @@ def test_steps_that_are_rejected_count(solver, monkeypatch):
         method = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *a, _m=method: tried.append(1) or _m(*a))
     options = {**FIXED, "prior_precision": 1e-6, "noise_std": 1e-3, "hidden_layer_sizes": (5, 5)}
-    rng = np.random.default_rng(0)
-    inputs = rng.standard_normal((40, 3))
-    y = np.sin(inputs.sum(1)) + 0.2 * rng.standard_normal(40)
-    model = DNN2GPRegressor(**options, activation="relu", solver=solver(max_iter=100))
-    model.fit(inputs, y)
+    model = DNN2GPRegressor(**options, activation="relu", solver=solver(max_iter=100)).fit(*KINKED)
     assert 20 < len(tried) <= 101 and not model.converged_
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_a_step_that_was_rejected_costs_no_product_again(monkeypatch):
+    """The next has the same directions up to a nearer boundary: none is multiplied twice."""
+    seen, again, method = set(), [], Point.hessian_product
+
+    def product(self, v):
+        key = self.w.numpy().tobytes(), v.numpy().tobytes()
+        again.append(key in seen)
+        seen.add(key)
+        return method(self, v)
+
+    monkeypatch.setattr(Point, "hessian_product", product)
+    options = {**FIXED, "prior_precision": 1e-6, "noise_std": 1e-3, "hidden_layer_sizes": (5, 5)}
+    DNN2GPRegressor(**options, activation="relu", solver=NewtonCG(max_iter=100)).fit(*KINKED)
+    assert len(again) > 10 and not any(again)
 
 
 # ------------------------------------------------------------------------------ the user's line
