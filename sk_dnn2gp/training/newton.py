@@ -114,7 +114,7 @@ def _steihaug(
     solve: Callable[[Tensor], Tensor],
     radius: float,
     accuracy: float,
-    known: list[Tensor],
+    known: list[Tensor] | None = None,
 ) -> _Step:
     """The minimum of the quadratic model within ‖z‖_A ≤ radius, as far as CG goes.
 
@@ -122,6 +122,7 @@ def _steihaug(
     products of the same way with a larger radius, and takes those that are new: a step that was
     rejected costs none again.
     """
+    known = [] if known is None else known
     z, r = torch.zeros_like(point.w), point.gradient.clone()
     Hz = torch.zeros_like(z)
     y = solve(r)

@@ -142,11 +142,11 @@ def gauss_newton(
             new, gain = _tried(point, x, damping if len(memory) == 0 else 0.0)
             if new is not None and gain > 0:
                 break
+            found.n_rejected += 1
             if gain == 0.0 or damping > ceiling or found.n_tried >= max_iter:
                 decrement = math.inf if x is None else float(point.gradient @ x)
                 found.converged = gain == 0.0 and decrement <= DECREMENT
                 return found
-            found.n_rejected += 1
             memory.forget()
             damping = max(damping * growth, 1e-12 * curvature.scale)
             growth *= 2.0
