@@ -128,7 +128,9 @@ class Ordinal(Likelihood):
     def _ends(self, f: Tensor) -> tuple[Tensor, Tensor]:
         """Upper and lower end of f's range for every category, each (C,)."""
         if self.thresholds is None:
-            raise ValueError("Ordinal() needs thresholds where normalize_y=False.")
+            raise ValueError(
+                "likelihood=Ordinal() needs thresholds where normalize_y=False or net is frozen."
+            )
         c, infinity = f.new_tensor(self.thresholds), f.new_tensor([math.inf])
         return torch.cat([c, infinity]), torch.cat([-infinity, c])
 
