@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+from scipy.special import expit
 from scipy.stats import poisson, t
 from sklearn.base import clone
 from sklearn.linear_model import PoissonRegressor
@@ -120,6 +121,22 @@ def test_counts_of_any_size_and_spread(m, V):
     assert one.cdf([[-1]]).item() == 0 and one.log_density([[0.5]]).item() == -np.inf
 
 
+@pytest.mark.filterwarnings("error")
+def test_counts_that_are_out_of_reach():
+    """Of rates beyond 2^53 and beyond float64: a median, infinity or a density, and no NaN."""
+    m, V = np.array([[40.0], [500.0], [800.0]]), np.array([[0.3], [300.0], [900.0]])
+    law = PoissonLognormal(m, V)
+    np.testing.assert_allclose(law.quantile(0.5)[:2, 0], np.exp([40.0, 500.0]), rtol=1e-9)
+    assert law.quantile(0.5)[2] == law.mean[2] == law.variance[2] == np.inf
+    covariance = law.joint_covariance(np.zeros((3, 3, 1)))[..., 0]
+    assert (covariance[~np.eye(3, dtype=bool)] == 0).all()  # of an infinite mean too
+    # By mpmath with 30 digits, over 40 widths of the peak on both sides.
+    low, high = -14645.850815929689, -105437.31013225229
+    law = PoissonLognormal(np.array([[300.0], [800.0]]), np.full((2, 1), 3.0))
+    found = law.log_density(np.array([[0.0], [3.0]]))
+    np.testing.assert_allclose(found[:, 0], [low, high], rtol=1e-13)
+
+
 def test_counts_in_the_estimator():
     """E[y], its parts, intervals and draws all of one predictive distribution."""
     model = DNN2GPRegressor(likelihood=Poisson(), **FIXED).fit(X, COUNTS)
@@ -208,6 +225,28 @@ def test_what_is_no_ordered_category():
         DNN2GPRegressor(likelihood=Ordinal(), normalize_y=False).fit(X, np.sign(CURVE) + 1)
     sure = Ordinal(1e-3, (0.0,)).predictive(torch.tensor([[-9.0], [9.0]]), torch.zeros(2, 1))
     assert sure.quantile(0.5).tolist() == [[0.0], [1.0]]
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.2, 0.03])
+def test_categories_that_are_narrow_beside_what_is_known_of_f(scale):
+    """Moments, probabilities and densities by steps of 1e-4 √V: s = √V/47 is no matter."""
+    law, c = Ordinal(scale, (-1.0, 0.0, 1.0)), np.array([-1.0, 0.0, 1.0])
+    m, V = np.array([0.3, -2.0]), np.array([2.0, 0.5])
+    one = law.predictive(torch.tensor(m)[:, None], torch.tensor(V)[:, None])
+    z = np.linspace(-10.0, 10.0, 200_001)
+    weight = np.exp(-0.5 * z**2) / np.exp(-0.5 * z**2).sum()
+    above = expit((m[:, None, None] + np.sqrt(V)[:, None, None] * z - c[:, None]) / scale)
+    mean = above.sum(1)
+    np.testing.assert_allclose(one.mean[:, 0], mean @ weight, atol=1e-12)
+    centred = (mean - (mean @ weight)[:, None]) ** 2
+    np.testing.assert_allclose(one.epistemic[:, 0], centred @ weight, atol=1e-11)
+    squares = (above * np.array([1.0, 3.0, 5.0])[:, None]).sum(1)  # E[y²] = Σ (2k - 1) P(y ≥ k)
+    np.testing.assert_allclose(one.aleatoric[:, 0], (squares - mean**2) @ weight, atol=1e-11)
+    for k in range(3):
+        cdf = (1.0 - above[:, k]) @ weight
+        np.testing.assert_allclose(one.cdf(np.full((2, 1), k))[:, 0], cdf, atol=1e-12)
+    p = np.exp([one.log_density(np.full((2, 1), k))[:, 0] for k in range(4)])
+    np.testing.assert_allclose(p.cumsum(0)[:3].T, 1.0 - above @ weight, atol=1e-12)
 
 
 def test_large_counts_are_gaussian():

@@ -15,10 +15,12 @@ from torch import nn
 import sk_dnn2gp
 from sk_dnn2gp import DNN2GPRegressor, MixtureRegressor, log_predictive_density_scorer
 from sk_dnn2gp.likelihoods import DiagonalGaussian, Gaussian, HeteroscedasticGaussian
+from sk_dnn2gp.posterior import SubsetOfData
 from sk_dnn2gp.predictive import NormalLognormal
 from sk_dnn2gp.training import NewtonCG
 
 from .likelihood_contract import check
+from .reference import jacobian
 
 RNG = np.random.default_rng(0)
 X = RNG.uniform(-2, 2, (120, 1))
@@ -480,6 +482,22 @@ def test_known_noise_is_scikit_learns():
     level = 1 / np.sqrt(np.mean(1 / SIGMA**2))
     assert model.noise_std_ == pytest.approx(level, rel=1e-12)
     np.testing.assert_allclose(model.to_gaussian_process().alpha, SIGMA**2)
+
+
+def test_the_evidence_of_some_rows_of_known_noise():
+    """Of the rows that were chosen, whose weights sum to another number than in all."""
+    model = DNN2GPRegressor(
+        hidden_layer_sizes=(4,), prior_precision=0.5, random_state=0,
+        posterior=SubsetOfData(30, random_state=0),
+    ).fit(X, Y, noise_std=SIGMA)  # fmt: skip
+    rows = model.posterior_indices_
+    J = jacobian(model.module_, torch.tensor(X[rows])).numpy()
+    half = J * (model.y_scale_ / SIGMA[rows, None])
+    log_det = np.linalg.slogdet(np.eye(30) + half @ half.T / 0.5)[1]
+    w = model.linear_model_.weights
+    log_p = norm.logpdf(Y[rows], model.predict(X[rows]), SIGMA[rows]).sum()
+    expected = log_p - 0.25 * float(w @ w) - 0.5 * log_det
+    assert model.log_marginal_likelihood() == pytest.approx(expected, rel=1e-10)
 
 
 def test_known_noise_is_kept_and_its_factor_found(tmp_path):

@@ -1,6 +1,7 @@
 """Mixtures of processes: total mean and variance, densities, quantiles; one member is itself."""
 
 import pickle
+import warnings
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from sk_dnn2gp.likelihoods import Poisson, StudentT
 from sk_dnn2gp.plotting import CoverageDisplay, PredictiveDisplay
 from sk_dnn2gp.posterior import SubsetOfData
 from sk_dnn2gp.predictive import Mixture, Normal
+from sk_dnn2gp.training import NewtonCG
 
 RNG = np.random.default_rng(0)
 X = np.r_[RNG.uniform(-3, -1, (20, 1)), RNG.uniform(1, 3, (20, 1))]
@@ -278,6 +280,18 @@ def test_a_shared_search_of_one_is_the_one(options):
         np.testing.assert_array_equal(one._fit_sample_weight, plain._fit_sample_weight)
     law = several.predict_distribution(GAP)
     np.testing.assert_allclose(law.cdf(law.quantile(0.9)), 0.9, atol=1e-9)
+
+
+def test_a_shared_search_that_is_spent_says_how_many_it_gave():
+    member = DNN2GPRegressor(**AUTO, solver=NewtonCG(max_iter=60))
+    shared = MixtureRegressor(member, n_estimators=6, search="shared", random_state=0)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        shared.fit(X, Y)
+    n = len(shared.estimators_)
+    assert n < 6 and len(shared.weights_) == n
+    told = [str(one.message) for one in caught if "starts were kept" in str(one.message)]
+    assert len(told) == 1 and told[0].startswith(f"{n} of 6 starts") and "max_iter" in told[0]
 
 
 def test_classes_of_a_shared_search():

@@ -23,7 +23,8 @@ from torch import nn
 
 from sk_dnn2gp import DNN2GPClassifier, DNN2GPRegressor, NNGPClassifier, evidence_path
 from sk_dnn2gp.evidence import minima
-from sk_dnn2gp.training import FirstOrder, NewtonCG
+from sk_dnn2gp.training import FirstOrder, GaussNewtonLM, NewtonCG, newton, second_order
+from sk_dnn2gp.training.objective import Point
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((40, 3))
@@ -233,14 +234,14 @@ def test_two_or_three_rows_take_little(make, n):
 @pytest.mark.parametrize("max_iter", [300, 500])
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 def test_max_iter_bounds_the_whole_of_an_automatic_fit(max_iter, monkeypatch):
-    """Steps of every minimum on the way, rough ones too; it was 8,864 at 500."""
+    """Steps of every minimum on the way, rough and rejected ones too; it was 8,864 at 500."""
     taken = []
     for name in ("descend", "minimise"):
         method = getattr(minima, name)
 
         def counting(*given, _method=method, **more):
             found = _method(*given, **more)
-            taken.append(found.n_iter)
+            taken.append(found.n_tried)
             return found
 
         monkeypatch.setattr(minima, name, counting)
@@ -249,6 +250,46 @@ def test_max_iter_bounds_the_whole_of_an_automatic_fit(max_iter, monkeypatch):
     model.fit(inputs, labels)
     assert 0 < sum(taken) <= max_iter
     assert model.score(inputs, labels) > 0.95
+
+
+def _kinked():
+    rng = np.random.default_rng(0)
+    inputs = rng.standard_normal((40, 3))
+    return inputs, np.sin(inputs.sum(1)) + 0.2 * rng.standard_normal(40)
+
+
+KINKED = _kinked()
+
+
+@pytest.mark.parametrize("solver", [NewtonCG, GaussNewtonLM])
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_steps_that_are_rejected_count(solver, monkeypatch):
+    """On kinks of relu most are: Newton tried 920 of them at 100."""
+    tried = []
+    for name in ("_steihaug", "_tried"):
+        module = {"_steihaug": newton, "_tried": second_order}[name]
+        method = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, _m=method: tried.append(1) or _m(*a))
+    options = {**FIXED, "prior_precision": 1e-6, "noise_std": 1e-3, "hidden_layer_sizes": (5, 5)}
+    model = DNN2GPRegressor(**options, activation="relu", solver=solver(max_iter=100)).fit(*KINKED)
+    assert 20 < len(tried) <= 101 and not model.converged_
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_a_step_that_was_rejected_costs_no_product_again(monkeypatch):
+    """The next has the same directions up to a nearer boundary: none is multiplied twice."""
+    seen, again, method = set(), [], Point.hessian_product
+
+    def product(self, v):
+        key = self.w.numpy().tobytes(), v.numpy().tobytes()
+        again.append(key in seen)
+        seen.add(key)
+        return method(self, v)
+
+    monkeypatch.setattr(Point, "hessian_product", product)
+    options = {**FIXED, "prior_precision": 1e-6, "noise_std": 1e-3, "hidden_layer_sizes": (5, 5)}
+    DNN2GPRegressor(**options, activation="relu", solver=NewtonCG(max_iter=100)).fit(*KINKED)
+    assert len(again) > 10 and not any(again)
 
 
 # ------------------------------------------------------------------------------ the user's line

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, clone
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import Tags
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
@@ -32,6 +33,7 @@ from .._utils.progress import CallbackSupport, Progress
 from .._utils.random import draw_seed, torch_generator
 from .._utils.rows import as_rows, moments
 from .._utils.tensor_file import read, write
+from .._utils.warn import warn
 from ..evidence.freedom import Freedom
 from ..inference import SWAG, LinearizedVariational, Result
 from ..inference.laplace import Task, by_gradients, fit_laplace
@@ -241,12 +243,18 @@ class BaseDNN2GP(ProcessMixin, Documented, CallbackSupport, BaseEstimator):
         Returns
         -------
         list of estimators
-            At most ``n_starts``: one without a finite evidence is left out.
+            At most ``n_starts``: one without a finite evidence is left out, and so are those that
+            had not begun when the solver's ``max_iter`` was spent or a callback stopped the search.
 
         Raises
         ------
         ValueError
             As ``fit``, or if a ``checkpoint`` is given.
+
+        Warns
+        -----
+        ConvergenceWarning
+            If there are fewer than ``n_starts``.
         """
         if given.get("checkpoint") is not None:
             raise ValueError("fit_starts keeps no checkpoint: leave checkpoint out, or call fit.")
@@ -255,6 +263,13 @@ class BaseDNN2GP(ProcessMixin, Documented, CallbackSupport, BaseEstimator):
         best.fit(X, y, **given)
         others = best._others
         del best._keeps_starts, best._others
+        if len(others) + 1 < n_starts:
+            warn(
+                f"{len(others) + 1} of {n_starts} starts were kept: the others had no finite "
+                "evidence, or had not begun when max_iter was spent or the search was stopped. "
+                "Raise max_iter of the solver, as solver=NewtonCG(max_iter=...), or ask for fewer.",
+                ConvergenceWarning,
+            )
         return [best, *(best._as_another(result) for result in others)]
 
     _keeps_starts = False

@@ -212,7 +212,8 @@ class MixtureRegressor(DistributionMixin, MultiOutputMixin, RegressorMixin, _Bas
     ----------
     estimators_ : list of DNN2GPRegressor
     weights_ : ndarray of shape (n_estimators,)
-        Fewer where a start of a shared search had no finite evidence.
+        Fewer, with a warning, where starts of a shared search had no finite evidence or were not
+        begun before the solver's ``max_iter`` was spent.
     best_index_ : int
         Of the highest evidence.
     best_estimator_ : DNN2GPRegressor
@@ -427,7 +428,8 @@ class MixtureClassifier(ClassifierMixin, _BaseMixture):
     estimators_ : list of DNN2GPClassifier
     classes_ : ndarray of shape (n_classes,)
     weights_ : ndarray of shape (n_estimators,)
-        Fewer where a start of a shared search had no finite evidence.
+        Fewer, with a warning, where starts of a shared search had no finite evidence or were not
+        begun before the solver's ``max_iter`` was spent.
     best_index_ : int
         Of the highest evidence.
     best_estimator_ : DNN2GPClassifier

@@ -35,9 +35,10 @@ def known_noise(
     """Known noise σᵢ of rows as one level, with weights level²/σᵢ² of the same sum.
 
     ``noise_std`` (n_samples,) in the units of y, as the level. Returns the level (None where no
-    noise is given), the weights that turn it into σᵢ, and what that takes from log p of each row:
-    ½ log level²/σᵢ². ValueError if the regressor has another noise too, or one is not a positive
-    finite number.
+    noise is given), the weights that turn it into σᵢ, and what log p of each row has more than by
+    those: of its normaliser, which the weights count too, s/2 log level²/σᵢ² and that of the level
+    as often as the two weights differ (0 over all rows). ValueError if the regressor has another
+    noise too, or one is not a positive finite number.
     """
     if noise_std is None:
         return None, weight, np.zeros(len(y))
@@ -56,4 +57,6 @@ def known_noise(
         )
     level2 = weight.sum() / (weight / sigma**2).sum()
     ratio = level2 / sigma**2
-    return math.sqrt(level2), weight * ratio, 0.5 * weight * np.log(ratio)
+    seen = weight * ratio
+    more = 0.5 * weight * np.log(ratio) + 0.5 * (seen - weight) * math.log(2.0 * math.pi * level2)
+    return math.sqrt(level2), seen, more

@@ -49,6 +49,9 @@ class _RegressionPredictions(DistributionMixin, BaseDNN2GP):
         ------
         ValueError
             If both ``return_std`` and ``return_cov`` are asked for.
+        NotImplementedError
+            If ``return_cov`` is asked of a likelihood without a joint covariance, as ordered
+            categories: take ``sample_y``.
         """
         if return_std and return_cov:
             raise ValueError("At most one of return_std or return_cov can be requested.")

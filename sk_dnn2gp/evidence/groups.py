@@ -116,12 +116,15 @@ def choose_groups(minima: Minima, start: Found, index: Tensor, n_groups: int) ->
         if minima.freedom.noise_std:
             likelihood = Gaussian(math.exp(theta[-1]))
         trial = minima.at(best.objective.under(likelihood, delta), best)
+        short = minima.is_short  # what is no minimum has no evidence to go by
         if trial.evidence >= best.evidence + _GAIN:
             best, trust = trial, min(_TRUST, 2.0 * trust)
             evidence = _evidence(best, index)
         elif trust > _LEAST_TRUST:
             trust *= 0.5
         else:
+            break
+        if short:
             break
     minima.left = minima.max_iter
     return found(minima, *polish(minima, best))

@@ -138,6 +138,11 @@ class Minima:
         """Whether there are no steps left for rough minima."""
         return False
 
+    @property
+    def is_short(self) -> bool:
+        """Whether the last true minimum took all the steps that were left."""
+        return self.left <= 1
+
     def stage(self, name: str) -> AbstractContextManager[Any]:
         """Around a part of a search; what it gives takes the ``evidence`` that the part found."""
         return nullcontext(SimpleNamespace())
@@ -211,7 +216,7 @@ class Minima:
                 is_long=not self.freedom.is_any,
             )
         if self.freedom.is_any:  # the steps of all minima on the way to the best θ count together
-            self.left = max(1, self.left - minimum.n_iter)
+            self.left = max(1, self.left - minimum.n_tried)
         return minimum
 
     def _judged(self, objective: Objective, theta: float, minimum: Minimum) -> Trial:

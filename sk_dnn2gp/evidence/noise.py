@@ -34,10 +34,13 @@ from .search import Found, found, resumed
 __all__ = ["awake", "choose_noise_head", "head_group", "noise_head"]
 
 # How much stronger the means' prior is on the way; factor by which δ_s falls in a step, at most so
-# many steps, and so many of lower evidence. δ_s that stands for infinity, beside the data's.
+# many steps, and so many in a row of lower evidence, or short of a minimum. δ_s that stands for
+# infinity, beside the data's.
 _FIRMER, _STEP, _STEPS, _PATIENCE, _INFINITE = 2.5, 4.0, 9, 2, 1e4
 # Of the minima on the way: ‖∇loss‖ ≤ tol (1 + |loss|), and steps.
 _TOL, _FEW = 1e-6, 250
+# And of a true one at most.
+_MOST = 1000
 # Nats a row behind constant noise that the other δ do not make up for.
 _HOPELESS = 0.1
 # Derivatives of g below this part of the largest are none.
@@ -89,6 +92,8 @@ def choose_noise_head(
     if best.evidence < constant.evidence - _HOPELESS * minima.objective.data.total_weight:
         return found(minima, constant)
     exact = _at(minima, best, likelihood, best.objective.prior_precision, head)
+    if minima.is_short:
+        return found(minima, max(constant, exact, key=lambda trial: trial.evidence))
     varying = choose_groups(_rough(minima), found(minima, exact), index, n_groups)
     delta = varying.objective.prior_precision
     last = _at(minima, resumed(minima, varying), likelihood, delta, head)
@@ -97,13 +102,14 @@ def choose_noise_head(
 
 def _on_the_way(minima: Minima, first: Trial, head: Tensor) -> Trial:
     """The best of falling δ_s, up to where the evidence falls too."""
-    here, best, lower = first, first, 0
+    here, best, lower, short, minima = first, first, 0, 0, _rough(minima)
     for _ in range(_STEPS):
         objective = here.objective
         weaker = torch.where(head, 1.0 / _STEP, 1.0) * objective.prior_precision
-        here = _at(_rough(minima), here, objective.likelihood, weaker, head)
+        here = _at(minima, here, objective.likelihood, weaker, head)
         best, lower = (here, 0) if here.evidence > best.evidence else (best, lower + 1)
-        if lower >= _PATIENCE:
+        short = short + 1 if minima.is_short else 0
+        if lower >= _PATIENCE or short > _PATIENCE:
             break
     return best
 
@@ -119,7 +125,7 @@ def _at(
     minima: Minima, before: Trial, likelihood: Likelihood, delta: Tensor, head: Tensor
 ) -> Trial:
     """The minimum of another objective, begun where ``before`` stands."""
-    minima.left = minima.max_iter  # of each minimum: there are many
+    minima.left = min(minima.max_iter, _MOST)  # of each minimum: there are many
     objective = minima.objective.under(likelihood, delta)
     w = awake(objective, before.w, head)
     return minima.at(

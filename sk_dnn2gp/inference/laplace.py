@@ -213,8 +213,6 @@ def _minima(task: Task, solver: FullBatch, objective: Objective, freedom: Freedo
         conditional=task.conditional,
         progress=task.progress,
         checkpoint=task.checkpoint,
-        # A noise that varies is looked for along a way of its own.
-        group_searches=4 if objective.likelihood.outputs_per_target > 1 else 1,
     )
 
 

@@ -1,8 +1,8 @@
 """A search that tells of its steps, keeps them in a checkpoint, and ends where it is asked to.
 
 ``max_iter`` bounds it whole: rough minima may take three quarters of it, and the true ones what is
-left then, half of it at most; a prior for each group may take as much again. Where it is spent,
-the search goes back to the best that it knows.
+left then, half of it at most; a prior for each group, or a noise that varies, may take as much
+again. Where it is spent, the search goes back to the best that it knows.
 
 A step is a minimum of the loss at one θ. Its record holds what a Trial is made of, posteriors
 apart, which are built anew from the weights: with one thread, to the same bits.
@@ -41,7 +41,6 @@ class WatchedMinima(Minima):
         *settings: Any,
         progress: Progress,
         checkpoint: Checkpoint,
-        group_searches: int = 1,
         **more: Any,
     ) -> None:
         super().__init__(*settings, **more)
@@ -51,11 +50,7 @@ class WatchedMinima(Minima):
         self._origins: WeakKeyDictionary[Any, list[Any]] = WeakKeyDictionary()
         # Steps that are left to rough minima, to all, and to groups: of all parts of the data.
         rough = max(1, min(3 * self.max_iter // 4, self.max_iter - _KEPT))
-        self._left = {
-            "rough": rough,
-            "all": self.max_iter,
-            "groups": group_searches * self.max_iter,
-        }
+        self._left = {"rough": rough, "all": self.max_iter, "groups": self.max_iter}
         self._purse = "all"
         self._last: Trial | None = None
 
@@ -80,7 +75,7 @@ class WatchedMinima(Minima):
             return replace(before, evidence=-math.inf)
         self._purse, self.left = "groups", min(self.left, self._left["groups"])
         trial = self._step(super().at, objective, before)
-        self._spend(trial.minimum.n_iter - before.minimum.n_iter, "groups")
+        self._spend(_tried(trial, before), "groups")
         return trial
 
     def moved(self, before: Trial, step: float, exact: bool = False) -> Trial:
@@ -90,8 +85,7 @@ class WatchedMinima(Minima):
             self.left = min(self.left, max(1, self._left[self._purse]))
         trial = self._step(super().moved, before, step, exact)
         trial.guess = before.derivative
-        steps = trial.minimum.n_iter - before.minimum.n_iter
-        self._spend(steps, *([self._purse] if exact else ["rough", "all"]))
+        self._spend(_tried(trial, before), *([self._purse] if exact else ["rough", "all"]))
         return trial
 
     @property
@@ -147,6 +141,7 @@ class WatchedMinima(Minima):
             "posterior": trial.posterior is not None,
             "converged": minimum.converged,
             "n_iter": minimum.n_iter,
+            "n_rejected": minimum.n_rejected,
             "losses": torch.tensor(minimum.losses, dtype=torch.float64),
             "left": self.left,
         }
@@ -165,7 +160,8 @@ class WatchedMinima(Minima):
             factor = self.factorise(self._objective(under).at(w))
         point = self._objective(record["found under"]).at(record["w"])
         losses = record["losses"].tolist()
-        minimum = Minimum(point, factor, record["converged"], record["n_iter"], losses)
+        counts = record["n_iter"], losses, record["n_rejected"]
+        minimum = Minimum(point, factor, record["converged"], *counts)
         self.left = record["left"]
         return Trial(record["theta"], minimum, objective, posterior, record["evidence"])
 
@@ -173,6 +169,11 @@ class WatchedMinima(Minima):
         delta, sigma = under
         likelihood = self.objective.likelihood
         return self.objective.under(likelihood if sigma is None else Gaussian(sigma), delta)
+
+
+def _tried(trial: Trial, before: Trial) -> int:
+    """Steps of the one minimum, those of the way to it left out."""
+    return trial.minimum.n_tried - before.minimum.n_iter
 
 
 def _under(objective: Objective) -> list[Any]:

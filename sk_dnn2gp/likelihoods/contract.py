@@ -128,7 +128,17 @@ class Likelihood:
         def cdf(f: NDArray, y: NDArray) -> NDArray:
             return self.cdf(torch.tensor(f), torch.tensor(y)).numpy()
 
-        return Quadrature(f.numpy(), V.numpy(), moments, log_density, cdf, self.is_discrete)
+        n_nodes = self.n_nodes(float(V.max()))
+        return Quadrature(
+            f.numpy(), V.numpy(), moments, log_density, cdf, self.is_discrete, n_nodes
+        )
+
+    def n_nodes(self, variance: float) -> int:
+        """Nodes of :class:`~sk_dnn2gp.predictive.Quadrature` for variances of f up to this one.
+
+        More where p(y | f) changes much within √V.
+        """
+        return 97
 
 
 def identities(f: Tensor) -> Tensor:

@@ -116,6 +116,10 @@ class Ordinal(Likelihood):
         inside = torch.sigmoid((upper[y.clamp(0, len(upper) - 1).long()] - f) / self.scale)
         return torch.where(y < 0, 0.0, inside)
 
+    def n_nodes(self, variance: float) -> int:
+        # The sigmoid has poles at πs; beyond the most, what is left is a step's, below 2e-3.
+        return max(97, min(4096, math.ceil(18.0 * math.sqrt(variance) / (0.6 * self.scale))))
+
     def sample(self, f: Tensor, generator: Generator | None = None) -> Tensor:
         uniform = torch.rand(f.shape, dtype=torch.float64, generator=generator).to(f)
         below = self._of_all(f)[0].cumsum(-1)[..., :-1]
@@ -124,7 +128,9 @@ class Ordinal(Likelihood):
     def _ends(self, f: Tensor) -> tuple[Tensor, Tensor]:
         """Upper and lower end of f's range for every category, each (C,)."""
         if self.thresholds is None:
-            raise ValueError("Ordinal() needs thresholds where normalize_y=False.")
+            raise ValueError(
+                "likelihood=Ordinal() needs thresholds where normalize_y=False or net is frozen."
+            )
         c, infinity = f.new_tensor(self.thresholds), f.new_tensor([math.inf])
         return torch.cat([c, infinity]), torch.cat([-infinity, c])
 

@@ -145,8 +145,10 @@ def inverted(distribution: Predictive, q: float, low: NDArray, high: NDArray) ->
 
 def _bisected(distribution: Predictive, q: float, low: NDArray, high: NDArray) -> NDArray:
     """The least whole number with P(y ≤ it) ≥ q, above ``low`` and up to ``high``."""
-    while (high - low > 1).any():
+    # Beyond 2^53 float64 has not every whole number: until there is none between.
+    while True:
         middle = np.floor(0.5 * (low + high))
+        if not ((low < middle) & (middle < high)).any():
+            return high
         enough = distribution.cdf(middle) >= q
         low, high = np.where(enough, low, middle), np.where(enough, middle, high)
-    return high

@@ -55,6 +55,8 @@ class Minimum:
         Accepted steps.
     losses : list of float
         The loss before and after every step.
+    n_rejected : int
+        Second-order steps that were tried and not accepted: they cost as much.
     """
 
     point: Point
@@ -62,11 +64,18 @@ class Minimum:
     converged: bool = False
     n_iter: int = 0
     losses: list[float] = field(default_factory=list)
+    n_rejected: int = 0
+
+    @property
+    def n_tried(self) -> int:
+        """Steps, accepted or not: what a budget is spent by."""
+        return self.n_iter + self.n_rejected
 
     def then(self, second: Minimum) -> Minimum:
         """This way and one from its end, as one."""
         losses = self.losses + second.losses[1:]
-        return replace(second, n_iter=self.n_iter + second.n_iter, losses=losses)
+        n_iter, n_rejected = self.n_iter + second.n_iter, self.n_rejected + second.n_rejected
+        return replace(second, n_iter=n_iter, losses=losses, n_rejected=n_rejected)
 
 
 def begun(start: Point, factorise: Factorise, factor: ExactPosterior | None) -> Minimum:

@@ -57,6 +57,8 @@ def newton(
     """
     found = begun(start, factorise, factor)
     radius, spent, worth = math.nan, 0, steps_worth_a_factor(start)
+    known: list[Tensor] = []
+    factored: Point | None = None
     for _ in range(max_iter):
         point = found.point
         norm = float(point.gradient.norm())
@@ -71,7 +73,7 @@ def newton(
         # A step can be no better than its Hessian, which may be that of a part of the rows.
         fine = math.sqrt(norm / (1.0 + abs(point.loss)))
         accuracy = min(0.1, fine) if point.curvature is point else 0.1
-        step = _steihaug(point, solve, radius, accuracy)
+        step = _steihaug(point, solve, radius, accuracy, known)
         new = point.objective.at(point.w + step.z)
         ratio = _decrease(point, new, step) / max(step.predicted, 1e-300)
         if ratio < 0.25:
@@ -79,8 +81,9 @@ def newton(
         elif ratio > 0.5 and step.at_boundary:
             radius *= 4.0
         spent += step.n_products
+        found.n_rejected += ratio <= 1e-4
         if ratio > 1e-4:
-            found.point, found.n_iter = new, found.n_iter + 1
+            found.point, found.n_iter, known = new, found.n_iter + 1, []
             found.losses.append(new.loss)
             if to_boundary and step.at_boundary:
                 break
@@ -91,7 +94,9 @@ def newton(
         elif radius < 1e-10 * math.sqrt(point.squares):
             break
         if spent >= (worth if step.n_products >= _OLD else _KEPT * worth):
-            found.factor, spent = factorise(found.point), 0
+            spent = 0
+            if factored is not found.point:  # where steps were rejected it is of this very point
+                found.factor, factored, known = factorise(found.point), found.point, []
     return found
 
 
@@ -105,12 +110,19 @@ class _Step:
 
 
 def _steihaug(
-    point: Point, solve: Callable[[Tensor], Tensor], radius: float, accuracy: float
+    point: Point,
+    solve: Callable[[Tensor], Tensor],
+    radius: float,
+    accuracy: float,
+    known: list[Tensor] | None = None,
 ) -> _Step:
     """The minimum of the quadratic model within ‖z‖_A ≤ radius, as far as CG goes.
 
-    Norms in A are kept by recursion, so that A itself is never multiplied with.
+    Norms in A are kept by recursion, so that A itself is never multiplied with. ``known`` are the
+    products of the same way with a larger radius, and takes those that are new: a step that was
+    rejected costs none again.
     """
+    known = [] if known is None else known
     z, r = torch.zeros_like(point.w), point.gradient.clone()
     Hz = torch.zeros_like(z)
     y = solve(r)
@@ -118,8 +130,10 @@ def _steihaug(
     first, zz, zd, dd = ry, 0.0, 0.0, ry
     n_products = 0
     while n_products < _PRODUCTS:
+        if n_products == len(known):
+            known.append(point.curvature.hessian_product(d))
+        Hd = known[n_products]
         n_products += 1
-        Hd = point.curvature.hessian_product(d)
         curvature = float(d @ Hd)
         a = ry / curvature if curvature > 1e-12 * dd else math.inf
         longer = zz + 2.0 * a * zd + a * a * dd if math.isfinite(a) else math.inf

@@ -57,20 +57,20 @@ def minimise(
     lets it; once off the saddle, L-BFGS goes the same way for a gradient a step.
 
     ``factorise`` gives A at a point, or None; ``factor`` is that of an earlier point; ``max_iter``
-    counts all steps; ``is_near`` says that a minimum is known to be next to w, so that no saddle is
-    looked for; ``gain`` are the nats that Newton's steps are left to go down at first;
-    ``is_long`` is as for :func:`descend`.
-    ConvergenceError if the loss at the start is not finite.
+    counts all steps that are tried; ``is_near`` says that a minimum is known to be next to w, so
+    that no saddle is looked for; ``gain`` are the nats that Newton's steps are left to go down at
+    first; ``is_long`` is as for :func:`descend`. ConvergenceError if the loss at the start is not
+    finite.
     """
     found = begun(start, factorise, factor)
-    while found.n_iter < max_iter:
-        left, held = max_iter - found.n_iter, False
+    while found.n_tried < max_iter:
+        left, held = max_iter - found.n_tried, False
         if found.n_iter > 0 or start.curvature is start:  # with that of a part, Newton's are cheap
             down = descend(found.point, factorise, found.factor, gain, left, is_long)
             found, held = found.then(down), not down.converged and down.n_iter == 0
-        if found.n_iter >= max_iter:
+        if found.n_tried >= max_iter:
             return replace(found, converged=False)
-        left = max_iter - found.n_iter
+        left = max_iter - found.n_tried
         exact = newton(found.point, factorise, found.factor, tol, left, to_boundary=True)
         found = found.then(exact)
         fall = exact.losses[0] - exact.losses[-1]
@@ -132,7 +132,7 @@ def gauss_newton(
         point = found.point
         norm = float(point.gradient.norm())
         found.converged = norm <= tol * (1.0 + abs(point.loss))
-        if found.converged or found.n_iter >= max_iter:
+        if found.converged or found.n_tried >= max_iter:
             return found
         curvature = _curvature(point, memory_limit)
         if math.isnan(damping):
@@ -144,7 +144,8 @@ def gauss_newton(
             new, gain = _tried(point, x, damping if len(memory) == 0 else 0.0)
             if new is not None and gain > 0:
                 break
-            if gain == 0.0 or damping > ceiling:
+            found.n_rejected += 1
+            if gain == 0.0 or damping > ceiling or found.n_tried >= max_iter:
                 decrement = math.inf if x is None else float(point.gradient @ x)
                 found.converged = gain == 0.0 and decrement <= DECREMENT
                 return found

@@ -44,9 +44,10 @@ class FullBatch(Documented, BaseEstimator):
     Parameters
     ----------
     max_iter : int, default=4000
-        Steps at most; where δ or σ is chosen, of all minima on the way together (but for the first
-        rough one), of which true minima have 1,000 (a half at most, a quarter at least; of more
-        than 16,384 rows fewer in proportion), each rough one a fiftieth. A prior for each group has
+        Steps at most, with those of second order that were tried and rejected; where δ or σ is
+        chosen, of all minima on the way together (but for the first rough one), of which true
+        minima have 1,000 (a half at most, a quarter at least; of more than 16,384 rows fewer in
+        proportion), each rough one a fiftieth. A prior for each group, or a noise that varies, has
         as many again.
     tol : float, default=1e-8
         A minimum is where ‖∇loss‖ ≤ tol (1 + abs loss).

@@ -25,7 +25,8 @@ def main() -> int:
     )
     numbers = [int(n) for n in sys.argv[1:]] or range(first, first + count)
     tally: Counter[str] = Counter()
-    began, slowest = time.process_time(), (0.0, -1)
+    began, slowest = time.process_time(), []
+    spent: dict[str, list[float]] = {}
     for number in numbers:
         start = time.process_time()
         case = draw(number, seed)
@@ -39,10 +40,17 @@ def main() -> int:
             print(f"{case}\n  {what[:400]}", flush=True)
             if len(numbers) < 10:
                 traceback.print_exc()
-        slowest = max(slowest, (time.process_time() - start, number))
+        took = time.process_time() - start
+        slowest.append((round(took, 1), number))
+        for name, value in case.words.items():
+            spent.setdefault(f"{name}={value}", []).append(took)
     done = sum(tally.values())
     seconds = time.process_time() - began
-    print(f"{done} cases of seed {seed}: {seconds:.0f} s of processor time, slowest {slowest}")
+    print(f"{done} cases of seed {seed} from {numbers[0]}: {seconds:.0f} s of processor time")
+    print(f"slowest (seconds, number): {sorted(slowest, reverse=True)[:8]}")
+    means = {kind: sum(t) / len(t) for kind, t in spent.items() if len(t) * 50 > done}
+    dear = sorted(means, key=lambda kind: -means[kind])[:6]
+    print("seconds a case: " + ", ".join(f"{kind} {means[kind]:.1f}" for kind in dear))
     for what, times in tally.most_common():
         print(f"{times:7d}  {what}")
     return int(any(what.startswith("DEFECT") for what in tally))

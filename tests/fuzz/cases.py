@@ -13,8 +13,9 @@ from skorch import NeuralNet
 from torch import nn
 
 from sk_dnn2gp import DNN2GPClassifier, DNN2GPRegressor
-from sk_dnn2gp.inference import LinearizedVariational, Variational
-from sk_dnn2gp.posterior import SubsetOfData, SubsetOfWeights
+from sk_dnn2gp.inference import SWAG, LinearizedVariational, Variational
+from sk_dnn2gp.likelihoods import Ordinal, Poisson, StudentT
+from sk_dnn2gp.posterior import LowRank, SubsetOfData, SubsetOfWeights
 from sk_dnn2gp.training import LBFGS, FirstOrder, GaussNewtonLM, NewtonCG
 
 ACTIVATIONS = ("tanh", "relu", "sigmoid", "erf", "gelu", "identity")
@@ -67,7 +68,7 @@ class Case:
     words: dict[str, str]
     net: str = "default"
     user_module: Any = None
-    extra: dict[str, Any] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)  # further arguments of ``fit``
 
     @property
     def is_tame(self) -> bool:
@@ -109,6 +110,9 @@ def draw(number: int, seed: int = 0) -> Case:
     width = (1 if n_classes == 2 and rng.random() < 0.5 else n_classes) if classifier else n_outputs
     options = _options(rng, classifier, words)
     case = Case(number, X, y, X_new, weight, classifier, options, words)
+    if not classifier:
+        _noise(rng, case)
+        width *= 1 + (words["noise"] == "varying")
     _network(rng, case, width)
     return case
 
@@ -212,6 +216,9 @@ def _options(rng: np.random.Generator, classifier: bool, words: dict[str, str]) 
         "independent": "independent", "rows": SubsetOfData(5),
         "weights": SubsetOfWeights(("0.weight",)),
         "rows_of_layer": SubsetOfData(6, "last_layer", 0),
+        "low_rank": "low_rank",
+        "rough": LowRank(float(10.0 ** rng.uniform(-6, 1)), max_rank=int(rng.integers(1, 12))),
+        "low_rank_of_rows": SubsetOfData(7, LowRank(0.5), 0), "kronecker": "kronecker",
     }  # fmt: skip
     solver = {
         "auto": "auto", "newton": NewtonCG(tol=1e-9), "gauss": GaussNewtonLM(), "lbfgs": LBFGS(),
@@ -223,17 +230,21 @@ def _options(rng: np.random.Generator, classifier: bool, words: dict[str, str]) 
         "vi": Variational(max_iter=12, n_samples=2),
         "vi_batches": Variational(max_iter=8, batch_size=9),
         "linearized": LinearizedVariational(max_iter=int(rng.integers(2, 40))),
+        "swag": SWAG(rank=int(rng.integers(2, 9)), max_iter=int(rng.integers(3, 30))),
     }
     chosen = _pick(
         rng, words, "posterior", auto=5, full=1, diag=1.5, last_layer=1.5, independent=0.8, rows=1,
-        weights=0.5, rows_of_layer=0.4,
+        weights=0.5, rows_of_layer=0.4, low_rank=0.8, rough=1, low_rank_of_rows=0.3, kronecker=1,
     ), _pick(
         rng, words, "solver", auto=5, newton=1, gauss=1, lbfgs=0.7, adam=0.7, batches=0.5, sgd=0.5,
         short=0.5,
     ), _pick(
         rng, words, "inference", laplace=7, vi=1.2, vi_batches=0.4,
-        linearized=1.2 if classifier else 0.1,
+        linearized=1.2 if classifier else 0.1, swag=0.9,
     ), _pick(rng, words, "groups", all=7, layer=1, feature=1, named=0.4)  # fmt: skip
+    if chosen[2] == "swag" and chosen[0] != "diag" and rng.random() < 0.7:
+        chosen = ("auto", *chosen[1:])  # it brings a posterior of its own
+        words["posterior"] = "auto"
     named = {"first": ["0.weight"], "rest": "2.weight"}
     options: dict[str, Any] = {
         "posterior": posterior[chosen[0]],
@@ -253,12 +264,53 @@ def _options(rng: np.random.Generator, classifier: bool, words: dict[str, str]) 
         options["link"] = ["probit", "probit", "mc", "contrast", "map"][int(rng.integers(5))]
         words["class_weight"], words["link"] = str(options["class_weight"]), options["link"]
         return options
-    if rng.random() < 0.4:
-        options["noise_std"] = float(10.0 ** rng.uniform(-2.5, 1))
-    words["sigma"] = "given" if "noise_std" in options else "auto"
     options["normalize_y"] = bool(rng.random() < 0.8)
     words["normalize_y"] = str(options["normalize_y"])
     return options
+
+
+def _noise(rng: np.random.Generator, case: Case) -> None:
+    """What makes y of the network's output, and targets of that kind."""
+    options, words, y = case.options, case.words, case.y
+    kind = _pick(
+        rng, words, "noise", auto=3.5, given=2.5, outputs=0.7, rows=0.8, varying=1, student=1,
+        poisson=1, ordinal=0.8,
+    )  # fmt: skip
+    size = float(10.0 ** rng.uniform(-2.5, 1))
+    if kind == "given":
+        options["noise_std"] = size
+    elif kind == "outputs":
+        options["noise_std"] = (size * rng.uniform(0.3, 3.0, y[0].size)).tolist()
+    elif kind == "rows":
+        spread = float(y.std()) or 1.0
+        case.extra["noise_std"] = spread * size * 10.0 ** rng.uniform(-0.5, 0.5, len(y))
+    elif kind == "varying":
+        options["noise_std"] = "heteroscedastic"
+    elif kind == "student":
+        options["likelihood"] = StudentT(size, df=float(rng.choice([2.2, 4.0, 30.0])))
+    elif kind == "poisson":
+        options["likelihood"] = Poisson(float(rng.choice([1.0, 1.0, 0.2, 30.0])))
+        case.y = _counts(rng, y, words["y"])
+    elif kind == "ordinal":
+        thresholds = (-1.0, 0.5, 2.0) if rng.random() < 0.3 else None
+        options["likelihood"] = Ordinal(float(10.0 ** rng.uniform(-1, 1)), thresholds)
+        case.y = _categories(rng, y, words["y"])
+
+
+def _counts(rng: np.random.Generator, y: NDArray, kind: str) -> NDArray:
+    """Counts of rate e^y, few in a thousand cases none at all."""
+    rate = np.exp(np.clip(y, -20.0, 12.0))
+    counts = np.round(rate) if kind == "exact" else rng.poisson(rate).astype(float)
+    return counts + 0.5 if rng.random() < 0.03 else counts
+
+
+def _categories(rng: np.random.Generator, y: NDArray, kind: str) -> NDArray:
+    """Up to four ordered categories, of equal parts; an outlier is far from the others."""
+    ends = np.quantile(y, np.linspace(0, 1, int(rng.integers(2, 5)) + 1)[1:-1])
+    categories = np.digitize(y, ends).astype(float)
+    if kind == "outlier":
+        categories[rng.integers(len(y))] = 3.0 if rng.random() < 0.7 else 7.0
+    return categories
 
 
 def _network(rng: np.random.Generator, case: Case, width: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 import signal
 import threading
@@ -18,18 +19,29 @@ from sklearn.exceptions import NotFittedError
 
 from sk_dnn2gp.estimators.options import options_of
 from sk_dnn2gp.exceptions import ConvergenceError
-from sk_dnn2gp.inference import Laplace
+from sk_dnn2gp.inference import SWAG, Laplace
 from sk_dnn2gp.model_selection import marginal_likelihood_scorer
-from sk_dnn2gp.posterior import Full
+from sk_dnn2gp.posterior import Full, LowRankPosterior
 
 from .cases import Case
-from .oracle import training_weight, truth
+from .oracle import (
+    Truth,
+    as_double,
+    categories,
+    chosen_names,
+    exposure,
+    jacobian,
+    noise_of_rows,
+    training_weight,
+    truth,
+)
 
 TIME_LIMIT = 20.0
+EPS = 1e-15
 NAMED_ERRORS = (ValueError, ConvergenceError, MemoryError, LinAlgError)
 ARGUMENTS = re.compile(
     r"\b(X|y|net|sample_weight|Sample weights|class_weight|prior_precision|prior_groups|noise_std|"
-    r"inference\w*|posterior\w*|solver\w*|warm_start|parameters|learning_rate|batch_size|max_iter|classes)\b"
+    r"likelihood|normalize_y|inference\w*|posterior\w*|solver\w*|warm_start|parameters|learning_rate|batch_size|max_iter|classes)\b"
 )
 
 
@@ -87,7 +99,7 @@ def outcome(case: Case) -> str:
     with time_limit(TIME_LIMIT), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            model.fit(case.X, case.y, case.weight)
+            model.fit(case.X, case.y, case.weight, **case.extra)
         except NAMED_ERRORS as error:
             result = check_error(case, model, error)
         else:
@@ -159,10 +171,22 @@ def check_fit(case: Case, model: Any) -> None:
     check_evidence(case, model)
     if case.classifier:
         check_probabilities(case, model)
-        V = model.predict_std(case.X_new, target="latent") ** 2
     else:
-        V = check_regression(case, model)
-    check_oracle(case, model, options, torch.tensor(V))
+        check_regression(case, model)
+    V = latent(model, model.predict_std(case.X_new, target="latent"))
+    if isinstance(options.inference, SWAG):
+        check_moments(case, model, V)
+        return
+    exact = truth(case, model, options.posterior)
+    check_oracle(case, model, options, exact, V)
+    if isinstance(model.posterior_, LowRankPosterior):
+        check_brackets(case, model, exact, V)
+
+
+def latent(model: Any, std: np.ndarray) -> torch.Tensor:
+    """Variances of f as the network sees y, (n_samples, n_outputs), of ``predict_std``'s."""
+    scale = getattr(model, "y_scale_", 1.0)
+    return torch.tensor((std.reshape(len(std), -1) / scale) ** 2)
 
 
 def finite(values: Any, what: str) -> None:
@@ -176,9 +200,9 @@ def check_attributes(case: Case, model: Any) -> None:
     assert model.prior_precision_ in deltas
     if "prior_precision" in case.options:
         assert deltas == [case.options["prior_precision"]], "δ is not the given one"
-    if "noise_std" in case.options:
+    if case.words.get("noise") == "given":
         assert model.noise_std_ == case.options["noise_std"], "σ is not the given one"
-    if not case.classifier:
+    if case.words.get("noise") in ("auto", "given", "rows"):
         L = model.linear_model_.noise_factor[:, 0, 0].numpy()
         root = np.sqrt(model._fit_sample_weight)
         np.testing.assert_allclose(L, root / model.noise_std_, rtol=1e-13, err_msg="σ out of step")
@@ -186,9 +210,12 @@ def check_attributes(case: Case, model: Any) -> None:
     most = min(model.linear_model_.n_params, model.linear_model_.n_rows)
     if case.words["posterior"] == "independent":
         most = model.linear_model_.n_rows
-    elif case.words["posterior"] == "diag" or case.words["inference"].startswith("vi"):
+    elif case.words["posterior"] in ("diag", "kronecker"):
+        most = model.linear_model_.n_params
+    elif case.words["inference"] in ("vi", "vi_batches", "swag"):
         most = model.linear_model_.n_params  # of q, whose curvature is a mean over draws
-    assert -1e-6 <= model.effective_dimension_ <= most * (1 + 1e-9) + 1e-6, (
+    least = -np.inf if case.words["inference"] == "swag" else -1e-6  # of no prior's precision
+    assert least <= model.effective_dimension_ <= most * (1 + 1e-9) + 1e-6, (
         f"effective dimension {model.effective_dimension_} of {most}"
     )
     finite(model.gradient_norm_, "gradient_norm_")
@@ -198,6 +225,9 @@ def check_attributes(case: Case, model: Any) -> None:
 
 def check_evidence(case: Case, model: Any) -> None:
     """The scorer, the method and the attribute are one number."""
+    if case.words["inference"] == "swag":
+        assert np.isnan(model.log_marginal_likelihood_value_), "SWAG has an evidence"
+        return
     own = model.log_marginal_likelihood()
     finite(own, "log_marginal_likelihood()")
     assert own == model.log_marginal_likelihood_value_
@@ -205,6 +235,10 @@ def check_evidence(case: Case, model: Any) -> None:
     seen = np.flatnonzero(weight > 0)
     rows = seen if model.posterior_indices_ is None else seen[model.posterior_indices_]
     given = None if case.weight is None else case.weight[rows]
+    if case.words.get("noise") == "rows":  # the scorer knows it as weights and one level
+        ratio = model.noise_std_ / noise_of_rows(case, model).numpy()[rows, 0]
+        given = weight[rows] * ratio**2
+        own -= float(weight[rows] @ np.log(ratio))
     if case.options.get("class_weight") == "balanced" and len(rows) < len(case.X):
         return  # "balanced" means other weights for other rows
     with warnings.catch_warnings():
@@ -254,41 +288,118 @@ def check_probabilities(case: Case, model: Any) -> None:
     assert set(np.unique(model.sample_y(X, 2))) <= set(model.classes_)
 
 
-def check_regression(case: Case, model: Any) -> np.ndarray:
-    """Means and standard deviations are finite, in the units of y; returns latent variances."""
+def check_regression(case: Case, model: Any) -> None:
+    """Means, standard deviations and the distribution are finite, in the units of y, and agree."""
     mean, std = model.predict(case.X_new, return_std=True)
-    finite(mean, "predict")
-    finite(std, "std")
-    assert (std > 0).all()
     parts = model.predict_uncertainty(case.X_new)
+    finite_in_float64(case, model, (mean, std, *parts.values()), "predict")
+    assert (std > 0).all() or case.words["noise"] == "ordinal"  # far out e^-1000 is left of it
     np.testing.assert_allclose(parts.total, std**2, rtol=1e-9)
     assert (parts.epistemic >= 0).all()
-    finite(model.sample_y(case.X_new, 2), "sample_y")
-    _, covariance = model.predict(case.X_new, return_cov=True)
-    finite(covariance, "return_cov")
-    latent = parts.epistemic.reshape(len(mean), -1)
-    return latent / model.y_scale_**2
+    finite_in_float64(case, model, [model.sample_y(case.X_new, 2)], "sample_y")
+    if case.words["noise"] != "ordinal":
+        _, covariance = model.predict(case.X_new, return_cov=True)
+        finite_in_float64(case, model, [covariance], "return_cov")
+    low, middle, high = np.moveaxis(model.predict_quantile(case.X_new, [0.05, 0.5, 0.95]), -1, 0)
+    finite_in_float64(case, model, (low, middle, high), "predict_quantile")
+    assert (low <= middle).all() and (middle <= high).all(), "quantiles do not rise"
+    density = model.log_predictive_density(case.X, case.y)
+    finite(density, "log_predictive_density")
+    if case.words["noise"] in ("poisson", "ordinal"):
+        assert (density <= 1e-12).all(), "a probability above one"
 
 
-def check_oracle(case: Case, model: Any, options: Any, V: torch.Tensor) -> None:
-    """Variances, evidence and mean by brute force; the prior bounds the posterior always."""
-    exact = truth(case, model, options.posterior)
-    excess = V - exact.prior * (1 + 1e-7)
-    assert bool((excess <= 1e-300).all()), f"posterior {V} above prior {exact.prior}"
-    eps = 1e-15
-    if isinstance(options.inference, Laplace):
-        off = (V - exact.variance).abs()
-        allowed = 1e-6 * exact.variance + 20 * eps * exact.condition * exact.prior
-        assert bool((off <= allowed).all()), f"variance {V}, brute force {exact.variance}"
-    if not options.is_variational:
+def finite_in_float64(case: Case, model: Any, values: Any, what: str) -> None:
+    """Finite; of counts, whose moments are e^f, also infinity where float64 ends, and no NaN."""
+    if case.words["noise"] == "poisson":
+        f, V = (
+            model._result.mean(as_double(case.X_new)),
+            model._result.variance(as_double(case.X_new)),
+        )
+        if float((2.0 * f + 6.0 * V).max()) > 600.0:
+            assert not any(np.isnan(value).any() for value in values), f"{what} is NaN"
+            return
+    for value in values:
+        finite(value, what)
+
+
+def check_oracle(case: Case, model: Any, options: Any, exact: Truth, V: torch.Tensor) -> None:
+    """Variances, evidence, γ and mean by brute force; the prior bounds the posterior always."""
+    prior, variance = exact.prior[:, : V.shape[1]], exact.variance[:, : V.shape[1]]
+    excess = V - prior * (1 + 1e-7)
+    assert bool((excess <= 1e-300).all()), f"posterior {V} above prior {prior}"
+    known = not isinstance(model.posterior_, LowRankPosterior)
+    if isinstance(options.inference, Laplace) and known:
+        off = (V - variance).abs()
+        allowed = 1e-6 * variance + 20 * EPS * exact.condition * prior
+        assert bool((off <= allowed).all()), f"variance {V}, brute force {variance}"
+        off = abs(model.effective_dimension_ - exact.gamma)
+        allowed = 1e-7 * (exact.gamma + 1.0) + 20 * EPS * exact.trace
+        assert off <= allowed, f"effective dimension {model.effective_dimension_}, {exact.gamma}"
+    if not options.is_variational and known:
         found = model.log_marginal_likelihood(kind="laplace")
-        allowed = 1e-7 * exact.size + 20 * eps * exact.condition
+        allowed = 1e-7 * exact.size + 20 * EPS * exact.condition
         assert abs(found - exact.evidence) <= allowed, f"evidence {found}, {exact.evidence}"
     if not case.classifier:
-        mean = exact.f_new.numpy() * model.y_scale_ + model.y_mean_
-        found = model.predict(case.X_new).reshape(mean.shape)
+        check_mean(case, model, exact.f_new, V)
+
+
+def check_mean(case: Case, model: Any, f: torch.Tensor, V: torch.Tensor) -> None:
+    """E[y] of f with these variances: f itself, or by another quadrature."""
+    found = model.predict(case.X_new).reshape(len(f), -1)
+    if case.words["noise"] == "poisson":
+        most = math.log(np.finfo(float).max)
+        log_mean = np.minimum(math.log(exposure(case)) + (f + 0.5 * V).numpy(), most)
+        found = np.log(np.minimum(found, np.finfo(float).max))
+        size = 1.0 + float(f.abs().max() + V.max())
+        np.testing.assert_allclose(found, log_mean, atol=1e-9 * size, err_msg="mean")
+    elif case.words["noise"] == "ordinal":
+        z = torch.linspace(-9.0, 9.0, 20_001, dtype=torch.float64)[:, None]
+        weight = torch.softmax(-0.5 * z[:, 0] ** 2, 0)
+        for i, (m, v) in enumerate(zip(f, V, strict=True)):
+            p, _ = categories(case, m + v.sqrt() * z)
+            mean = weight @ (p @ torch.arange(p.shape[-1], dtype=torch.float64))
+            np.testing.assert_allclose(found[i], mean.numpy(), atol=1e-6, err_msg="mean")
+    else:
+        mean = f[:, : found.shape[1]].numpy() * model.y_scale_ + model.y_mean_
         size = np.abs(mean).max() + model.y_scale_.max()
         np.testing.assert_allclose(found, mean, atol=1e-9 * size, err_msg="mean")
+
+
+def check_brackets(case: Case, model: Any, exact: Truth, V: torch.Tensor) -> None:
+    """Exact variances, evidence and γ within what the certificate of a low rank says.
+
+    But for rounding: the trace that is left of G is a difference of sums of the size of tr G.
+    """
+    posterior, variance = model.posterior_, exact.variance[:, : V.shape[1]]
+    slack = 1e-6 * variance + 20 * EPS * exact.condition * exact.prior[:, : V.shape[1]]
+    low, high = (latent(model, end) for end in model.predict_std_bounds(case.X_new))
+    assert bool((high == V).all()), "predict_std is not the upper end"
+    if isinstance(options_of(model, case.classifier).inference, Laplace):
+        assert bool((low <= variance + slack).all()), f"lower {low}, brute force {variance}"
+        assert bool((variance <= high + slack).all()), f"upper {high}, brute force {variance}"
+    assert bool((high <= (1 + posterior.error_bound) * (low + slack)).all()), "bracket too wide"
+    lower, upper = model.log_marginal_likelihood_bounds(kind="laplace")
+    slack = 1e-7 * exact.size + 20 * EPS * exact.trace
+    assert lower - slack <= exact.evidence <= upper + slack, f"{lower}, {exact.evidence}, {upper}"
+    found = model.log_marginal_likelihood(kind="laplace")
+    assert abs(found - lower) <= slack, f"method {found}, lower end {lower}"
+
+
+def check_moments(case: Case, model: Any, V: torch.Tensor) -> None:
+    """SWAG's variances are J Σ Jᵀ at the network's own mean, Σ no less than nothing."""
+    module = copy.deepcopy(model.module_).double().eval()
+    J = jacobian(module, as_double(case.X_new), chosen_names(module, None))
+    Sigma = torch.stack(
+        [model.posterior_.solve(one) for one in torch.eye(J.shape[2], dtype=torch.float64)]
+    )
+    variance = torch.einsum("nkp,pq,nkq->nk", J, Sigma, J)[:, : V.shape[1]]
+    size = torch.einsum("nkp,pq,nkq->nk", J.abs(), Sigma.abs(), J.abs())[:, : V.shape[1]]
+    off = (V - variance).abs()
+    assert bool((off <= 1e-9 * variance + 1e-12 * size).all()), f"variance {V}, {variance}"
+    if not case.classifier:
+        with torch.no_grad():
+            check_mean(case, model, module(as_double(case.X_new)), V)
 
 
 def check_failed_refit(case: Case, model: Any) -> None:
@@ -300,7 +411,7 @@ def check_failed_refit(case: Case, model: Any) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            model.fit(case.X, y, case.weight)
+            model.fit(case.X, y, case.weight, **case.extra)
     except NAMED_ERRORS:
         pass
     else:
