@@ -69,6 +69,21 @@ def test_workflows_call_targets_that_the_makefile_has():
     assert called and called <= targets
 
 
+def test_workflows_run_the_pythons_of_the_metadata_and_their_steps_are_whole():
+    yaml = pytest.importorskip("yaml")
+    named = re.findall(r'Python :: (3\.\d+)"', read("pyproject.toml"))
+    assert named[0] == re.search(r'python = ">=([\d.]+)"', read("pyproject.toml"))[1]
+    jobs = yaml.safe_load(read(".github/workflows/tests.yml"))["jobs"]
+    matrix = jobs["test"]["strategy"]["matrix"]
+    run = {*matrix["python"], *(more["python"] for more in matrix["include"])}
+    assert run == set(named)
+    for path in (ROOT / ".github" / "workflows").glob("*.yml"):
+        jobs = yaml.safe_load(path.read_text(encoding="utf-8"))["jobs"]
+        for job in jobs.values():
+            assert job["runs-on"] and job.get("needs", next(iter(jobs))) in jobs
+            assert all(("uses" in step) != ("run" in step) for step in job["steps"])
+
+
 # -------------------------------------------------------------------------- README as a page
 
 
