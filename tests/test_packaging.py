@@ -48,11 +48,27 @@ def test_the_version_is_the_same_everywhere():
     assert version in {entry["version"] for entry in json.loads(read("docs/switcher.json"))}
 
 
+def recipe():
+    """The conda recipe as conda-build reads it: a template first, then YAML."""
+    jinja2, yaml = pytest.importorskip("jinja2"), pytest.importorskip("yaml")
+
+    def load_file_regex(load_file, regex_pattern, from_recipe_dir):
+        assert from_recipe_dir
+        return re.search(regex_pattern, read(f"conda/{load_file}"))
+
+    template = jinja2.Template(read("conda/meta.yaml"), undefined=jinja2.StrictUndefined)
+    return yaml.safe_load(template.render(load_file_regex=load_file_regex, PYTHON="python"))
+
+
 def test_the_conda_recipe_asks_for_the_same_versions():
-    run = read("conda/meta.yaml").split("  run:\n")[1].split("\ntest:")[0]
-    recipe = lower_ends(run)
-    assert recipe.pop("python") == re.search(r'python = ">=([\d.]+)"', read("pyproject.toml"))[1]
-    assert {("torch" if k == "pytorch" else k): v for k, v in recipe.items()} == required()
+    found = recipe()
+    assert found["package"] == {"name": "sk_dnn2gp", "version": sk_dnn2gp.__version__}
+    assert found["build"]["noarch"] == "python" and (ROOT / found["about"]["license_file"]).exists()
+    host, run = (lower_ends("\n".join(found["requirements"][k])) for k in ("host", "run"))
+    assert host["setuptools"] == re.search(r'"setuptools>=([\d.]+)"', read("pyproject.toml"))[1]
+    python = re.search(r'python = ">=([\d.]+)"', read("pyproject.toml"))[1]
+    assert host["python"] == run.pop("python") == python
+    assert {("torch" if k == "pytorch" else k): v for k, v in run.items()} == required()
 
 
 def test_the_oldest_versions_are_the_lower_ends():
