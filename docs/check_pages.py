@@ -36,7 +36,8 @@ OVERFLOW = """() => {
   const scrolls = e => {
     for (; e && e !== document.body; e = e.parentElement)
       if (/auto|scroll/.test(getComputedStyle(e).overflowX)
-          && !e.matches('.bd-sidebar-secondary, .bd-sidebar-primary')) return true;
+          && !e.matches('.bd-sidebar-secondary, .bd-sidebar-primary, .bd-article-container'))
+        return true;
     return false;
   };
   for (const box of document.querySelectorAll('.bd-sidebar-secondary, .bd-article')) {

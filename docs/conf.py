@@ -134,8 +134,9 @@ def copy_mathjax(app, error):
 
 
 def public_bases(app, name, obj, options, bases):
-    """No private names beside a class."""
-    bases[:] = [base for base in bases if not base.__name__.startswith("_")] or [object]
+    """No private names beside a class, nor what lives in a private room."""
+    seen = [b for b in bases if not b.__name__.startswith("_") and "._" not in b.__module__]
+    bases[:] = seen or [object]
 
 
 def setup(app):

@@ -32,6 +32,9 @@ FORMULAS = {
     "MixtureRegressor": _MIXTURE,
     "MixtureClassifier": _MIXTURE,
     "NNGPClassifier": r"\mathbf K_*\,(\mathbf K + \sigma^2 I)^{-1}\,Y",
+    "NNGPRegressor": r"K(X, X) = \Phi\Phi^\top + E,\qquad"
+    r" 0\preceq E\preceq\operatorname{tr}(E)\,I",
+    "NNGPFeatures": r"\Phi = K(X, Z)\,K(Z, Z)^{-1/2}",
     "NTKKernel": r"k(x, x') = J(x)\,J(x')^\top/\delta",
     "NTKFeatures": r"\phi(x) = J(x)^\top/\sqrt\delta,\qquad \phi(x)^\top\phi(x') = k(x, x')",
     "NNGPKernel": _WIDE,
@@ -46,6 +49,11 @@ FORMULAS = {
     r"\operatorname{E}_q[\Lambda_i]\,J_i,\qquad"
     r" \delta\mu + \sum_i J_i^\top\operatorname{E}_q[r_i] = 0",
     "inference.SWAG": r"\Sigma = \tfrac12\Bigl(\operatorname{diag}s^2 + \frac{DD^\top}{m-1}\Bigr)",
+    "inference.Variational": r"\max_q\ \operatorname{E}_q\Bigl[\sum_i\log p(y_i\mid f_w(x_i))\Bigr]"
+    r" - \operatorname{KL}(q\,\Vert\,p),\qquad q = \mathcal N(\mu, \Sigma)",
+    "training.GaussNewtonLM": r"(\Phi^\top\Phi + \delta I + \mu I)\,\Delta"
+    r" = -\nabla\operatorname{loss}(w)",
+    "training.NewtonCG": r"\nabla^2\operatorname{loss}(w)\,\Delta = -\nabla\operatorname{loss}(w)",
     "linear_model.LinearModel": r"\Phi_i = L_i^\top J_i,\qquad t_i = \Phi_iw_* - u_i,\qquad"
     r" A = \delta I + \Phi^\top\Phi",
     "linear_model.IterationModel": r"\tilde y_{im} = J_{im}\mu_t - \Lambda_{im}^{-1}r_{im},\qquad"
@@ -92,6 +100,8 @@ FORMULAS = {
     r" \Lambda = \frac{\nu+1}{(\nu+3)s^2},\qquad z = (f-y)/s",
     "likelihoods.Ordinal": r"P(y\le k) = \operatorname{sigmoid}\frac{c_k-f}s",
     "predictive.Normal": r"y\sim\mathcal N(m,\ \sigma^2+V)",
+    "predictive.PoissonLognormal": r"p(y) = \int\operatorname{Poisson}(y\mid e^f)\;"
+    r"\mathcal N(f\mid m, V)\,df",
     "predictive.Mixture": _MIXTURE.replace(r"\frac1M\sum_{m=1}^M", r"\sum_m\pi_m"),
     "predictive.StudentNormal": r"p(y) = \int\mathcal N(y\mid m,\ V+s^2/\lambda)\;"
     r"\Gamma(\lambda\mid\tfrac\nu2,\tfrac\nu2)\,d\lambda",

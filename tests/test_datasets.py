@@ -147,7 +147,7 @@ def served(arff, md5):
     ]  # fmt: skip
     described = {
         "name": "wine", "version": "1", "status": "active", "format": "ARFF", "description": "",
-        "url": "https://openml.org/wine.arff", "md5_checksum": md5,
+        "url": "https://openml.org/wine.arff", "file_id": "1", "md5_checksum": md5,
     }  # fmt: skip
     answers = {
         "data_version/1": {"data": {"dataset": [{"did": 1}]}},

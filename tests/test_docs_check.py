@@ -90,3 +90,15 @@ def test_a_browser_sees_what_sticks_out(tmp_path):
         of_width = [line for line in found if line.startswith(f"wide.html ({width}, light)")]
         assert any("wide" in line.partition(": ")[2] for line in of_width)
         assert any("console: no" in line for line in of_width)
+
+
+def test_a_browser_sees_through_a_page_that_scrolls_as_a_whole(tmp_path):
+    page = (
+        '<!doctype html><link rel="icon" href="data:,"><div class="bd-article-container" '
+        'style="overflow-x:auto"><article class="bd-article">{}<p style="width:2000px">wide'
+    )
+    box = '<div style="overflow-x:auto">'
+    (tmp_path / "cut.html").write_text(page.format(""))
+    (tmp_path / "box.html").write_text(page.format(box))  # a box of its own may scroll
+    found = [line for line in opened(tmp_path) if " p sticks out" in line]
+    assert found and all(line.startswith("cut.html") for line in found)

@@ -100,8 +100,11 @@ FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
 @functools.cache
 def syntax(module):
     """Functions and classes of a module's own file, by name, as ast nodes."""
-    tree = ast.parse(inspect.getsource(sys.modules[module]))
-    return {n.name: n for n in tree.body if isinstance(n, (*FUNCTION, ast.ClassDef))}
+    body = ast.parse(inspect.getsource(sys.modules[module])).body
+    # What stands in for a name that cannot be imported.
+    tries = [n for n in body if isinstance(n, ast.Try)]
+    body += [n for one in tries for part in (one, *one.handlers) for n in part.body]
+    return {n.name: n for n in body if isinstance(n, (*FUNCTION, ast.ClassDef))}
 
 
 def name_of(node):

@@ -48,11 +48,27 @@ def test_the_version_is_the_same_everywhere():
     assert version in {entry["version"] for entry in json.loads(read("docs/switcher.json"))}
 
 
+def recipe():
+    """The conda recipe as conda-build reads it: a template first, then YAML."""
+    jinja2, yaml = pytest.importorskip("jinja2"), pytest.importorskip("yaml")
+
+    def load_file_regex(load_file, regex_pattern, from_recipe_dir):
+        assert from_recipe_dir
+        return re.search(regex_pattern, read(f"conda/{load_file}"))
+
+    template = jinja2.Template(read("conda/meta.yaml"), undefined=jinja2.StrictUndefined)
+    return yaml.safe_load(template.render(load_file_regex=load_file_regex, PYTHON="python"))
+
+
 def test_the_conda_recipe_asks_for_the_same_versions():
-    run = read("conda/meta.yaml").split("  run:\n")[1].split("\ntest:")[0]
-    recipe = lower_ends(run)
-    assert recipe.pop("python") == re.search(r'python = ">=([\d.]+)"', read("pyproject.toml"))[1]
-    assert {("torch" if k == "pytorch" else k): v for k, v in recipe.items()} == required()
+    found = recipe()
+    assert found["package"] == {"name": "sk_dnn2gp", "version": sk_dnn2gp.__version__}
+    assert found["build"]["noarch"] == "python" and (ROOT / found["about"]["license_file"]).exists()
+    host, run = (lower_ends("\n".join(found["requirements"][k])) for k in ("host", "run"))
+    assert host["setuptools"] == re.search(r'"setuptools>=([\d.]+)"', read("pyproject.toml"))[1]
+    python = re.search(r'python = ">=([\d.]+)"', read("pyproject.toml"))[1]
+    assert host["python"] == run.pop("python") == python
+    assert {("torch" if k == "pytorch" else k): v for k, v in run.items()} == required()
 
 
 def test_the_oldest_versions_are_the_lower_ends():
@@ -67,6 +83,21 @@ def test_workflows_call_targets_that_the_makefile_has():
         for line in re.findall(r"run: make ([^\n]+)", path.read_text(encoding="utf-8")):
             called |= set(re.findall(r"(?<!\S)[a-z-]+(?!\S)", line))
     assert called and called <= targets
+
+
+def test_workflows_run_the_pythons_of_the_metadata_and_their_steps_are_whole():
+    yaml = pytest.importorskip("yaml")
+    named = re.findall(r'Python :: (3\.\d+)"', read("pyproject.toml"))
+    assert named[0] == re.search(r'python = ">=([\d.]+)"', read("pyproject.toml"))[1]
+    jobs = yaml.safe_load(read(".github/workflows/tests.yml"))["jobs"]
+    matrix = jobs["test"]["strategy"]["matrix"]
+    run = {*matrix["python"], *(more["python"] for more in matrix["include"])}
+    assert run == set(named)
+    for path in (ROOT / ".github" / "workflows").glob("*.yml"):
+        jobs = yaml.safe_load(path.read_text(encoding="utf-8"))["jobs"]
+        for job in jobs.values():
+            assert job["runs-on"] and job.get("needs", next(iter(jobs))) in jobs
+            assert all(("uses" in step) != ("run" in step) for step in job["steps"])
 
 
 # -------------------------------------------------------------------------- README as a page

@@ -50,6 +50,12 @@ def test_the_landing_page_has_a_picture_and_four_cards():
     assert (DOCS / picture).exists()
 
 
+def test_code_of_the_guide_is_no_wider_than_its_box():
+    for page in (DOCS / "user_guide").glob("*.rst"):
+        lines = re.findall(r"^ *(?:>>>|\.\.\.) .*$", page.read_text(encoding="utf-8"), re.M)
+        assert max(map(len, lines), default=0) <= 80, page.name
+
+
 def test_every_page_of_the_guide_is_in_its_table_of_contents():
     guide = DOCS / "user_guide"
     entries = re.findall(r"^   (\w+)$", (guide / "index.rst").read_text(encoding="utf-8"), re.M)

@@ -63,11 +63,9 @@ maps = {
     "averaged p (probit)": model.predict_proba(grid, "probit")[:, 1],
     "noise Λ (aleatoric)": parts.aleatoric[:, 1],
     "ignorance ΛVΛ (epistemic)": parts.epistemic[:, 1],
-    "standard deviation of the logit": std,
 }
-figure, axes = plt.subplots(3, 2, figsize=(7, 8.4), layout="constrained")
-axes[-1, -1].set_axis_off()
-for ax, (title, values) in zip(axes.flat, maps.items(), strict=False):
+figure, axes = plt.subplots(2, 2, figsize=(7, 5.8), layout="constrained")
+for ax, (title, values) in zip(axes.flat, maps.items(), strict=True):
     of_p = title.endswith(("(map)", "(probit)"))
     image = ax.pcolormesh(
         axis,

@@ -37,9 +37,9 @@ kernels = {
     * NTKKernel(trained.module_),
 }
 figure, axes = plt.subplots(
-    3, 1, figsize=(7, 8), sharex=True, sharey=True, layout="constrained"
+    2, 2, figsize=(7, 5.4), sharex=True, sharey=True, layout="constrained"
 )
-for axis, (name, kernel) in zip(axes, kernels.items(), strict=True):
+for axis, (name, kernel) in zip(axes.flat, kernels.items(), strict=False):
     gp = GaussianProcessRegressor(kernel + WhiteKernel(0.1), random_state=0)
     gp.fit(X, y)
     mean, total = gp.predict(grid, return_std=True)
@@ -49,9 +49,10 @@ for axis, (name, kernel) in zip(axes, kernels.items(), strict=True):
         grid, mean, epistemic, total, data=(X, y), ax=axis
     )
     evidence = gp.log_marginal_likelihood_value_
-    axis.set_title(f"{name}: log evidence {evidence:.1f}")
+    axis.set_title(f"{name}\nlog evidence {evidence:.1f}")
     axis.get_legend().remove()
     print(f"{name}: log evidence {evidence:.1f}, noise {noise**0.5:.2f}")
-names = axes[0].get_legend_handles_labels()
-figure.legend(*names, loc="outside upper center", ncols=4)
+axes[0, 1].tick_params(labelbottom=True)
+axes[1, 1].set_axis_off()
+axes[1, 1].legend(*axis.get_legend_handles_labels(), loc="center")
 plt.show()

@@ -35,20 +35,26 @@ models = {
     ),
 }
 figure, axes = plt.subplots(
-    3, 1, figsize=(7, 8), sharex=True, sharey=True, layout="constrained"
+    2, 2, figsize=(7, 5.4), sharex=True, sharey=True, layout="constrained"
 )
-for axis, (name, model) in zip(axes, models.items(), strict=False):
+laplace, vi, drawn, rest = axes.flat
+for axis, (name, model) in zip((laplace, vi), models.items(), strict=True):
     model.fit(X, y)
     PredictiveDisplay.from_estimator(model, X, y, grid=grid, ax=axis)
     std = model.predict_std(grid, "latent")
     at_data = model.predict_std(X, "latent").mean()
     widest = std.max()
-    axis.set_title(f"{name}: {widest / at_data:.1f} times wider in the gap")
+    axis.set_title(f"{name}\n{widest / at_data:.1f} times wider in the gap")
+    axis.get_legend().remove()
     print(f"{name}: epistemic std at the data {at_data:.3f}, {widest:.3f}")
 draws = models["DNN2GP-VI"].sample_network(grid, 500)[:, 0]
 std = draws.std(1)
 PredictiveDisplay.from_predictions(
-    grid, draws.mean(1), std, np.sqrt(std**2 + 0.3**2), data=(X, y), ax=axes[2]
+    grid, draws.mean(1), std, np.sqrt(std**2 + 0.3**2), data=(X, y), ax=drawn
 )
-axes[2].set(title="DNN-VI: the network with drawn weights", ylim=(-4, 4))
+drawn.set(title="DNN-VI\nthe network with drawn weights", ylim=(-3, 3))
+drawn.get_legend().remove()
+vi.tick_params(labelbottom=True)
+rest.set_axis_off()
+rest.legend(*drawn.get_legend_handles_labels(), loc="center")
 plt.show()

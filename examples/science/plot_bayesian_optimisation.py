@@ -2,8 +2,8 @@
 Bayesian optimisation with a network
 ====================================
 
-Twelve looks find the narrow, higher hill of an unknown function to a
-thousandth of its height. Each look is where mean plus two standard deviations
+Twelve looks find the narrow, higher hill of an unknown function to three
+thousandths of its height. Each look is where mean plus two standard deviations
 is largest. The error bar is that of the curve (figure 3 of Khan et al. 2019),
 from the network's own Gaussian process.
 
@@ -26,9 +26,9 @@ def unknown(x):
 grid = np.linspace(-4, 4, 400)[:, None]
 looked = [-3.5, -0.5, 3.5]
 figure, axes = plt.subplots(
-    3, 1, figsize=(7, 8), sharex=True, sharey=True, layout="constrained"
+    2, 2, figsize=(7, 5.4), sharex=True, sharey=True, layout="constrained"
 )
-pictures = {3: axes[0], 8: axes[1], 14: axes[2]}
+pictures = dict(zip((3, 6, 9, 14), axes.flat, strict=True))
 for n in range(3, 15):
     X = np.array(looked)[:, None]
     y = unknown(X[:, 0])
@@ -48,7 +48,7 @@ for n in range(3, 15):
         axis.set(title=f"{n} looks", ylim=(-1.5, 2.5))
         axis.get_legend().remove()
     looked.append(float(grid[(mean + 2 * std).argmax(), 0]))
-names = axes[0].get_legend_handles_labels()
+names = axes[0, 0].get_legend_handles_labels()
 figure.legend(*names, loc="outside upper center", ncols=3)
 best = max(looked, key=unknown)
 print(f"after {len(looked)} looks the largest value seen is")

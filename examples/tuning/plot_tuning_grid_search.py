@@ -9,6 +9,8 @@ Mirrors figures 5 and 6 of Khan et al. (2019).
 Takes 45 seconds.
 """
 
+# sphinx_gallery_thumbnail_number = 2
+
 import matplotlib.pyplot as plt
 import numpy as np
 from sklearn.base import clone
@@ -57,7 +59,7 @@ scoring = {
     "evidence": marginal_likelihood_scorer,
     "mse": "neg_mean_squared_error",
 }
-figure, axes = plt.subplots(3, 1, figsize=(7, 9), layout="constrained")
+figure, axes = plt.subplots(3, 1, figsize=(7, 7), layout="constrained")
 for axis, (name, values) in zip(axes, grids.items(), strict=True):
     search = GridSearchCV(
         base,

@@ -57,7 +57,7 @@ class EvidenceMixin(RowsMixin):
         sample_weight: ArrayLike | None = None,
         kind: str | None = None,
     ) -> Any:
-        """Evidence at the trained weights, of the training set or of other data (math-evidence).
+        """Evidence at the trained weights, of the training or other data (:ref:`math-evidence`).
 
         Parameters
         ----------
@@ -112,7 +112,7 @@ class EvidenceMixin(RowsMixin):
         sample_weight: ArrayLike | None = None,
         kind: str | None = None,
     ) -> tuple[Any, Any]:
-        """Lower and upper end of the evidence, of the training or other data (math-low-rank).
+        """Both ends of the evidence, of the training or other data (:ref:`math-low-rank`).
 
         Of a low-rank posterior, what its certificate says; ``log_marginal_likelihood`` is the lower
         end. Of every other both ends are that value. Two candidates whose brackets overlap cannot

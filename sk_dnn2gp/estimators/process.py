@@ -27,7 +27,7 @@ class ProcessMixin(EvidenceMixin):
     prior_precisions_: dict[str, float]
 
     def predict_std_bounds(self, X: ArrayLike, tol: float | None = None) -> tuple[NDArray, NDArray]:
-        """Standard deviations of the latent f between which the exact ones lie (math-low-rank).
+        """Standard deviations of f between which the exact ones lie (:ref:`math-low-rank`).
 
         Of a low-rank posterior, by its certificate: upper is ``predict_std(X, "latent")``, and at
         most ``posterior_.std_factor`` times lower. Of an exact one, that twice.

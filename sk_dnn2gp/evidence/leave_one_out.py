@@ -26,7 +26,7 @@ _LEFT = 1e-12
 
 
 def leave_one_out(posterior: Posterior) -> tuple[Tensor, Tensor]:
-    """Mean and covariance of each f(x_i) given all examples but i (math-leave-one-out).
+    """Mean and covariance of each f(x_i) given all examples but i (:ref:`math-leave-one-out`).
 
     Exact for the linear model; its features were learned with example i. An example of weight s is
     left out with all its weight.

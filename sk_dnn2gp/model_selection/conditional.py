@@ -33,7 +33,7 @@ def conditional_evidence(
     random_state: Any = 0,
     sample_weight: ArrayLike | None = None,
 ) -> Any:
-    """Evidence of the rows left, given a random part of them, per row left (math-leave-one-out).
+    """Evidence of the rows left, given a part of them, per row left (:ref:`math-leave-one-out`).
 
     Between the evidence (no part) and leave-one-out (all rows but one). Exact for the linear model
     at the trained weights, whose features were learned with every row; for a classifier it is that

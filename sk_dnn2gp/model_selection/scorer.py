@@ -264,7 +264,7 @@ class LogPredictiveDensityScorer(_DensityScorer):
 
 
 class LeaveOneOutScorer(_DensityScorer):
-    """A scorer that is the mean log density of each row given the others (math-leave-one-out).
+    """A scorer: the mean log density of each row given the others (:ref:`math-leave-one-out`).
 
     In closed form at the trained weights, for :class:`~sk_dnn2gp.TrainingSetSplit`: no data is held
     back and nothing is trained again. The features were learned with every row, so that across
@@ -325,7 +325,7 @@ class LeaveOneOutScorer(_DensityScorer):
 
 
 class ConditionalEvidenceScorer(_DensityScorer):
-    """A scorer that is the evidence of some rows given the others (math-leave-one-out).
+    """A scorer that is the evidence of some rows given the others (:ref:`math-leave-one-out`).
 
     See :func:`~sk_dnn2gp.model_selection.conditional_evidence`; for
     :class:`~sk_dnn2gp.TrainingSetSplit`, as the marginal likelihood's.

@@ -13,7 +13,7 @@ __all__ = ["OGGN", "OGN", "VOGGN", "VOGN", "GaussianWeights", "VariationalOptimi
 
 
 class VOGGN(VariationalOptimizer):
-    """Variational online Gauss-Newton with a full covariance (the paper's eq. 13).
+    """Variational online Gauss-Newton with a full covariance (the paper's equation 13).
 
     Each step is the posterior of a linear model, and so of a Gaussian process with the neural
     tangent kernel of that iteration (Khan et al. 2019, theorem 2; :meth:`dual_gp`). For networks

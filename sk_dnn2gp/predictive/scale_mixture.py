@@ -116,7 +116,7 @@ class StudentNormal(_NormalMixture):
 
 
 class NormalLognormal(_NormalMixture):
-    """N(m, s²) where m and log s are Gaussian together, of each target (math-heteroscedastic).
+    """N(m, s²) with m and log s Gaussian together, of each target (:ref:`math-heteroscedastic`).
 
     The density, to a part of 1e-12: a trapezoidal rule for log s, as fine as the widest log s asks
     for (at most 4,096 nodes, which a standard deviation of 20 takes).

@@ -19,7 +19,7 @@ __all__ = ["InfiniteNTKKernel", "NNGPKernel"]
 
 
 class NNGPKernel(InfiniteKernel):
-    """Prior covariance of an infinitely wide dense network (Lee et al. 2018, eq. 5).
+    """Prior covariance of an infinitely wide dense network (Lee et al. 2018, equation 5).
 
     Parameters
     ----------
