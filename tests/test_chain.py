@@ -7,11 +7,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn import Linear, Sequential, Tanh
 
 from sk_dnn2gp.linearize import Linearization
 from sk_dnn2gp.linearize.chain import _SLOPES, chain_of
 
-from .test_linearize import assert_close, check_all
+from .test_linearize import assert_close, check_all, dense_jacobian
 
 FEW = settings(
     max_examples=25,
@@ -129,6 +130,29 @@ def test_numpy_and_torch_agree(activation, n_outputs, n_layers, monkeypatch):
     for found, call in zip(quick, calls, strict=True):
         torch.testing.assert_close(found, call(), rtol=1e-12, atol=1e-14)
     assert torch.equal(quick[0], quick[0].mT) and torch.equal(quick[2], quick[2].mT)
+
+
+@pytest.mark.parametrize("widths", [(2, 1), (3, 5, 1), (2, 4, 3, 2), (1, 4, 6)], ids=str)
+def test_rows_of_a_pass_are_those_of_the_jacobian(widths):
+    torch.manual_seed(0)
+    layers = [m for a, b in zip(widths, widths[1:], strict=False) for m in (Linear(a, b), Tanh())]
+    lin = Linearization(Sequential(*layers[:-1]).double())
+    X = torch.randn(6, widths[0], dtype=torch.float64)
+    C = torch.randn(6, widths[-1], 2, dtype=torch.float64)
+    assert_close(lin.forward(X).rows(C), C.mT @ dense_jacobian(lin.module, X, lin.parameter_names))
+
+
+def test_passes_that_keep_no_rows_say_so():
+    torch.manual_seed(0)
+    X, C = torch.randn(6, 3, dtype=torch.float64), torch.ones(6, 4, 1, dtype=torch.float64)
+    net = Sequential(Linear(3, 5), Tanh(), Linear(5, 4)).double()
+    assert Linearization(net).forward(X).rows(C) is not None
+    assert Linearization(net, parameters="last_layer").forward(X).rows(C) is None
+    assert Linearization(net, memory_limit=1e-4).forward(X).rows(C) is None  # several chunks
+    assert Linearization(Sequential(net, nn.GELU())).forward(X).rows(C) is None  # a graph
+    many = Sequential(Linear(3, 40), Tanh(), Linear(40, 40)).double()
+    rows = Linearization(many).forward(X).rows(torch.eye(40).double().expand(6, -1, -1))
+    assert rows is None  # its layers' factors give the matrix in fewer operations
 
 
 def test_sequences_of_vectors_take_the_graph():

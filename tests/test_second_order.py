@@ -11,6 +11,7 @@ from torch import nn
 from sk_dnn2gp.exceptions import ConvergenceError
 from sk_dnn2gp.likelihoods import Bernoulli, Categorical, Gaussian
 from sk_dnn2gp.linearize import Linearization
+from sk_dnn2gp.linearize.chain import Chain
 from sk_dnn2gp.networks import MLP
 from sk_dnn2gp.posterior import Full
 from sk_dnn2gp.training.descent import descend
@@ -144,6 +145,24 @@ def test_from_untrained_weights_to_a_minimum(problem, solver):
     assert found.point.loss < found.losses[0]
     w = problem.dense.minimum(found.point.w, problem.delta, SIGMA)  # checks that H is positive
     assert float((w - found.point.w).norm()) < 1e-3 * float(w.norm())
+
+
+def test_a_gauss_newton_step_is_one_forward_pass(monkeypatch):
+    """Loss, gradient and curvature of a chain are of one pass: as many passes as points tried."""
+    X = torch.linspace(-2.0, 2.0, 40, dtype=torch.float64)[:, None]
+    linearization = Linearization(MLP(1, (5,), 1), dtype=torch.float64)
+    linearization = linearization.at(linearization.weights())
+    linearization.outputs(X[:1])  # looks at the network, once for all
+    ones = torch.ones(linearization.n_params, dtype=torch.float64)
+    data = TrainingData(X, X.sin(), torch.ones(40, dtype=torch.float64))
+    objective = Objective(linearization, data, Gaussian(SIGMA), ones)
+    w = linearization.weights()
+    passes, points, forward, at = [], [], Chain.forward, Objective.at
+    monkeypatch.setattr(Chain, "forward", lambda *a: passes.append(1) or forward(*a))
+    monkeypatch.setattr(Objective, "at", lambda *a: points.append(1) or at(*a))
+    found = gauss_newton(objective.at(w))
+    assert found.converged
+    assert len(passes) == len(points) > found.n_iter > 5
 
 
 def test_max_iter_bounds_the_steps_and_says_so(problem):

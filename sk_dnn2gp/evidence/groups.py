@@ -45,12 +45,12 @@ def weight_groups(
     does not have, or one twice, or the first weights are not a matrix with a column for each input.
     """
     tensors = linearization.parameter_names
-    shapes = dict(linearization.module.named_parameters())
     if isinstance(groups, str) and groups == "all":
         labels = dict.fromkeys(tensors, "all")
         return _numbered(linearization, labels, ["all"])
     if isinstance(groups, Mapping):
         return _numbered(linearization, *_named_groups(tensors, groups))
+    shapes = dict(linearization.module.named_parameters())
     matrices = [name for name in tensors if shapes[name].ndim > 1]
     labels = dict.fromkeys(tensors, "biases")
     labels.update({name: f"layer {k}" for k, name in enumerate(matrices)})

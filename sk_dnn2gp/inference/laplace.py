@@ -138,7 +138,7 @@ def _fitted(task: Task) -> list[Result]:
     with few_threads(n_rows * n_params * min(n_params, n_rows)):
         if net is not None or isinstance(solver, FirstOrder):
             return _first_order(task, own, solver)
-        return _second_order(task, own, solver)
+        return _second_order(task, own, solver, module)
 
 
 def by_gradients(task: Task, result: Result) -> Result:
@@ -175,10 +175,10 @@ def _start(task: Task, restart: int) -> tuple[nn.Module, Any]:
 # ------------------------------------------------------------------------------ second order
 
 
-def _second_order(task: Task, own: TrainingData, solver: FullBatch) -> list[Result]:
-    """A search over θ, or minima where δ and σ are given."""
-    with seeded(task.seed, task.device):
-        module, _ = _start(task, 0)
+def _second_order(
+    task: Task, own: TrainingData, solver: FullBatch, module: nn.Module
+) -> list[Result]:
+    """A search over θ, or minima where δ and σ are given; the module is the first start."""
     linearization = _float64(module, own.X, solver)
     ones = torch.ones(linearization.n_params, dtype=torch.float64, device=own.X.device)
     data = _exact_data(task, own)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -42,6 +43,12 @@ _SLOPES: dict[type, _Slope] = {
         torch.ones_like(z), z, layer.negative_slope, False
     ),
 }
+# How that slope changes, ∂²h/∂z², from h and the slope.
+_BENDS: dict[type, Callable[[Tensor, Tensor], Tensor]] = {
+    nn.Tanh: lambda h, slope: -2.0 * h * slope,
+    nn.Sigmoid: lambda h, slope: (1.0 - 2.0 * h) * slope,
+    nn.ReLU: lambda h, slope: torch.zeros_like(slope),
+}
 _NOTHING_IN_EVAL_MODE = (nn.Identity, nn.Dropout)
 
 
@@ -59,21 +66,38 @@ class Chain:
     steps: list[tuple[Any, _Slope | None]]
     numbers: list[int] = field(default_factory=list)
 
+    @cached_property
+    def first(self) -> int:
+        """The number of the first dense step: what comes before holds no weights."""
+        return next(k for k, (_, slope) in enumerate(self.steps) if slope is None)
+
+    @cached_property
+    def can_bend(self) -> bool:
+        """Whether dense layers alternate with activations whose second derivative is known."""
+        steps = self.steps[self.first :]
+        dense = [slope is None for _, slope in steps]
+        alternate = all(a != b for a, b in zip(dense, dense[1:], strict=False))
+        known = all(slope is None or type(layer) in _BENDS for layer, slope in steps)
+        return alternate and known and dense[-1]
+
+    def bends(self, h: list[Tensor], slopes: list[Tensor]) -> list[Tensor]:
+        """The second derivatives of the activations after the first dense layer."""
+        kinds = [type(layer) for layer, _ in self.steps[self.first + 1 :: 2]]
+        return [_BENDS[kind](*each) for kind, *each in zip(kinds, h, slopes, strict=True)]
+
     def inputs(self, kept: list[Tensor]) -> list[Tensor]:
         """The inputs of the dense layers among what the steps left."""
         return [a for (_, slope), a in zip(self.steps, kept, strict=True) if slope is None]
 
-    def weights(self, w: Tensor | None = None, places: Sequence = ()) -> list:
+    def weights(self, given: Sequence[Tensor] = (), places: Sequence = ()) -> list:
         """Weight and bias of every dense layer, None for an activation: the layers' present ones.
 
-        Or those of a flat w (P,), as views, where the layers' ``places`` in it say so: a Slot or
+        Or those ``given`` (one for each parameter), where the layers' ``places`` say so: a Slot or
         None for weight and bias each.
         """
         own = [(a.weight, a.bias) if slope is None else None for a, slope in self.steps]
-        if w is None:
-            return own
         each = iter(places)
-        return [None if pair is None else _given(w, next(each), pair) for pair in own]
+        return [p if p is None or not places else _given(given, next(each), p) for p in own]
 
     def outputs(self, X: Tensor, weights: _Weights) -> Tensor:
         """f(X), with whatever graph X and the weights ask for."""
@@ -110,23 +134,22 @@ class Chain:
         n, _, R = C.shape
         g = C[:1].mT if same else C.mT
         with torch.no_grad():
-            first = next(i for i, pair in enumerate(weights) if pair is not None)
-            for place in range(len(self.steps) - 1, first - 1, -1):
+            for place in range(len(self.steps) - 1, self.first - 1, -1):
                 pair = weights[place]
                 if pair is None:
                     g, same = g * kept[place][:, None], False
                     continue
                 found.append(spread(g, n) if same else g)
-                if place == first:
+                if place == self.first:
                     break
                 g = (g.flatten(0, 1) @ pair[0]).view(g.shape[0], R, -1)
         return found[::-1]
 
 
-def _given(w: Tensor, slots: Sequence[Any], own: Sequence[Any]) -> tuple:
-    """Weight and bias where they stand in w; the layer's own where they do not."""
+def _given(given: Sequence[Tensor], slots: Sequence[Any], own: Sequence[Any]) -> tuple:
+    """Weight and bias that are given; the layer's own where they are not."""
     return tuple(
-        mine if slot is None or mine is None else w[slot.start : slot.stop].view(mine.shape)
+        mine if slot is None or mine is None else given[slot.index]
         for slot, mine in zip(slots, own, strict=True)
     )
 

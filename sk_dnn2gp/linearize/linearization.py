@@ -23,7 +23,7 @@ from .factors import Factor
 from .ggn import Products, pairs_by_factors
 from .gram import GramSide, add_products, gram_matrix, mirrored
 from .network import Network
-from .passes import ChainPass, GraphPass, Pass, can_bend
+from .passes import ChainPass, GraphPass, Pass
 from .plan import RulePlan
 from .recording import Recording
 from .shared import SharedPass, by_workers, workers_of
@@ -139,13 +139,8 @@ class Linearization(Network):
             return SharedPass(self, X, n)
         X, plan = self._prepared(X)
         parts = list(batches(len(X), chunk_length(6 * plan.graph_bytes, self.memory_limit)))
-        if plan.chain is not None and can_bend(plan.chain.steps):
-            weights, places = self.chain_weights(plan), plan.places
-            return Pass(
-                lambda part: ChainPass(plan.chain, weights, places, self.n_params, X[part]),
-                parts,
-                plan,
-            )
+        if plan.chain is not None and plan.chain.can_bend:
+            return Pass(lambda part: ChainPass(Recording(self, X[part], plan), plan), parts, plan)
 
         def run(leaves: dict[str, Tensor], part: slice) -> Tensor:
             with self._twin.holding(leaves) as net:

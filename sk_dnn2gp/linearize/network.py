@@ -194,10 +194,11 @@ class Network:
     def chain_weights(self, plan: RulePlan) -> list:
         """Weights of the layers of a plan's chain; given ones are found once."""
         assert plan.chain is not None
-        if self._flat is None:
+        named = self._named
+        if named is None:
             return plan.chain.weights()
         if "chain" not in self._cache:
-            self._cache["chain"] = plan.chain.weights(self._flat, plan.places)
+            self._cache["chain"] = plan.chain.weights([*named.values()], plan.places)
         return self._cache["chain"]
 
     def _refresh(self) -> None:

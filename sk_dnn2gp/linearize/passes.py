@@ -19,55 +19,28 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from .._utils.memory import joined_parts, sum_parts
+from .ggn import pairs_by_factors
 from .plan import TOLERANCE, RulePlan, plain_attention
+from .recording import Recording
 
-__all__ = ["ChainPass", "GraphPass", "Pass", "can_bend"]
+__all__ = ["ChainPass", "GraphPass", "Pass"]
 
-# How an activation's slope changes, ∂²h/∂z², from its output h and slope.
-_BENDS: dict[type, Callable[[Tensor, Tensor], Tensor]] = {
-    nn.Tanh: lambda h, slope: -2.0 * h * slope,
-    nn.Sigmoid: lambda h, slope: (1.0 - 2.0 * h) * slope,
-    nn.ReLU: lambda h, slope: torch.zeros_like(slope),
-}
 # Σ ℓ as a function of f, twice differentiable.
 _Loss = Callable[[Tensor], Tensor]
 
 
-def can_bend(steps: Sequence[tuple[Any, Any]]) -> bool:
-    """Whether dense layers alternate with activations whose second derivative is known.
-
-    What comes before the first dense layer holds no weights, and may be anything.
-    """
-    steps = steps[_before(steps) :]
-    dense = [slope is None for _, slope in steps]
-    alternate = all(a != b for a, b in zip(dense, dense[1:], strict=False))
-    known = all(slope is None or type(layer) in _BENDS for layer, slope in steps)
-    return alternate and known and bool(dense) and dense[-1]
-
-
-def _before(steps: Sequence[tuple[Any, Any]]) -> int:
-    """How many steps come before the first dense layer."""
-    return next((k for k, (_, slope) in enumerate(steps) if slope is None), len(steps))
-
-
 class ChainPass:
-    """A pass over dense layers and activations in turn.
+    """A pass over dense layers and activations in turn, as a recording has it."""
 
-    ``weights``: (W, b) of every dense layer, None for an activation; ``places``: where W and b
-    stand in w, a Slot or None each.
-    """
-
-    def __init__(self, chain: Any, weights: list, places: list, n_params: int, X: Tensor) -> None:
-        self.outputs, kept = chain.forward(X, weights)
-        first = _before(chain.steps)
+    def __init__(self, recording: Recording, plan: RulePlan) -> None:
+        assert plan.chain is not None
+        self.outputs, self._plan = recording.outputs, plan
+        first, kept = plan.chain.first, recording.kept
         self._a, self._slopes = kept[first::2], kept[first + 1 :: 2]
-        self._W = [pair[0] for pair in weights if pair is not None]
-        self._kinds = [type(layer) for layer, slope in chain.steps[first:] if slope is not None]
-        self._places, self._n_params = places, n_params
-        self._is_whole = _is_whole(places, n_params)
+        self._W = [pair[0] for pair in recording.weights[first::2]]
 
     def pull(self, u: Tensor) -> Tensor:
         """Jᵀu summed over the examples."""
@@ -78,14 +51,24 @@ class ChainPass:
                 g = (g @ self._W[layer]).mul_(self._slopes[layer - 1])
         return self._flat(found[::-1])
 
+    def rows(self, C: Tensor) -> Tensor | None:
+        """Cᵀ J, of shape (n, n_rows, n_params); None where w is more than W and b in turn."""
+        if not self._plan.is_whole:
+            return None
+        g = C.to(self.outputs).mT
+        found: list[Tensor] = []
+        for layer in reversed(range(len(self._W))):
+            found = [(g[..., None] * self._a[layer][:, None, None]).flatten(2), g, *found]
+            if layer:
+                g = (g @ self._W[layer]) * self._slopes[layer - 1][:, None]
+        return torch.cat(found, 2)
+
     def hessian_products(self, loss: _Loss) -> Callable[[Tensor], Tensor]:
         """v -> H v of a loss of f."""
         r, Lambda = _derivatives(loss, self.outputs)
         gs, pulled = self._derivatives(r)
-        bends = [
-            _BENDS[kind](h, slope)
-            for kind, h, slope in zip(self._kinds, self._a[1:], self._slopes, strict=True)
-        ]
+        assert self._plan.chain is not None
+        bends = self._plan.chain.bends(self._a[1:], self._slopes)
         bends = [g * bend for g, bend in zip(pulled, bends, strict=True)]
 
         def product(v: Tensor) -> Tensor:
@@ -136,31 +119,22 @@ class ChainPass:
 
     def _of(self, v: Tensor, layer: int) -> tuple[Tensor, Tensor | None]:
         """A layer's part of v: zeros where its weights are no part of w."""
-        W, (w, b) = self._W[layer], self._places[layer]
+        W, (w, b) = self._W[layer], self._plan.places[layer]
         dW = v[w.start : w.stop].view_as(W) if w is not None else torch.zeros_like(W)
         return dW, None if b is None else v[b.start : b.stop]
 
     def _flat(self, found: list[tuple[Tensor, Tensor]]) -> Tensor:
         """w's vector (P,), float64, of every layer's dW and of dz, whose sum is db."""
-        if self._is_whole:  # small networks are ruled by how many operations there are
+        if self._plan.is_whole:  # small networks are ruled by how many operations there are
             parts = [part for dW, dz in found for part in (dW.view(-1), dz.sum(0))]
             return torch.cat(parts).double()
-        out = self.outputs.new_zeros(self._n_params, dtype=torch.float64)
-        for (dW, dz), (w, b) in zip(found, self._places, strict=True):
+        out = self.outputs.new_zeros(self._plan.n_params, dtype=torch.float64)
+        for (dW, dz), (w, b) in zip(found, self._plan.places, strict=True):
             if w is not None:
                 out[w.place] += dW.reshape(-1)
             if b is not None:
                 out[b.place] += dz.sum(0)
         return out
-
-
-def _is_whole(places: list, n_params: int) -> bool:
-    """Whether w is W and b of every layer, one after the other."""
-    slots = [slot for pair in places for slot in pair]
-    if any(slot is None for slot in slots):
-        return False
-    ends = [0, *(slot.stop for slot in slots)]
-    return [slot.start for slot in slots] == ends[:-1] and ends[-1] == n_params
 
 
 def _derivatives(loss: _Loss, outputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -250,6 +224,15 @@ class Pass:
         else:
             n = parts[-1].stop
             self.outputs = joined_parts((make(part).outputs for part in parts), n)
+
+    def rows(self, C: Tensor) -> Tensor | None:
+        """Cᵀ J, of shape (n, n_rows, n_params), from what this very pass keeps.
+
+        None where a chunk alone is kept, or a graph, or layers' factors give ΦᵀΦ sooner.
+        """
+        if not isinstance(self._only, ChainPass) or pairs_by_factors(self._plan.sizes, C.shape[2]):
+            return None
+        return self._only.rows(C)
 
     def pull(self, u: Tensor) -> Tensor:
         """Σ_i J_iᵀ u_i, of shape (n_params,), float64, for u (n, K)."""

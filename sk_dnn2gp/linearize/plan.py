@@ -48,6 +48,7 @@ class RulePlan:
     chain: Chain | None = None
     small: SmallChain | None = None
     n_outputs: int = 0
+    n_params: int = 0
     sizes: tuple[Size, ...] = ()
     graph_bytes: float = 0.0
     pass_row_bytes: float = 0.0
@@ -67,6 +68,14 @@ class RulePlan:
     def places(self) -> list:
         """Where W and b of each dense layer of a chain stand in w."""
         return [] if self.chain is None else [self.slots[i] for i in self.chain.numbers]
+
+    @cached_property
+    def is_whole(self) -> bool:
+        """Whether w is W and b of every dense layer of a chain, one after the other."""
+        slots = [slot for pair in self.places for slot in pair]
+        ends = [0, *(slot.stop for slot in slots if slot is not None)]
+        starts = [None if slot is None else slot.start for slot in slots]
+        return starts == ends[:-1] and ends[-1] == self.n_params
 
     @cached_property
     def serves(self) -> list[bool]:
@@ -103,6 +112,7 @@ def make_plan(twin: Twin, slots: dict[str, Slot], X: Tensor) -> RulePlan:
     places = _places(twin.net, layers, slots)
     plan = _choose(f, calls, layers, places, leaves, slots)
     plan.graph_bytes = meter.total / len(sample)
+    plan.n_params = sum(slot.size for slot in slots.values())
     if plan.explicit:
         plan.vectorised = _can_vectorise(twin, plan, sample)
     if twin.chain is not None and sample.ndim == 2 and not plan.explicit:
@@ -119,7 +129,7 @@ def _count_memory(plan: RulePlan, f: Tensor, calls: list[Call], layers: list[nn.
     size, n, K = f.element_size(), len(f), f.shape[1]
     plan.n_outputs = K
     calls = [call for call in calls if plan.serves[call.layer]]
-    plan.by_example = _walks_by_example(f, calls)
+    plan.by_example = plan.chain is None and _walks_by_example(f, calls)
     gs = backward(f, calls, torch.ones_like(f)[..., None])
     plan.pass_row_bytes = sum(g.numel() for g in gs if g is not None) * size / n
     factors = factors_from_calls(calls, gs, layers, plan.slots)

@@ -31,13 +31,15 @@ class Recording:
     ----------
     outputs : Tensor of shape (n_samples, n_outputs)
         f(X), without a graph.
+    weights, kept : list
+        Of a chain alone: its weights, and what every step left for the way back.
     """
 
     def __init__(self, linearization: Any, X: Tensor, plan: RulePlan) -> None:
         self._of, self._twin, self._plan, self._X = linearization, linearization._twin, plan, X
         if plan.chain is not None:
-            self._weights = linearization.chain_weights(plan)
-            self._f, self._kept, self._calls = run_chain(plan.chain, X, self._weights)
+            self.weights = linearization.chain_weights(plan)
+            self._f, self.kept, self._calls = run_chain(plan.chain, X, self.weights)
         else:
             with self._twin.holding(linearization._named) as net:
                 self._f, calls = self._twin.record(lambda: net(X))
@@ -49,7 +51,7 @@ class Recording:
         C = evaluated(cotangents, self.outputs)
         plan = self._plan
         if plan.chain is not None:
-            gs: list = plan.chain.backward(C, self._kept, self._weights, same=cotangents is None)
+            gs: list = plan.chain.backward(C, self.kept, self.weights, same=cotangents is None)
         else:
             gs = backward(
                 self._f, self._calls, C, by_example=plan.by_example, same=cotangents is None

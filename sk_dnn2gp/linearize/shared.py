@@ -111,6 +111,9 @@ class SharedPass:
         n = self._n
         return on_rows(function, self._of, self._X, n, [self._stamp] * n, [*range(n)], *each)
 
+    def rows(self, C: Tensor) -> None:
+        """None: rows are not sent; the workers sum their products."""
+
     def pull(self, u: Tensor) -> Tensor:
         """Σ_i J_iᵀ u_i, of shape (n_params,), float64."""
         return add(self._each(_pull, [u[part] for part in self._parts]))

@@ -40,7 +40,7 @@ class SmallChain:
 
     def __init__(self, chain: Chain, slots: Sequence[tuple[Slot | None, Slot | None]]) -> None:
         self.steps = [(layer, _activation(layer)) for layer, _ in chain.steps]
-        self.slots = list(slots)
+        self.first, self.slots = chain.first, list(slots)
         dense = [layer for layer, activation in self.steps if activation is None]
         self.n_outputs = dense[-1].out_features
         self._per_pair = sum(layer.in_features for layer in dense)
@@ -94,7 +94,7 @@ class SmallChain:
     def _back(self, kept: list[NDArray], weights: Sequence) -> list[tuple[NDArray, NDArray | None]]:
         found: list[tuple[NDArray, NDArray | None]] = []
         g: Any = None
-        first = next(i for i, (_, activation) in enumerate(self.steps) if activation is None)
+        first = self.first
         for place in range(len(self.steps) - 1, first - 1, -1):
             activation = self.steps[place][1]
             if activation is not None:

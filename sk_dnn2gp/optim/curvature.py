@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .._utils.memory import limit_in_bytes, require_memory
-from ..linearize import Linearization
+from ..linearize import Linearization, symmetric_product
 
 __all__ = [
     "FEW",
@@ -89,18 +89,28 @@ Curvature = WeightSpaceCurvature | FunctionSpaceCurvature
 
 
 def curvature_at(
-    linearization: Linearization, X: Tensor, L: Tensor, memory_limit: float | None = None
+    linearization: Linearization,
+    X: Tensor,
+    L: Tensor,
+    memory_limit: float | None = None,
+    known: Callable[[Tensor], Tensor | None] = lambda L: None,
 ) -> Curvature:
     """Curvature of the loss at the module's present weights; L (n, K, K) at the present outputs.
 
+    ``known`` gives the rows Lᵀ J (n, K, P) where a pass that was made already has them.
     MemoryError if the smaller of the two matrices does not fit twice.
     """
     n_rows, P = L.shape[0] * L.shape[2], linearization.n_params
     check_size(n_rows, P, memory_limit)
+    is_small = FEW * n_rows >= P and 8 * n_rows * P <= limit_in_bytes(memory_limit) / 4
+    rows = known(L) if is_small else None
     if n_rows >= P:
+        if rows is not None:
+            return WeightSpaceCurvature(symmetric_product(rows.flatten(0, 1).double()))
         return WeightSpaceCurvature(linearization.ggn(X, cotangents=L))
-    if FEW * n_rows >= P and 8 * n_rows * P <= limit_in_bytes(memory_limit) / 4:
-        Phi = linearization.rows(X, L).flatten(0, 1).double()
+    if is_small:
+        rows = linearization.rows(X, L) if rows is None else rows
+        Phi = rows.flatten(0, 1).double()
         return FunctionSpaceCurvature(linearization.gram(X, cotangents=L), Phi.mv, Phi.mT.mv, True)
     L = L.double()
     return FunctionSpaceCurvature(

@@ -167,6 +167,10 @@ class Point:
         r = r * objective.data.sample_weight[:, None]
         return self._pass.pull(r) + objective.prior_precision * self.w
 
+    def rows(self, C: Tensor) -> Tensor | None:
+        """Cᵀ J (n_samples, n_rows, n_params) where the pass that gave the loss keeps them."""
+        return self._pass.rows(C)
+
     @cached_property
     def _data_hessian(self) -> Callable[[Tensor], Tensor]:
         likelihood, data = self.objective.likelihood, self.objective.data

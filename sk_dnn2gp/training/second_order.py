@@ -10,6 +10,7 @@ Shapes: w, gradients and steps (n_params,).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -30,7 +31,7 @@ from .minimum import (
     inverse,
 )
 from .newton import conjugate_gradients, newton
-from .objective import Point
+from .objective import Objective, Point
 
 __all__ = ["gauss_newton", "minimise"]
 
@@ -125,7 +126,8 @@ def gauss_newton(
     near the minimum hold what the Gauss-Newton matrix leaves out. ConvergenceError if the loss at
     the start is not finite, MemoryError if the matrix of a step does not fit ``memory_limit``.
     """
-    prior = start.objective.prior_precision
+    prior, curvature_of = start.objective.prior_precision, _curvature(start.objective, memory_limit)
+    largest = float(prior.max())
     found = Minimum(checked(start), None, losses=[start.loss])
     memory, damping, growth = SecantMemory(8), math.nan, 2.0
     while True:
@@ -134,10 +136,10 @@ def gauss_newton(
         found.converged = norm <= tol * (1.0 + abs(point.loss))
         if found.converged or found.n_tried >= max_iter:
             return found
-        curvature = _curvature(point, memory_limit)
-        if math.isnan(damping):
-            damping = _DAMPING * curvature.scale
-        ceiling = 1e12 * (curvature.scale + float(prior.max()))
+        curvature = curvature_of(point)
+        scale = curvature.scale
+        damping = _DAMPING * scale if math.isnan(damping) else damping
+        ceiling = 1e12 * (scale + largest)
         while True:
             diagonal = prior + damping
             x = memory.solve(point.gradient, partial(curvature.solve, diagonal=diagonal))
@@ -150,7 +152,7 @@ def gauss_newton(
                 found.converged = gain == 0.0 and decrement <= DECREMENT
                 return found
             memory.forget()
-            damping = max(damping * growth, 1e-12 * curvature.scale)
+            damping = max(damping * growth, 1e-12 * scale)
             growth *= 2.0
         memory.remember(new.w - point.w, new.gradient - point.gradient)
         damping *= max(1 / 3, 1.0 - (2.0 * min(gain, 2.0) - 1.0) ** 3)
@@ -176,11 +178,15 @@ def _tried(point: Point, x: Tensor | None, damping: float) -> tuple[Point | None
     return new, gain
 
 
-def _curvature(point: Point, memory_limit: float | None) -> Curvature:
-    objective = point.objective
-    L = objective.likelihood.noise_precision_factor(point.outputs)
-    L = L * objective.data.sample_weight.sqrt().to(L)[:, None, None]
-    linearization, delta = point.linearization, objective.prior_precision
-    if bool((delta != delta[0]).any()):  # function space takes one δ for all weights
-        return WeightSpaceCurvature(linearization.ggn(objective.data.X, cotangents=L))
-    return curvature_at(linearization, objective.data.X, L, memory_limit)
+def _curvature(objective: Objective, memory_limit: float | None) -> Callable[[Point], Curvature]:
+    """The Gauss-Newton matrix at a point, from the rows of the point's pass where it has them."""
+    delta, root = objective.prior_precision, objective.data.sample_weight.double().sqrt()
+    differ = bool((delta != delta[0]).any())
+
+    def at(point: Point) -> Curvature:
+        L = objective.likelihood.noise_precision_factor(point.outputs) * root[:, None, None]
+        if differ:  # function space takes one δ for all weights
+            return WeightSpaceCurvature(point.linearization.ggn(objective.data.X, cotangents=L))
+        return curvature_at(point.linearization, objective.data.X, L, memory_limit, point.rows)
+
+    return at
