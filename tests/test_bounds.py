@@ -27,8 +27,9 @@ from sk_dnn2gp.likelihoods import Gaussian
 from sk_dnn2gp.linear_model import LinearModel
 from sk_dnn2gp.linearize import Linearization
 from sk_dnn2gp.networks import MLP
-from sk_dnn2gp.posterior import Full, LowRank, make_posterior
+from sk_dnn2gp.posterior import Full, LowRank, LowRankPosterior, make_posterior
 from sk_dnn2gp.posterior.kronecker import KroneckerPosterior
+from sk_dnn2gp.training import LBFGS
 from sk_dnn2gp.training.objective import TrainingData
 
 from .test_low_rank import dense, posterior_of, random_model
@@ -339,3 +340,25 @@ def test_standard_deviations_between_two_bounds():
     model = DNN2GPRegressor(**options, posterior="diag", random_state=0).fit(X, y)
     with pytest.raises(ValueError, match="without a bound"):
         model.predict_std_bounds(new)
+
+
+def test_a_fit_in_a_low_rank_makes_no_solution_that_nobody_asked_for(monkeypatch):
+    """A⁻¹ to seven digits takes passes over all rows, without end where η is large."""
+    asked = []
+    solve = LowRankPosterior.solve
+    monkeypatch.setattr(LowRankPosterior, "solve", lambda self, v: asked.append(v) or solve(self, v))
+    X = np.random.default_rng(0).standard_normal((30, 2))
+    model = DNN2GPRegressor(
+        hidden_layer_sizes=(4,), posterior=LowRank(max_rank=6, random_state=0), random_state=0,
+        solver=LBFGS(max_iter=20), prior_precision=1.0, noise_std=0.5,
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.fit(X, X[:, 0])
+    assert asked == []
+    g = model._result.gradient
+    linear = model.posterior_.model
+    A = dense(model.module_, linear).G + linear.prior_precision.diag()
+    # The solution's bracket is narrower than 1e-7 of it.
+    assert model.newton_decrement_ == pytest.approx(float(g @ torch.linalg.solve(A, g)), rel=1e-6)
+    assert len(asked) == 1

@@ -314,11 +314,15 @@ class BaseDNN2GP(ProcessMixin, Documented, CallbackSupport, BaseEstimator):
         self.posterior_indices_ = rows
         self.effective_dimension_ = result.posterior.effective_dimension
         self.gradient_norm_ = float(result.gradient.norm())
-        self.newton_decrement_ = result.newton_decrement
         self.loss_curve_, self.n_iter_ = result.loss_curve, result.n_iter
         self.elbo_curve_ = result.elbo_curve
         offset = self._evidence_offset(self._fit_sample_weight)
         self.log_marginal_likelihood_value_ = result.evidence + offset
+
+    @property
+    def newton_decrement_(self) -> float:
+        """∇lossᵀ A⁻¹ ∇loss."""
+        return self._result.newton_decrement
 
     @property
     def net_(self) -> NeuralNet:

@@ -162,9 +162,12 @@ class Result:
         draws = [linearization.at(centre + step).outputs(X).double() for step in steps]
         return torch.stack(draws).cpu()
 
-    @property
+    @cached_property
     def newton_decrement(self) -> float:
-        """∇lossᵀ A⁻¹ ∇loss; nan where the outputs have no common A."""
+        """∇lossᵀ A⁻¹ ∇loss; nan where the outputs have no common A.
+
+        Made when it is asked for: of a low rank it takes many passes over all rows.
+        """
         try:
             step = self.posterior.solve(self.gradient)
         except ValueError:
