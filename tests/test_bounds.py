@@ -346,7 +346,8 @@ def test_a_fit_in_a_low_rank_makes_no_solution_that_nobody_asked_for(monkeypatch
     """A⁻¹ to seven digits takes passes over all rows, without end where η is large."""
     asked = []
     solve = LowRankPosterior.solve
-    monkeypatch.setattr(LowRankPosterior, "solve", lambda self, v: asked.append(v) or solve(self, v))
+    counted = lambda self, v: asked.append(v) or solve(self, v)  # noqa: E731
+    monkeypatch.setattr(LowRankPosterior, "solve", counted)
     X = np.random.default_rng(0).standard_normal((30, 2))
     model = DNN2GPRegressor(
         hidden_layer_sizes=(4,), posterior=LowRank(max_rank=6, random_state=0), random_state=0,
