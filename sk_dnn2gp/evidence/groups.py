@@ -106,10 +106,10 @@ def choose_groups(minima: Minima, start: Found, index: Tensor, n_groups: int) ->
     ``index`` (P,) holds the number of each weight's group. MemoryError if three P × P matrices do
     not fit.
     """
-    best, trust = resumed(minima, start), _TRUST
+    best, trust, short = resumed(minima, start), _TRUST, False
     evidence = _evidence(best, index)
     for _ in range(_MOVES):
-        minima.left = minima.max_iter  # of each move: there are many
+        minima.left = minima.of_one  # of each move: there are many
         theta = _move(evidence, best, minima, n_groups, trust)
         delta = torch.tensor(np.exp(theta[:n_groups]), device=index.device)[index]
         likelihood = best.objective.likelihood
@@ -126,7 +126,7 @@ def choose_groups(minima: Minima, start: Found, index: Tensor, n_groups: int) ->
             break
         if short:
             break
-    minima.left = minima.max_iter
+    minima.left = 1 if short else minima.max_iter
     return found(minima, *polish(minima, best))
 
 

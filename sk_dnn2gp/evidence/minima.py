@@ -139,6 +139,11 @@ class Minima:
         return False
 
     @property
+    def of_one(self) -> int:
+        """Steps that one true minimum of many may take."""
+        return max(self.max_iter // 4, min(self.max_iter, _TRUE))
+
+    @property
     def is_short(self) -> bool:
         """Whether the last true minimum took all the steps that were left."""
         return self.left <= 1

@@ -39,8 +39,6 @@ __all__ = ["awake", "choose_noise_head", "head_group", "noise_head"]
 _FIRMER, _STEP, _STEPS, _PATIENCE, _INFINITE = 2.5, 4.0, 9, 2, 1e4
 # Of the minima on the way: ‖∇loss‖ ≤ tol (1 + |loss|), and steps.
 _TOL, _FEW = 1e-6, 250
-# And of a true one at most.
-_MOST = 1000
 # Nats a row behind constant noise that the other δ do not make up for.
 _HOPELESS = 0.1
 # Derivatives of g below this part of the largest are none.
@@ -125,7 +123,7 @@ def _at(
     minima: Minima, before: Trial, likelihood: Likelihood, delta: Tensor, head: Tensor
 ) -> Trial:
     """The minimum of another objective, begun where ``before`` stands."""
-    minima.left = min(minima.max_iter, _MOST)  # of each minimum: there are many
+    minima.left = minima.of_one  # of each minimum: there are many
     objective = minima.objective.under(likelihood, delta)
     w = awake(objective, before.w, head)
     return minima.at(

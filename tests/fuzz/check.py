@@ -257,11 +257,15 @@ def rounding_of_log_determinant(posterior: Any) -> float:
     """
     in_weights = hasattr(posterior, "precision")
     gaussian = getattr(posterior, "precision", getattr(posterior, "B", None))
-    factor = getattr(gaussian, "factor", None)
+    terms = posterior.model.n_rows if in_weights else posterior.model.n_params
+    several = gaussian if isinstance(gaussian, list) else [gaussian]  # of independent outputs
+    return sum(_rounding_of_one(getattr(one, "factor", None), terms) for one in several)
+
+
+def _rounding_of_one(factor: torch.Tensor | None, terms: int) -> float:
     if factor is None or factor.ndim != 2:
         return 0.0
     ratios = (torch.linalg.matrix_norm(factor, 2) / torch.linalg.svdvals(factor)).square()
-    terms = posterior.model.n_rows if in_weights else posterior.model.n_params
     return terms**0.5 * float(torch.finfo(factor.dtype).eps * ratios.sum())
 
 
