@@ -44,10 +44,12 @@ OVERFLOW = """() => {
     const right = box.getBoundingClientRect().right;
     if (!box.offsetParent) continue;
     for (const e of box.querySelectorAll('a, p, code, h1, h2, dt, img, mjx-container')) {
+      // Of a formula what is seen: beside it stands, unseen, what is read aloud.
+      const shown = e.matches('mjx-container') ? e.querySelector('mjx-math') || e : e;
       // A word too long for its line leaves the box as wide as it was.
-      const seen = getComputedStyle(e).overflowX === 'visible' && e.clientWidth;
+      const seen = getComputedStyle(e).overflowX === 'visible' && e.clientWidth && shown === e;
       const inside = seen ? e.scrollWidth - e.clientWidth : 0;
-      const over = Math.max(e.getBoundingClientRect().right - right, inside);
+      const over = Math.max(shown.getBoundingClientRect().right - right, inside);
       if (over > 2 && e.getBoundingClientRect().width && !scrolls(e))
         found.push(`${e.tagName.toLowerCase()} sticks out by ${Math.round(over)}: `
                    + (e.textContent || e.src || '').trim().slice(0, 60));
