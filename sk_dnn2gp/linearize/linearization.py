@@ -135,10 +135,10 @@ class Linearization(Network):
         if self._flat is None:  # what moves with a module would change under the products
             self._prepared(X)
             return self.at(self.weights()).forward(X)
-        n = workers_of(self, X)
+        whole, (X, plan) = X, self._prepared(X)
+        n = workers_of(self, X, plan=plan)
         if n > 1:
-            return SharedPass(self, X, n)
-        X, plan = self._prepared(X)
+            return SharedPass(self, whole, n)
         parts = list(gen_batches(len(X), chunk_length(6 * plan.graph_bytes, self.memory_limit)))
         if plan.chain is not None and plan.chain.can_bend:
             return Pass(lambda part: ChainPass(Recording(self, X[part], plan), plan), parts, plan)
