@@ -13,7 +13,7 @@ import argparse
 from typing import Any
 
 import torch
-from _common import gemm_rate, red_wine, save, timed, toy_data
+from _common import ToyNetwork, gemm_rate, red_wine, save, timed, toy_data
 
 from sk_dnn2gp import DNN2GPRegressor
 from sk_dnn2gp.networks import MLP
@@ -23,10 +23,11 @@ from sk_dnn2gp.training import GaussNewtonLM
 def fit(
     X: Any, y: Any, hidden: tuple[int, ...], delta: float, sigma: float, tol: float = 1e-8
 ) -> DNN2GPRegressor:
-    """One Gauss-Newton fit with everything given."""
+    """One Gauss-Newton fit with everything given; the toy's two inputs are taken as they are."""
+    network = {"net": ToyNetwork} if X.shape[1] == 2 else {"hidden_layer_sizes": hidden}
     return DNN2GPRegressor(
-        hidden_layer_sizes=hidden, prior_precision=delta, noise_std=sigma, normalize_y=False,
-        n_restarts=1, random_state=0, solver=GaussNewtonLM(tol=tol),
+        **network, prior_precision=delta, noise_std=sigma, normalize_y=False, n_restarts=1,
+        random_state=0, solver=GaussNewtonLM(tol=tol),
     ).fit(X, y)  # fmt: skip
 
 

@@ -51,7 +51,7 @@ def ntk() -> Iterator[tuple[str, Callable[[], Case]]]:
 
 
 def gauss_newton() -> Iterator[tuple[str, Callable[[], Case]]]:
-    """As the benchmark fits, and from one start: the default network's own is not the same now."""
+    """As the benchmark of either commit fits, and from one start."""
     import bench_gauss_newton as bench
 
     def fits(data: Callable[[], Any], hidden: tuple[int, ...], *setting: float) -> Case:

@@ -76,9 +76,11 @@ def test_values_that_no_function_of_the_space_has():
 
 def test_what_does_not_fit_is_refused():
     for wrong in (np.ones((3, 2)), np.ones(3), np.triu(np.ones((3, 3)))):
-        with pytest.raises(ValueError, match="K must be a symmetric matrix"):
+        with pytest.raises(ValueError, match="K must be a finite symmetric matrix"):
             squared_rkhs_norm(wrong, np.ones(3))
     with pytest.raises(ValueError, match="f must have a value for each row"):
         squared_rkhs_norm(np.eye(3), np.ones(4))
     with pytest.raises(ValueError, match="f must have a value for each row"):
         squared_rkhs_norm(np.eye(6).reshape(3, 2, 3, 2), np.ones(3))
+    with pytest.raises(ValueError, match="f must be finite"):
+        squared_rkhs_norm(np.eye(3), [1.0, np.nan, 0.0])

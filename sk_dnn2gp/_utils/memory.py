@@ -6,13 +6,12 @@ own setting, ``sklearn.get_config()["working_memory"]`` (1024 MiB unless the use
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from sklearn import get_config
 from torch import Tensor
 
 __all__ = [
-    "batches",
     "chunk_length",
     "joined_parts",
     "limit_in_bytes",
@@ -35,12 +34,6 @@ def limit_in_bytes(memory_limit: float | None) -> int:
 def chunk_length(bytes_per_row: float, memory_limit: float | None) -> int:
     """Return how many rows of ``bytes_per_row`` bytes fit the limit (at least one)."""
     return max(1, int(limit_in_bytes(memory_limit) // max(1.0, bytes_per_row)))
-
-
-def batches(n: int, length: int) -> Iterator[slice]:
-    """Yield slices of at most ``length`` that cover ``range(n)`` in order."""
-    for start in range(0, n, length):
-        yield slice(start, min(start + length, n))
 
 
 def joined_parts(parts: Iterable[Tensor], n: int) -> Tensor:

@@ -23,11 +23,11 @@ import torch
 from joblib import effective_n_jobs
 from numpy.typing import NDArray
 from sklearn import config_context, get_config
+from sklearn.utils import gen_batches
 from sklearn.utils.parallel import Parallel, delayed
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from .memory import batches
 from .rows import Streamed
 
 __all__ = [
@@ -80,7 +80,7 @@ def n_workers(operations: float) -> int:
 
 def shards(n_rows: int, n: int) -> list[slice]:
     """Slices of about equal length, one for each worker."""
-    return list(batches(n_rows, -(-n_rows // n)))
+    return list(gen_batches(n_rows, -(-n_rows // n)))
 
 
 def kept_rows(X: Any, n: int) -> list[Kept]:

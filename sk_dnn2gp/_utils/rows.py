@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sklearn.utils import gen_batches
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
-from .memory import batches, chunk_length
+from .memory import chunk_length
 
 __all__ = ["Loaded", "Streamed", "as_rows", "is_mapped", "moments", "rows_where"]
 
@@ -244,7 +245,7 @@ def moments(X: Any, weight: NDArray) -> tuple[NDArray, NDArray]:
     total = weight.sum()
     mean, squares = np.zeros(X.shape[1:]), np.zeros(X.shape[1:])
     length = chunk_length(8 * 4 * float(np.prod(X.shape[1:])), None)
-    parts = [(weight[part], part) for part in batches(len(X), length)]
+    parts = [(weight[part], part) for part in gen_batches(len(X), length)]
     for w, part in parts:
         mean = mean + w @ np.asarray(X[part], dtype=np.float64) / total
     for w, part in parts:

@@ -1,4 +1,4 @@
-"""Intervals, quantiles and densities of y, for every regressor that predicts a distribution.
+"""Intervals, quantiles, densities and draws of y, for every regressor that predicts a distribution.
 
 The methods' names are those that users of MAPIE, skpro and scikit-learn's discussions ask for.
 """
@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from sklearn.utils import Bunch
 from sklearn.utils.validation import check_consistent_length
 
 from ..predictive import Predictive
+from .options import check_target
 
 __all__ = ["DistributionMixin"]
 
@@ -20,10 +22,61 @@ class DistributionMixin:
     """What follows from ``predict_distribution``. Not for use on its own."""
 
     _one_dimensional: bool
+    _drawn: Any  # (X, n_samples, random_state, target) -> draws on the last axis
 
     def predict_distribution(self, X: ArrayLike) -> Predictive:
         """The distribution of y; each regressor's own."""
         raise NotImplementedError
+
+    def _shaped(self, values: NDArray) -> NDArray:
+        """One column as a vector where y was one."""
+        return values[:, 0] if self._one_dimensional else values
+
+    def predict_uncertainty(self, X: ArrayLike) -> Bunch:
+        """Variance of y split into noise and ignorance: Var[y] = σ² + V_* (:ref:`math-predicting`).
+
+        With another likelihood, E Var[y | f] + Var E[y | f]. Where networks are mixed, their
+        differences count as ignorance.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features) or (n_samples, ...)
+
+        Returns
+        -------
+        Bunch
+            ``aleatoric``, ``epistemic`` and ``total``, each an ndarray of variances of shape
+            (n_samples,) or (n_samples, n_outputs), in the units of y squared.
+        """
+        distribution = self.predict_distribution(X)
+        aleatoric = self._shaped(distribution.aleatoric)
+        epistemic = self._shaped(distribution.epistemic)
+        return Bunch(aleatoric=aleatoric, epistemic=epistemic, total=aleatoric + epistemic)
+
+    def sample_y(
+        self, X: ArrayLike, n_samples: int = 1, random_state: Any = 0, target: str = "y"
+    ) -> NDArray:
+        """Draw joint samples: whole functions, each of one network where several are mixed.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_rows, n_features) or (n_rows, ...)
+        n_samples : int, default=1
+        random_state : int, RandomState or None, default=0
+        target : {"y", "latent"}, default="y"
+            Whether the noise is drawn too.
+
+        Returns
+        -------
+        ndarray of shape (n_rows, n_samples) or (n_rows, n_outputs, n_samples)
+
+        Raises
+        ------
+        ValueError
+            If ``target`` is unknown.
+        """
+        check_target(target, ("y", "latent"))
+        return self._drawn(X, n_samples, random_state, target)
 
     def predict_quantile(self, X: ArrayLike, q: Any = 0.5) -> NDArray:
         """Quantiles of y: the least value that y stays at or below with probability q.
@@ -49,7 +102,7 @@ class DistributionMixin:
         levels = _levels("q", q)
         distribution = self.predict_distribution(X)
         values = np.stack([distribution.quantile(level) for level in levels.ravel()], axis=-1)
-        values = values[:, 0] if self._one_dimensional else values
+        values = self._shaped(values)
         return values if levels.ndim else values[..., 0]
 
     def predict_interval(self, X: ArrayLike, coverage: Any = 0.95) -> NDArray:
@@ -110,7 +163,7 @@ class DistributionMixin:
         if columns.shape[1] != K or not np.isfinite(columns).all():
             raise ValueError(f"y must hold {K} finite target(s) a row, got shape {y.shape}.")
         values = distribution.log_density(columns)
-        return values[:, 0] if self._one_dimensional else values
+        return self._shaped(values)
 
 
 def _levels(name: str, given: Any) -> NDArray:

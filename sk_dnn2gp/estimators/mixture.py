@@ -319,8 +319,7 @@ class MixtureRegressor(DistributionMixin, MultiOutputMixin, RegressorMixin, _Bas
         check_is_fitted(self, "estimators_")
         if return_std:
             distribution = self.predict_distribution(X)
-            pair = distribution.mean, np.sqrt(distribution.variance)
-            return tuple(part[:, 0] if self._one_dimensional else part for part in pair)
+            return self._shaped(distribution.mean), self._shaped(np.sqrt(distribution.variance))
         if not return_cov:
             return self._average(one.predict(X) for one in self.estimators_)
         means, covariances = zip(
@@ -351,50 +350,6 @@ class MixtureRegressor(DistributionMixin, MultiOutputMixin, RegressorMixin, _Bas
         check_target(target, ("y", "latent"))
         parts = self.predict_uncertainty(X)
         return np.sqrt(parts.total if target == "y" else parts.epistemic)
-
-    def predict_uncertainty(self, X: ArrayLike) -> Bunch:
-        """Variance of y split into noise and ignorance, in which members' differences count.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features) or (n_samples, ...)
-
-        Returns
-        -------
-        Bunch
-            ``aleatoric``, ``epistemic`` and ``total``, each an ndarray of variances of shape
-            (n_samples,) or (n_samples, n_outputs), in the units of y squared.
-        """
-        distribution = self.predict_distribution(X)
-        parts = {name: getattr(distribution, name) for name in ("aleatoric", "epistemic")}
-        parts["total"] = distribution.variance
-        first = self._one_dimensional
-        return Bunch(**{name: part[:, 0] if first else part for name, part in parts.items()})
-
-    def sample_y(
-        self, X: ArrayLike, n_samples: int = 1, random_state: Any = 0, target: str = "y"
-    ) -> NDArray:
-        """Draw joint samples: each a whole function of one member, drawn by its weight.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_rows, n_features) or (n_rows, ...)
-        n_samples : int, default=1
-        random_state : int, RandomState or None, default=0
-        target : {"y", "latent"}, default="y"
-            Whether the noise is drawn too.
-
-        Returns
-        -------
-        ndarray of shape (n_rows, n_samples) or (n_rows, n_outputs, n_samples)
-
-        Raises
-        ------
-        ValueError
-            If ``target`` is unknown.
-        """
-        check_target(target, ("y", "latent"))
-        return self._drawn(X, n_samples, random_state, target)
 
 
 class MixtureClassifier(ClassifierMixin, _BaseMixture):

@@ -21,6 +21,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.utils import gen_batches
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -28,7 +29,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from .._utils.documentation import Documented
 from .._utils.interrupts import whole_fit
 from .._utils.linalg import cholesky, nonnegative_variance
-from .._utils.memory import batches, chunk_length, require_memory
+from .._utils.memory import chunk_length, require_memory
 from ..kernels import NNGPKernel
 from ..links import contrast_log_softmax
 from .categorical_laplace import find_mode, latent
@@ -252,7 +253,7 @@ class NNGPClassifier(ClassifierMixin, Documented, BaseEstimator):
         checked: Any = validate_data(self, X, dtype=np.float64, reset=False)
         M = np.empty((len(checked), len(self.classes_)))
         v = np.empty(len(M) if variance else 0)
-        for r in batches(len(M), chunk_length(16 * len(self.dual_coef_), self.memory_limit)):
+        for r in gen_batches(len(M), chunk_length(16 * len(self.dual_coef_), self.memory_limit)):
             K = self.kernel_(checked[r], self.X_train_)
             M[r] = K @ self.dual_coef_
             if variance:
@@ -281,7 +282,7 @@ class NNGPClassifier(ClassifierMixin, Documented, BaseEstimator):
         checked: Any = validate_data(self, X, dtype=np.float64, reset=False)
         p = np.empty((len(checked), len(self.classes_)))
         row = 24 * p.shape[1] * len(self.dual_coef_)
-        for r in batches(len(p), chunk_length(row, self.memory_limit)):
+        for r in gen_batches(len(p), chunk_length(row, self.memory_limit)):
             K = torch.from_numpy(np.asarray(self.kernel_(checked[r], self.X_train_)))
             prior = torch.from_numpy(np.asarray(self.kernel_.diag(checked[r])))
             p[r] = contrast_log_softmax(*latent(self._mode, K, prior)).exp().numpy()

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, RegressorMixin
-from sklearn.utils import check_random_state
+from sklearn.utils import check_random_state, gen_batches
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from .._utils.documentation import Documented
-from .._utils.memory import batches, chunk_length
+from .._utils.memory import chunk_length
 from ..kernels import NNGPFeatures
 
 __all__ = ["NNGPRegressor"]
@@ -205,7 +205,7 @@ class NNGPRegressor(RegressorMixin, Documented, BaseEstimator):
         check_is_fitted(self)
         X = np.asarray(validate_data(self, X, dtype=np.float64, reset=False))
         prior, known = self.kernel_.diag(X), np.empty((2, len(X)))
-        for part in batches(len(X), chunk_length(16 * len(self.X_train_), self.memory_limit)):
+        for part in gen_batches(len(X), chunk_length(16 * len(self.X_train_), self.memory_limit)):
             a = self.kernel_(X[part], self.X_train_)
             squares, b = (a**2).sum(1), self._rows.T @ a.T
             for i, tau in enumerate((self._noise, self._noise + self._eta)):

@@ -96,26 +96,6 @@ class _RegressionPredictions(DistributionMixin, BaseDNN2GP):
             )
         return np.sqrt(self.predict_uncertainty(X).total)
 
-    def predict_uncertainty(self, X: ArrayLike) -> Bunch:
-        """Variance of y split into noise and ignorance: Var[y] = σ² + V_* (:ref:`math-predicting`).
-
-        With another likelihood, E Var[y | f] + Var E[y | f].
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features) or (n_samples, ...)
-
-        Returns
-        -------
-        Bunch
-            ``aleatoric``, ``epistemic`` and ``total``, each an ndarray of variances of shape
-            (n_samples,) or (n_samples, n_outputs), in the units of y squared.
-        """
-        distribution = self.predict_distribution(X)
-        aleatoric = self._shaped(distribution.aleatoric)
-        epistemic = self._shaped(distribution.epistemic)
-        return Bunch(aleatoric=aleatoric, epistemic=epistemic, total=aleatoric + epistemic)
-
     def predict_distribution(self, X: ArrayLike) -> Predictive:
         """Predict the whole distribution of y (:ref:`math-predicting`).
 
@@ -202,29 +182,7 @@ class _RegressionPredictions(DistributionMixin, BaseDNN2GP):
         }
         return Bunch(**{name: self._shaped(value) for name, value in parts.items()})
 
-    def sample_y(
-        self, X: ArrayLike, n_samples: int = 1, random_state: Any = 0, target: str = "y"
-    ) -> NDArray:
-        """Draw joint samples from the predictive distribution.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_rows, n_features) or (n_rows, ...)
-        n_samples : int, default=1
-        random_state : int, RandomState or None, default=0
-        target : {"y", "latent"}, default="y"
-            Whether the noise is drawn too.
-
-        Returns
-        -------
-        ndarray of shape (n_rows, n_samples) or (n_rows, n_outputs, n_samples)
-
-        Raises
-        ------
-        ValueError
-            If ``target`` is unknown.
-        """
-        check_target(target, ("y", "latent"))
+    def _drawn(self, X: ArrayLike, n_samples: int, random_state: Any, target: str) -> NDArray:
         inputs = self._checked_inputs(X)
         generator = torch_generator(random_state)
         draws = self._result.sample(inputs, n_samples, generator)
@@ -232,7 +190,7 @@ class _RegressionPredictions(DistributionMixin, BaseDNN2GP):
             draws = self._result.likelihood.sample(draws, generator)
         draws = draws[..., : len(self.y_scale_)]
         in_units = np.moveaxis(draws.numpy() * self.y_scale_ + self.y_mean_, 0, -1)
-        return in_units[:, 0] if self._one_dimensional else in_units
+        return self._shaped(in_units)
 
     def _variance(self, inputs: Tensor) -> Tensor:
         """What the likelihood's predictive takes: covariances of several outputs of a target."""
@@ -254,10 +212,6 @@ class _RegressionPredictions(DistributionMixin, BaseDNN2GP):
     def _in_latent_units(self, std: NDArray) -> NDArray:
         """In the units of y, of the means alone."""
         return self._shaped(std[:, : len(self.y_scale_)] * self.y_scale_)
-
-    def _shaped(self, values: NDArray) -> NDArray:
-        """One column as a vector where y was one."""
-        return values[:, 0] if self._one_dimensional else values
 
     def _squeezed_last(self, values: NDArray) -> NDArray:
         return values[..., 0] if self._one_dimensional else values

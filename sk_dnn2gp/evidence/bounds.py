@@ -17,10 +17,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sklearn.utils import gen_batches
 from torch import Tensor
 
 from .._utils.linalg import cholesky
-from .._utils.memory import batches
 from .._utils.warn import warn
 from ..exceptions import ApproximationWarning
 from ..linear_model import LinearModel
@@ -80,7 +80,7 @@ def fischer_bound(model: LinearModel, block_size: int | Sequence[Tensor] = 100) 
         if block_size < 1:
             raise ValueError(f"block_size must be a positive integer, got {block_size}.")
         order = torch.arange(n)
-        blocks: Sequence[Tensor] = [order[part] for part in batches(n, block_size)]
+        blocks: Sequence[Tensor] = [order[part] for part in gen_batches(n, block_size)]
     else:
         blocks = block_size
     members = torch.cat([block.cpu() for block in blocks]).sort().values

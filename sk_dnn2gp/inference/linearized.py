@@ -32,9 +32,10 @@ import numpy as np
 import torch
 from scipy.special import ndtri
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import gen_batches
 from torch import Tensor
 
-from .._utils.memory import batches, chunk_length
+from .._utils.memory import chunk_length
 from .._utils.warn import warn
 from ..likelihoods import Likelihood
 from ..linear_model import LinearModel
@@ -97,7 +98,7 @@ class Points:
         z, nodes = (t.to(f) for t in standard_normal_nodes(f.shape[1]))
         K = f.shape[1]
         bytes_per_row = 8 * len(nodes) * (8 * K + 3 * K * K)
-        for part in batches(len(f), chunk_length(bytes_per_row, self.memory_limit)):
+        for part in gen_batches(len(f), chunk_length(bytes_per_row, self.memory_limit)):
             draws = (f[part, None] + z @ psd_root(V[part]).mT).flatten(0, 1)
             y, s = self.y[part].repeat_interleave(len(nodes), 0), self.weight[part]
             loss = self.likelihood.negative_log_likelihood(draws, y)

@@ -21,13 +21,13 @@ from sklearn.base import (
     TransformerMixin,
     clone,
 )
-from sklearn.utils import check_random_state
+from sklearn.utils import check_random_state, gen_batches
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from .._utils.documentation import Documented
 from .._utils.interrupts import whole_fit
-from .._utils.memory import batches, chunk_length, require_memory
+from .._utils.memory import chunk_length, require_memory
 from ..linearize import Linearization
 from .infinite.dense import NNGPKernel
 from .ntk import NTKKernel
@@ -179,7 +179,7 @@ class NTKFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Documented,
         d = int(self.n_components or 0)
         generator = torch.Generator().manual_seed(self._seed)
         found = []
-        for part in batches(d, chunk_length(32 * lin.n_params, self.memory_limit)):
+        for part in gen_batches(d, chunk_length(32 * lin.n_params, self.memory_limit)):
             shape = (part.stop - part.start, lin.n_params)
             Omega = torch.randn(shape, generator=generator, dtype=torch.float64).mT
             f = lin.jvp(x, Omega)
@@ -298,7 +298,7 @@ class NNGPFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Documented
 
     def _rows(self, X: NDArray) -> Iterator[tuple[slice, NDArray]]:
         length = chunk_length(16 * self._n_features_out, self.memory_limit)
-        for part in batches(len(X), length):
+        for part in gen_batches(len(X), length):
             yield part, self.kernel_(X[part], self.components_) @ self.normalization_
 
 

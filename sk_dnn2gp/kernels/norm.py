@@ -36,7 +36,7 @@ def squared_rkhs_norm(K: ArrayLike, f: ArrayLike) -> float:
     Raises
     ------
     ValueError
-        If K is not symmetric, or f not as long.
+        If K is not symmetric, or f not as long, or one is not finite.
 
     Warns
     -----
@@ -59,12 +59,14 @@ def squared_rkhs_norm(K: ArrayLike, f: ArrayLike) -> float:
     matrix = K.reshape(K.shape[0] * K.shape[1], -1) if whole else K
     fits = matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1]
     if not fits or not np.allclose(matrix, matrix.T):
-        raise ValueError(f"K must be a symmetric matrix, got shape {K.shape}.")
+        raise ValueError(f"K must be a finite symmetric matrix, got shape {K.shape}.")
     if f.shape[:1] != K.shape[:1] or (whole and f.size != len(matrix)):
         raise ValueError(f"f must have a value for each row of K {K.shape}, got shape {f.shape}.")
+    if not np.isfinite(f).all():
+        raise ValueError("f must be finite.")
     values, vectors = eigh(matrix)
     squares = ((vectors.T @ f.reshape(len(matrix), -1)) ** 2).sum(1)
-    kept = values > len(values) * np.finfo(float).eps * values[-1]
+    kept = values > len(values) * np.finfo(float).eps * np.abs(values).max()
     lost = float(squares[~kept].sum())
     if lost > _LOST * squares.sum():
         warn(

@@ -16,9 +16,10 @@ import torch
 from joblib import Parallel, delayed, effective_n_jobs
 from numpy.typing import ArrayLike, NDArray
 from sklearn.gaussian_process.kernels import Hyperparameter, Kernel
+from sklearn.utils import gen_batches
 from torch import Tensor, nn
 
-from .._utils.memory import MIB, batches, limit_in_bytes
+from .._utils.memory import MIB, limit_in_bytes
 from ..linearize import Linearization
 
 __all__ = ["NTKKernel", "network_module"]
@@ -339,7 +340,7 @@ def _parallel_gram(
     if n_workers == 1 or len(x) < 2 * n_workers:
         return _gram_block(task, x, y, memory_limit)
     limit = limit_in_bytes(memory_limit) / MIB / n_workers
-    rows = list(batches(len(x), -(-len(x) // (2 * n_workers))))
+    rows = list(gen_batches(len(x), -(-len(x) // (2 * n_workers))))
     columns = rows if y is None else [slice(0, len(y))]
     pairs = [(r, c) for r in rows for c in columns if y is not None or c.start >= r.start]
     other = x if y is None else y

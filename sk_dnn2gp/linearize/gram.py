@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from sklearn.utils import gen_batches
 from torch import Tensor
 
-from .._utils.memory import batches, limit_in_bytes
+from .._utils.memory import limit_in_bytes
 from .factors import Dense, Factor, joined, merge
 
 __all__ = ["GramSide", "add_products", "gram_matrix", "mirrored", "symmetric_product"]
@@ -65,7 +66,7 @@ class _Tile:
             yield self
             return
         length = -(-n // -(-n // length))
-        for piece in batches(n, length):
+        for piece in gen_batches(n, length):
             yield self.narrowed(piece.start, piece.stop)
 
 
@@ -133,11 +134,11 @@ class _Layout:
 
     def blocks(self, side: GramSide) -> list[slice]:
         length = max(1, int(self.limit / 4 / (side.held_bytes + 1)))
-        return list(batches(side.n, length))
+        return list(gen_batches(side.n, length))
 
     def tiles(self, side: GramSide, block: slice) -> Iterator[_Tile]:
         length = max(1, int(self.limit / 4 / (side.pass_bytes + 1)))
-        for chunk in batches(block.stop - block.start, length):
+        for chunk in gen_batches(block.stop - block.start, length):
             part = slice(block.start + chunk.start, block.start + chunk.stop)
             yield from self._cut(part, self._in_cache(side, part))
 
@@ -146,7 +147,7 @@ class _Layout:
         length = max(_FEW, int(_CACHE / (side.pass_bytes + 1)))
         pieces = [
             self.prepared(side, slice(part.start + piece.start, part.start + piece.stop))
-            for piece in batches(part.stop - part.start, length)
+            for piece in gen_batches(part.stop - part.start, length)
         ]
         return [joined(members) for members in zip(*pieces, strict=True)]
 
@@ -230,7 +231,7 @@ def _contract(rows: list[Factor], columns: list[Factor], scale: Sequence[float] 
 def add_products(rows: Tensor, total: Tensor) -> None:
     """Add rowsᵀ rows to ``total`` on and above its diagonal blocks: half the work."""
     P = total.shape[0]
-    for part in batches(P, _COLUMNS if P >= 2 * _COLUMNS else P):
+    for part in gen_batches(P, _COLUMNS if P >= 2 * _COLUMNS else P):
         total[part.start : part.stop, part.start :].addmm_(rows[:, part].mT, rows[:, part.start :])
 
 
@@ -262,7 +263,7 @@ def symmetric_product(rows: Tensor) -> Tensor:
 def mirrored(total: Tensor) -> Tensor:
     """The symmetric matrix whose upper triangle is that of ``total``, in place."""
     P = total.shape[0]
-    for part in batches(P, _COLUMNS):
+    for part in gen_batches(P, _COLUMNS):
         square = total[part, part]
         square.copy_(square.triu() + square.triu(1).mT)
         total[part.stop :, part] = total[part, part.stop :].mT

@@ -16,9 +16,10 @@ from functools import partial
 from typing import Any
 
 import torch
+from sklearn.utils import gen_batches
 from torch import Tensor, nn
 
-from .._utils.memory import batches, chunk_length, joined_parts, limit_in_bytes
+from .._utils.memory import chunk_length, joined_parts, limit_in_bytes
 from .factors import Factor
 from .ggn import Products, pairs_by_factors
 from .gram import GramSide, add_products, gram_matrix, mirrored
@@ -98,7 +99,7 @@ class Linearization(Network):
         X, plan = self._prepared(X)
         length = min(_ROWS, chunk_length(2 * plan.graph_bytes, self.memory_limit))
         with torch.no_grad(), self.running(plan) as run:
-            return joined_parts((run(X[part]) for part in batches(len(X), length)), len(X))
+            return joined_parts((run(X[part]) for part in gen_batches(len(X), length)), len(X))
 
     def rows(self, X: Tensor, cotangents: Cotangents = None) -> Tensor:
         """Cᵀ J for one chunk, of shape (n_samples, n_rows, n_params).
@@ -134,11 +135,11 @@ class Linearization(Network):
         if self._flat is None:  # what moves with a module would change under the products
             self._prepared(X)
             return self.at(self.weights()).forward(X)
-        n = workers_of(self, X)
+        whole, (X, plan) = X, self._prepared(X)
+        n = workers_of(self, X, plan=plan)
         if n > 1:
-            return SharedPass(self, X, n)
-        X, plan = self._prepared(X)
-        parts = list(batches(len(X), chunk_length(6 * plan.graph_bytes, self.memory_limit)))
+            return SharedPass(self, whole, n)
+        parts = list(gen_batches(len(X), chunk_length(6 * plan.graph_bytes, self.memory_limit)))
         if plan.chain is not None and plan.chain.can_bend:
             return Pass(lambda part: ChainPass(Recording(self, X[part], plan), plan), parts, plan)
 
@@ -304,7 +305,7 @@ class Linearization(Network):
         length = chunk_length(4 * plan.graph_bytes, self.memory_limit)
         U = u[..., None] if u.ndim == 2 else u
         total = torch.zeros(U.shape[2], self.n_params, dtype=torch.float64, device=self.device)
-        for part in batches(len(X), length):
+        for part in gen_batches(len(X), length):
             self._pull(X[part], U[part], total)
         return total[0] if u.ndim == 2 else total.mT
 
@@ -368,7 +369,7 @@ class Linearization(Network):
         X, plan = self._prepared(X)
         R = _n_rows(cotangents, plan)
         per_row = plan.pass_bytes(R) + 24 * R * max(self.parameter_sizes)
-        for part in batches(len(X), chunk_length(per_row, self.memory_limit)):
+        for part in gen_batches(len(X), chunk_length(per_row, self.memory_limit)):
             recording = Recording(self, X[part], plan)
             yield part, recording.outputs, recording.factors(_part_of(cotangents, part))
 
@@ -376,7 +377,7 @@ class Linearization(Network):
         X, plan = self._prepared(X)
         R = _n_rows(cotangents, plan)
         length = chunk_length(self._row_bytes(plan, R), self.memory_limit)
-        for part in batches(len(X), length):
+        for part in gen_batches(len(X), length):
             recording = Recording(self, X[part], plan)
             yield part, recording.outputs, recording.rows(_part_of(cotangents, part))
 

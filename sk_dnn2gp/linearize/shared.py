@@ -28,13 +28,16 @@ def add(results: list[Any]) -> Any:
 _COMBINED: dict[str, Callable] = {"cat": torch.cat, "sum": add}
 
 
-def workers_of(linearization: Any, X: Any, n_columns: float = 1.0) -> int:
-    """Workers for a forward and a backward pass over X, with products of so many columns."""
-    if linearization.device.type != "cpu" or len(X) < 2:
+def workers_of(linearization: Any, X: Any, n_columns: float = 1.0, plan: Any = None) -> int:
+    """Workers for a forward and a backward pass over X, with products of so many columns.
+
+    ``plan``, where it is at hand, is that for data like X.
+    """
+    n = len(X)
+    if linearization.device.type != "cpu" or n < 2:
         return 1
-    outputs = linearization._prepared(X)[1].n_outputs
-    passes = 6.0 * len(X) * outputs * linearization.n_params
-    return min(len(X), n_workers(passes * n_columns))
+    plan = linearization._prepared(X)[1] if plan is None else plan
+    return min(n, n_workers(6.0 * n * plan.n_outputs * linearization.n_params * n_columns))
 
 
 def family_of(linearization: Any) -> tuple[Kept, Tensor]:

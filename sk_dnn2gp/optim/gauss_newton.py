@@ -286,7 +286,7 @@ class SecantMemory:
         self.forget()
 
     def __len__(self) -> int:
-        return len(self.S)
+        return self.S.shape[0]  # as fast as a number; len() of a tensor is not
 
     def remember(self, s: Tensor, y: Tensor) -> None:
         """Keep a step s and the gradient's change y, if the loss is convex along the step."""

@@ -22,10 +22,11 @@ from typing import Any
 
 import torch
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import gen_batches
 from torch import Generator, Tensor
 
 from .._utils.linalg import nonnegative_variance
-from .._utils.memory import batches, chunk_length, joined_parts, limit_in_bytes
+from .._utils.memory import chunk_length, joined_parts, limit_in_bytes
 from .._utils.random import torch_generator
 from .._utils.warn import warn
 from ..exceptions import ApproximationWarning
@@ -280,7 +281,9 @@ class LowRankPosterior(Posterior):
         """fᵀE f of every column f of F, of shape (rank,): once for all multiples of δ."""
         if "along" not in self._known:
             F, s = self._sketch.factor, self._sketch.eigenvalues
-            found = [self._features.squared_columns(F[:, part]) for part in batches(len(s), 256)]
+            found = [
+                self._features.squared_columns(F[:, part]) for part in gen_batches(len(s), 256)
+            ]
             self._known["along"] = (torch.cat([s[:0], *found]) - s**2).clamp_min(0.0)
         return self._known["along"]
 
@@ -367,7 +370,7 @@ class LowRankPosterior(Posterior):
         """
         P, K = self.model.n_params, self.model.noise_factor.shape[1]
         lower, upper, most = [], [], 0
-        for part in batches(len(X), chunk_length(10 * 8 * P * K, self.memory_limit)):
+        for part in gen_batches(len(X), chunk_length(10 * 8 * P * K, self.memory_limit)):
             J = torch.cat([rows for _, rows in self._features.rows(X[part])])
             columns = J.flatten(0, 1).mT
             step, n_iter = solve(self._product, self._preconditioner, columns, tol, max_iter)
@@ -389,7 +392,7 @@ class LowRankPosterior(Posterior):
         """
         features, parts = self._features, []
         length = chunk_length(10 * 8 * (features.n_params + features.n_rows), self.memory_limit)
-        for part in batches(n_samples, length):
+        for part in gen_batches(n_samples, length):
             q = part.stop - part.start
             shape = (features.n_rows + features.n_params, q)
             noise = torch.randn(*shape, dtype=torch.float64, generator=generator)

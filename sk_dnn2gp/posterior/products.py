@@ -21,9 +21,10 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from sklearn.utils import gen_batches
 from torch import Tensor
 
-from .._utils.memory import batches, chunk_length, limit_in_bytes
+from .._utils.memory import chunk_length, limit_in_bytes
 from .._utils.parallel import Kept, shards, state
 from ..linear_model import LinearModel
 from ..linearize import Linearization
@@ -47,7 +48,7 @@ def iter_factors(
 
     MemoryError if not even one example fits the linearisation's memory limit.
     """
-    for part in batches(len(X), length):
+    for part in gen_batches(len(X), length):
         C = None if cotangents is None else cotangents[part]
         yield part, _factors(linearization, X[part], C)
 

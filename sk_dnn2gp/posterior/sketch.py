@@ -24,9 +24,10 @@ from dataclasses import dataclass, replace
 import torch
 from numpy.linalg import LinAlgError
 from scipy.special import betaincinv
+from sklearn.utils import gen_batches
 from torch import Generator, Tensor
 
-from .._utils.memory import batches, limit_in_bytes, require_memory
+from .._utils.memory import limit_in_bytes, require_memory
 from .products import ScaledFeatures
 
 __all__ = ["Certificate", "Sketch", "allowance", "grow_sketch"]
@@ -268,6 +269,6 @@ def _finished(blocks: list[Tensor], history: list[Certificate], features: Scaled
         F[:, stop - block.shape[1] : stop] = block
         stop -= block.shape[1]
     values, vectors = torch.linalg.eigh(F.mT @ F)
-    for part in batches(n, 4096):
+    for part in gen_batches(n, 4096):
         F[part] = F[part] @ vectors
     return Sketch(F, values.clamp_min(0.0), tuple(history))

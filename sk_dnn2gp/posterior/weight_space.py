@@ -69,7 +69,7 @@ class PrecisionPosterior(Posterior):
 
     def variance(self, X: Tensor) -> Tensor:
         """Marginal variances of f, of shape (n_samples, n_outputs): no K×K block is formed."""
-        parts = (half.square().sum(0).view(n, -1) for n, half in self._halves(X))
+        parts = (half.square_().sum(0).view(n, -1) for n, half in self._halves(X))
         return joined_parts(parts, len(X))
 
     def covariance(self, X: Tensor) -> Tensor:

@@ -16,9 +16,10 @@ import torch
 from joblib import Parallel, delayed, effective_n_jobs
 from numpy.typing import ArrayLike, NDArray
 from sklearn.gaussian_process.kernels import Hyperparameter, Kernel
+from sklearn.utils import gen_batches
 from torch import Tensor
 
-from ..._utils.memory import batches, limit_in_bytes
+from ..._utils.memory import limit_in_bytes
 from ..._utils.progress import Bar
 from ..._utils.threads import few_threads, over_threads
 from .activations import Hermite
@@ -96,7 +97,7 @@ class InfiniteKernel(Kernel):
         x = self._input(X, "X")
         walk = self._walk(x, False)
         out = np.empty(x.shape[-2])
-        for r in batches(len(out), self._panel_length(walk)):
+        for r in gen_batches(len(out), self._panel_length(walk)):
             out[r] = _numpy(walk.value(self._tape(walk, x[..., r, :]).last)[0])
         return out
 
@@ -150,7 +151,7 @@ class InfiniteKernel(Kernel):
         n_workers, length = effective_n_jobs(self.n_jobs), self._panel_length(walk)
         if n_workers > 1:
             length = min(length, max(1, -(-max(n, m) // (2 * n_workers))))
-        rows, columns = list(batches(n, length)), list(batches(m, length))
+        rows, columns = list(gen_batches(n, length)), list(gen_batches(m, length))
         tasks = [(r, c) for r in rows for c in columns if not (symmetric and c.start < r.start)]
         progress = Bar("kernel", self.verbose, n * m // 2 if symmetric else n * m)
         if n_workers == 1:
@@ -184,7 +185,7 @@ class InfiniteKernel(Kernel):
             progress.add((r.stop - r.start) * (c.stop - c.start))
 
         side = self._block_side(walk)
-        rows, columns = (list(batches(t.shape[-2], side)) for t in (x, other))
+        rows, columns = (list(gen_batches(t.shape[-2], side)) for t in (x, other))
         blocks = [(r, c) for r in rows for c in columns if not (symmetric and c.start < r.start)]
         over_threads(fill, blocks)
         if symmetric:
@@ -198,7 +199,7 @@ class InfiniteKernel(Kernel):
             raise ValueError("The kernel overflows: X is too large in size. Scale the inputs.")
         length = x.shape[-2] if not any(walk.plan.joint) else max(1, self._block_side(walk) ** 2)
         with few_threads(0.0):  # many short steps
-            tape = Tape.cat([walk.alone(x[..., r, :]) for r in batches(x.shape[-2], length)])
+            tape = Tape.cat([walk.alone(x[..., r, :]) for r in gen_batches(x.shape[-2], length)])
         if not bool(torch.isfinite(tape.last.k).all()):
             raise ValueError("The kernel overflows: X or sigma_w2 is too large, or depth.")
         return tape
