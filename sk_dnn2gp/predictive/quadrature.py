@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import logsumexp
+from sklearn.utils import gen_batches
 
-from .._utils.memory import batches
 from .contract import Predictive, inverted
 
 __all__ = ["Quadrature"]
@@ -96,7 +96,7 @@ class Quadrature(Predictive):
         n, K = self._centre.shape
         given = [np.broadcast_to(np.asarray(one, dtype=np.float64), (n, K)) for one in y]
         parts = []
-        for rows in batches(n, max(1, _CHUNK // (K * len(self._z)))):
+        for rows in gen_batches(n, max(1, _CHUNK // (K * len(self._z)))):
             f = self._centre[rows] + self._spread[rows] * self._z[:, None, None]
             repeated = (np.broadcast_to(one[rows], f.shape).reshape(-1, K) for one in given)
             values = function(f.reshape(-1, K), *repeated)
