@@ -323,7 +323,8 @@ def peers(
             ]
             said = subprocess.run(command, capture_output=True, text=True, timeout=1200)
             lines = said.stdout.splitlines()
-            found[case] = json.loads(lines[-1]) if lines else {"fails": said.stderr[-300:]}
+            why = said.stderr[-300:] or f"exit status {said.returncode} (-9: memory)"
+            found[case] = json.loads(lines[-1]) if lines else {"fails": why}
             print(case, found[case], flush=True)
     return found
 

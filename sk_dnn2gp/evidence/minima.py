@@ -218,7 +218,8 @@ class Minima:
                 self.left,
                 is_near,
                 _GAIN * self.scale,
-                is_long=not self.freedom.is_any,
+                # Of least squares A is nearly all of the curvature, and a fresh one worth having.
+                is_long=not self.freedom.is_any and objective.likelihood.sigma is not None,
             )
         if self.freedom.is_any:  # the steps of all minima on the way to the best θ count together
             self.left = max(1, self.left - minimum.n_tried)

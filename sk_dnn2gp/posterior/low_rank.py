@@ -281,9 +281,7 @@ class LowRankPosterior(Posterior):
         """fᵀE f of every column f of F, of shape (rank,): once for all multiples of δ."""
         if "along" not in self._known:
             F, s = self._sketch.factor, self._sketch.eigenvalues
-            found = [
-                self._features.squared_columns(F[:, part]) for part in gen_batches(len(s), 256)
-            ]
+            found = [self._features.squared_columns(part) for part in F.split(256, 1)]
             self._known["along"] = (torch.cat([s[:0], *found]) - s**2).clamp_min(0.0)
         return self._known["along"]
 
